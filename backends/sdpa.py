@@ -1,0 +1,205 @@
+"""SDPA 后端：把注意力交给 `torch.nn.functional.scaled_dot_product_attention`，写缓存用一次索引赋值。
+
+不用另装任何包，CPU 和 CUDA 都能跑。SDPA 要的是等长、连续的张量，所以这里要做的事只有两件：
+按块表把 K、V 取成连续的，再把长短不一的序列补齐成一批，用掩码盖住补上的部分。
+
+The SDPA backend: attention by `torch.nn.functional.scaled_dot_product_attention`, stores by one indexed assignment.
+
+It needs no extra install and runs on CPU and CUDA. SDPA wants contiguous tensors of equal length, so there are two
+things to do here: gather K and V by the block table, and pad sequences of different lengths into one batch whose
+padding a mask hides.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
+
+
+def _padded_index(starts: Tensor, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """把若干段 [start, start + length) 摆成一个矩形：返回下标和“是否真实”的掩码。
+
+    多出来的格子指向本段的第 0 个元素，而不是随便一个地方：那里一定写过，不会把 NaN 引进来。
+
+    Lay the runs [start, start + length) out as a rectangle: indices, and a mask of the real cells.
+    A cell past a run's end points at the run's element 0, which has been written, so it cannot bring in a NaN.
+
+    Returns:
+        index [B, width] int64, real [B, width] bool
+    """
+    column = torch.arange(width, device=starts.device)
+    real = column[None, :] < lengths[:, None]  # [B, width]
+    # 例：起点 3、长度 2、宽 4：下标 [3, 4, 3, 3]，掩码 [1, 1, 0, 0]。
+    # Example: start 3, length 2, width 4 gives index [3, 4, 3, 3] and mask [1, 1, 0, 0].
+    return starts[:, None] + torch.where(real, column, 0), real
+
+
+def _slots_of(positions: Tensor, block_table: Tensor, block_size: int) -> Tensor:
+    """逻辑位置 -> 物理槽位：查块表得页号，再加页内偏移。
+
+    Logical position -> physical slot: the block table gives the block, then add the offset.
+
+    Args:
+        positions: [B, L] int64
+        block_table: [B, max_blocks] int32
+    """
+    # 空序列的块表整行都是 -1，截到 0，免得越界；它的输出随后会被清零。
+    # An empty sequence's row is all -1; clamp it to 0 so it stays in range: its output is zeroed later.
+    block = block_table.long().gather(1, positions // block_size).clamp_(min=0)
+    return block * block_size + positions % block_size  # [B, L]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+    """补齐后的一批，调用一次 SDPA。
+
+    One SDPA call for a padded batch.
+
+    Args:
+        q: [B, Hq, Sq, D]
+        k, v: [B, Hkv, Sk, D]
+        visible: which key each query may see, [B, 1, Sq, Sk] bool
+
+    Returns:
+        [B, Hq, Sq, D]
+    """
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
+    # 什么都看不到的行按约定输出 0；各版本的 SDPA 对这种行的结果并不一致，所以自己清零。
+    # A row that sees nothing gives 0 by contract; SDPA's own answer differs between versions, so we set it.
+    return out.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
+
+
+def _similar_lengths(lengths_q: list[int], lengths_k: list[int]) -> Iterator[slice]:
+    """把相邻的序列分成几组，每组补齐后的面积不超过实际面积的两倍，免得一条长提示让所有短提示陪跑。
+
+    Split neighbouring sequences into groups whose padded area is at most twice the real one, so that a single long
+    prompt does not make all short ones pay its price.
+    """
+    start, area, max_q, max_k = 0, 0, 0, 0
+    for i, (length_q, length_k) in enumerate(zip(lengths_q, lengths_k)):
+        wider_q, wider_k = max(max_q, length_q), max(max_k, length_k)
+        padded = (i - start + 1) * wider_q * wider_k
+        # 小批补齐多少都不贵：65536 格以内一律并成一组，少调用几次 SDPA。
+        # Padding a small batch costs little: within 65536 cells, stay in one group and save SDPA calls.
+        if i > start and padded > max(2 * (area + length_q * length_k), 65536):
+            yield slice(start, i)
+            start, area, wider_q, wider_k = i, 0, length_q, length_k
+        area, max_q, max_k = area + length_q * length_k, wider_q, wider_k
+    if start < len(lengths_q):
+        yield slice(start, len(lengths_q))
+
+
+class SDPABackend(AttentionBackend):
+    """PyTorch 自带的融合注意力；`auto` 在 CPU 上选它。
+
+    PyTorch's own fused attention; `auto` takes it on the CPU.
+    """
+
+    name = "sdpa"
+
+    def store_kvcache(
+        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        """一次索引赋值写完所有 token。
+
+        One indexed assignment for all tokens.
+        """
+        check_store_args(key, value, k_cache, v_cache, slot_mapping)
+        # 缓存是连续的，前两维可以看成一长条槽位：[num_blocks * block_size, Hkv, D]。
+        # The cache is contiguous, so its first two dimensions are one row of slots: [num_blocks * block_size, Hkv, D].
+        k_slots, v_slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
+        # 填充行的 -1 在索引里指“最后一格”，会写坏别人的数据，必须先滤掉；CPU 上先看有没有，没有就省一次筛选。
+        # A padding row's -1 would index the last slot and ruin it: filter first; on the CPU only if there is one.
+        if slot_mapping.device.type != "cpu" or bool((slot_mapping < 0).any()):
+            rows = torch.nonzero(slot_mapping >= 0).squeeze(1)
+            key, value, slot_mapping = key[rows], value[rows], slot_mapping[rows]
+        k_slots[slot_mapping] = key
+        v_slots[slot_mapping] = value
+
+    def flash_attn_varlen_func(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        block_table: Tensor | None = None,
+    ) -> Tensor:
+        """长度相近的序列补齐成一批，一批调用一次 SDPA。
+
+        Sequences of similar length are padded into a batch, one SDPA call each.
+        """
+        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+        scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()  # [num_seqs]
+        out = torch.zeros_like(q)
+        host_q, host_k = lengths_q.tolist(), lengths_k.tolist()
+        for group in _similar_lengths(host_q, host_k):
+            max_q, max_k = max(host_q[group]), max(host_k[group])
+            # 没有 query 就没有输出；没有 key 时输出是 0，而 `out` 本来就是 0。
+            # No queries, no output; without keys the output is 0, and `out` is 0 already.
+            if max_q == 0 or max_k == 0:
+                continue
+            len_q, len_k = lengths_q[group].long(), lengths_k[group].long()
+            index_q, real_q = _padded_index(cu_seqlens_q[:-1][group].long(), len_q, max_q)  # [B, max_q]
+            if block_table is None:
+                index_k, real_k = _padded_index(cu_seqlens_k[:-1][group].long(), len_k, max_k)  # [B, max_k]
+                # 空序列的起点可能等于总长，截回范围内；它的行随后清零。
+                # An empty sequence may start at the very end; clamp into range, its rows are zeroed later.
+                keys, values = k[index_k.clamp_(max=k.shape[0] - 1)], v[index_k]
+            else:
+                positions, real_k = _padded_index(torch.zeros_like(len_k), len_k, max_k)
+                slots = _slots_of(positions, block_table[group], k.shape[1])
+                keys, values = k.flatten(0, 1)[slots], v.flatten(0, 1)[slots]  # [B, max_k, Hkv, D]
+            visible = real_k[:, None, :].expand(-1, max_q, -1)  # [B, max_q, max_k]
+            if causal:
+                # 右下角对齐，每条序列的偏移不同：query i 的真实位置是 i + (len_k - len_q)。
+                # Bottom-right, with an offset for each sequence: query i stands at i + (len_k - len_q).
+                rows = torch.arange(max_q, device=q.device)[None, :] + (len_k - len_q)[:, None]
+                columns = torch.arange(max_k, device=q.device)
+                visible = visible & (columns <= rows[:, :, None])
+            queries = q[index_q.clamp_(max=q.shape[0] - 1)]  # [B, max_q, Hq, D]
+            attended = _attend(
+                queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), visible[:, None], scale
+            )
+            # 只把真实的 query 写回去，补齐的行丢掉。
+            # Only real queries are written back; the padding is dropped.
+            out[index_q[real_q]] = attended.transpose(1, 2)[real_q]
+        return out
+
+    def flash_attn_with_kvcache(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        cache_seqlens: Tensor,
+        block_table: Tensor,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """所有解码序列补齐到最长的那条，一次 SDPA。
+
+        All decoding sequences are padded to the longest and served by one SDPA call.
+        """
+        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        batch, num_queries, _, head_dim = q.shape
+        scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+        lengths = cache_seqlens.long()
+        max_k = int(lengths.max()) if batch else 0
+        if max_k == 0 or num_queries == 0:
+            return torch.zeros_like(q)
+        positions, visible = _padded_index(torch.zeros_like(lengths), lengths, max_k)  # [B, max_k]
+        slots = _slots_of(positions, block_table, k_cache.shape[1])
+        keys = k_cache.flatten(0, 1)[slots].transpose(1, 2)  # [B, Hkv, max_k, D]
+        values = v_cache.flatten(0, 1)[slots].transpose(1, 2)
+        visible = visible[:, None, :].expand(-1, num_queries, -1)  # [B, Sq, max_k]
+        if causal and num_queries > 1:
+            rows = torch.arange(num_queries, device=q.device)[None, :] + (lengths - num_queries)[:, None]
+            visible = visible & (torch.arange(max_k, device=q.device) <= rows[:, :, None])
+        return _attend(q.transpose(1, 2), keys, values, visible[:, None], scale).transpose(1, 2).contiguous()

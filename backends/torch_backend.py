@@ -1,0 +1,170 @@
+"""参考后端：用最朴素的张量运算写出注意力的每一步，一条序列接一条序列地算。
+
+它不求快，只求看得清：取页、打分、掩码、softmax、加权求和各占一行，适合设断点。
+其余后端都以它为准绳（它自己则由测试里的 float64 版本检验）。
+
+The reference backend: every step of attention in plain tensor operations, one sequence after the other.
+
+It is made to be seen, not to be fast: gather, scores, mask, softmax and weighted sum stand on lines of their own,
+ready for a breakpoint. The other backends are judged by it, and it by a float64 version in the tests.
+"""
+
+import torch
+from torch import Tensor
+
+from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
+
+
+def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
+    """按块表把一条序列散落在各页里的 token 收拢成连续的一段，这就是“分页”的全部秘密。
+
+    Collect one sequence's tokens from its pages into one contiguous run: this is the whole secret of paging.
+
+    Args:
+        cache: [num_blocks, block_size, Hkv, D]
+        block_table: this sequence's block ids, [max_blocks] int32
+        length: number of tokens to take
+
+    Returns:
+        [length, Hkv, D]
+    """
+    block_size = cache.shape[1]
+    # 例：页大小 16，`length` = 35 时要 3 页；块表里更靠后的 -1 不会被读到。
+    # Example: with blocks of 16, a `length` of 35 takes 3 blocks; any -1 further back in the table is never read.
+    num_blocks = (length + block_size - 1) // block_size
+    pages = cache[block_table[:num_blocks].long()]  # [num_blocks, block_size, Hkv, D]
+    # 最后一页可能没写满，切片把没写过的槽位（也许是 NaN）留在外面。
+    # The last block may be partly empty; the slice leaves its unwritten slots, possibly NaN, outside.
+    return pages.flatten(0, 1)[:length]  # [length, Hkv, D]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) -> Tensor:
+    """一条序列的注意力：softmax(q·kᵀ·scale + mask)·v。
+
+    One sequence's attention: softmax(q·kᵀ·scale + mask)·v.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1; grouped heads: Ainslie et al. 2023, GQA.
+
+    Args:
+        q: [Sq, Hq, D]
+        k, v: [Sk, Hkv, D]
+
+    Returns:
+        [Sq, Hq, D], dtype of q
+    """
+    num_queries, num_keys = q.shape[0], k.shape[0]
+    # bf16 只有 8 位有效数字，分数和 softmax 都提到 float32 再算；输入是 float64 就保持 float64。
+    # bf16 keeps 8 significant bits, so scores and softmax are computed in float32; float64 input stays float64.
+    compute_dtype = torch.promote_types(q.dtype, torch.float32)
+
+    # 分组查询注意力：相邻的 Hq // Hkv 个 query 头共用一个 KV 头，这里把 KV 头复制开来对齐。
+    # Grouped-query attention: Hq // Hkv neighbouring query heads share one KV head; repeat KV heads to line up.
+    group_size = q.shape[1] // k.shape[1]
+    k = k.repeat_interleave(group_size, dim=1).to(compute_dtype)  # [Sk, Hq, D]
+    v = v.repeat_interleave(group_size, dim=1).to(compute_dtype)  # [Sk, Hq, D]
+
+    # 每个 query 与每个 key 的相似度。断点停在这里，看 `scores[0]`：它就是第 0 个头的注意力图。
+    # How much each query matches each key. Stop here and look at `scores[0]`: it is head 0's attention map.
+    scores = torch.einsum("qhd,khd->hqk", q.to(compute_dtype), k) * softmax_scale  # [Hq, Sq, Sk]
+
+    if causal:
+        # 右下角对齐：2 个 query、5 个 key 时，第 0 个 query 是第 3 个 token，能看到 key 0 到 3。
+        # Bottom-right alignment: with 2 queries and 5 keys, query 0 is token 3 and sees keys 0 to 3.
+        query_position = torch.arange(num_queries, device=q.device) + (num_keys - num_queries)
+        key_position = torch.arange(num_keys, device=q.device)
+        visible = key_position[None, :] <= query_position[:, None]  # [Sq, Sk]
+    else:
+        visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)
+    scores = scores.masked_fill(~visible, float("-inf"))
+
+    weights = torch.softmax(scores, dim=-1)  # [Hq, Sq, Sk]
+    # 一个 key 都看不到的行，softmax 会得 0/0 = NaN；按约定它的输出是 0。输入里真正的 NaN 不在此列，仍然看得见。
+    # A row that sees no key gives 0/0 = NaN in softmax; by contract its output is 0. A true NaN in the input stays.
+    weights = weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
+    return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)  # [Sq, Hq, D]
+
+
+class TorchBackend(AttentionBackend):
+    """参考后端，任何设备都能跑。
+
+    The reference backend; it runs on any device.
+    """
+
+    name = "torch"
+
+    def store_kvcache(
+        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        """逐个 token 写入：慢，但一眼能看出槽位怎样变成（页号，页内偏移）。
+
+        Token by token: slow, but it shows how a slot becomes (block id, offset).
+        """
+        check_store_args(key, value, k_cache, v_cache, slot_mapping)
+        block_size = k_cache.shape[1]
+        for token, slot in enumerate(slot_mapping.tolist()):
+            # 槽位 -1 是填充行，没有地方可写。
+            # Slot -1 is a padding row with no place to go.
+            if slot == -1:
+                continue
+            # 例：页大小 16，槽位 53 落在第 3 页的第 5 格：53 = 3 * 16 + 5。
+            # Example: with blocks of 16, slot 53 is block 3, offset 5: 53 = 3 * 16 + 5.
+            block_id, offset = divmod(slot, block_size)
+            k_cache[block_id, offset] = key[token]  # [Hkv, D]
+            v_cache[block_id, offset] = value[token]  # [Hkv, D]
+
+    def flash_attn_varlen_func(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        block_table: Tensor | None = None,
+    ) -> Tensor:
+        """打包的变长注意力：用前缀和切出每条序列，再逐条计算。
+
+        Packed attention: the running sums cut out each sequence, then one after the other.
+        """
+        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+        scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+        out = torch.zeros_like(q)
+        for i in range(len(starts_q) - 1):
+            # 例：`cu_seqlens_q` = [0, 3, 8] 时，序列 1 的 query 是第 3 到 7 行。
+            # Example: with `cu_seqlens_q` = [0, 3, 8], the queries of sequence 1 are rows 3 to 7.
+            rows = slice(starts_q[i], starts_q[i + 1])
+            if block_table is None:
+                keys = k[starts_k[i] : starts_k[i + 1]]
+                values = v[starts_k[i] : starts_k[i + 1]]
+            else:
+                length = starts_k[i + 1] - starts_k[i]
+                keys = gather_pages(k, block_table[i], length)
+                values = gather_pages(v, block_table[i], length)
+            out[rows] = attend(q[rows], keys, values, scale, causal)
+        return out
+
+    def flash_attn_with_kvcache(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        cache_seqlens: Tensor,
+        block_table: Tensor,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """解码注意力：先按块表取出历史的 K、V，再做同样的注意力。
+
+        Decode attention: gather the history's K and V by the block table, then the same attention.
+        """
+        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        out = torch.zeros_like(q)
+        for b, length in enumerate(cache_seqlens.tolist()):
+            keys = gather_pages(k_cache, block_table[b], length)  # [length, Hkv, D]
+            values = gather_pages(v_cache, block_table[b], length)
+            out[b] = attend(q[b], keys, values, scale, causal)
+        return out
