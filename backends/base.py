@@ -57,8 +57,9 @@ class AttentionMetadata:
     Attributes:
         num_decodes: rows with one new token; they come first
         slot_mapping: where each new token's K and V go, [T] int64, -1 stores nothing
-        block_tables: physical block ids in logical order, [num_seqs, max_blocks] int32, decodes first, padded by -1
+        decode_block_tables: the decode rows' block ids in logical order, [num_decodes, max_blocks] int32, padded by -1
         cache_seqlens: cached tokens of each decode row, the new one included, [num_decodes] int32
+        prefill_block_tables: the prefills' block ids, [num_prefills, max_blocks] int32, padded by -1
         cu_seqlens_q: running sum of the prefills' new tokens, [num_prefills + 1] int32
         cu_seqlens_k: running sum of the prefills' context lengths, the new tokens included, [num_prefills + 1] int32
         max_seqlen_q: the longest run of new tokens among the prefills
@@ -67,8 +68,9 @@ class AttentionMetadata:
 
     num_decodes: int
     slot_mapping: Tensor
-    block_tables: Tensor
+    decode_block_tables: Tensor
     cache_seqlens: Tensor
+    prefill_block_tables: Tensor
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
     max_seqlen_q: int

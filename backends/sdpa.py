@@ -11,6 +11,7 @@ padding a mask hides.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,22 +38,41 @@ def _padded_index(starts: Tensor, lengths: Tensor, width: int) -> tuple[Tensor, 
     return starts[:, None] + torch.where(real, column, 0), real
 
 
-def _slots_of(positions: Tensor, block_table: Tensor, block_size: int) -> Tensor:
-    """逻辑位置 -> 物理槽位：查块表得页号，再加页内偏移。
+def _rows_of(positions: Tensor, block_table: Tensor, cache: Tensor) -> Tensor:
+    """逻辑位置 -> 缓存里的行号，每个 KV 头一行：查块表得页号，加页内偏移得槽位，槽位乘头数再加头号。
 
-    Logical position -> physical slot: the block table gives the block, then add the offset.
+    Logical position -> rows of the cache, one for each KV head: the block table gives the block, adding the offset
+    gives the slot, and the slot times the number of heads plus the head is the row.
 
     Args:
         positions: [B, L] int64
         block_table: [B, max_blocks] int32
+        cache: [num_blocks, block_size, Hkv, D]
+
+    Returns:
+        [B, Hkv, L] int64
     """
+    block_size, num_heads = cache.shape[1], cache.shape[2]
     # 空序列的块表整行都是 -1，截到 0，免得越界；它的输出随后会被清零。
-    # An empty sequence's row is all -1; clamp it to 0 so it stays in range: its output is zeroed later.
+    # An empty sequence's row is all -1; clamp it to 0 so it stays in range: its output is set to 0 later.
     block = block_table.long().gather(1, positions // block_size).clamp_(min=0)
-    return block * block_size + positions % block_size  # [B, L]
+    slots = block * block_size + positions % block_size  # [B, L]
+    heads = torch.arange(num_heads, device=cache.device)
+    return slots[:, None, :] * num_heads + heads[:, None]  # [B, Hkv, L]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+def _gather(cache: Tensor, rows: Tensor) -> Tensor:
+    """取出这些行，结果直接就是 SDPA 要的 [B, Hkv, L, D]，不必再转置。
+
+    这其实就是查表，所以用 `F.embedding`：CPU 上它比 `cache[rows]` 快将近 10 倍。
+
+    Take these rows; the result is the [B, Hkv, L, D] that SDPA wants, with no transpose.
+    It is a table look-up, hence `F.embedding`: on a CPU it is almost 10 times as fast as `cache[rows]`.
+    """
+    return F.embedding(rows, cache.flatten(0, 2))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float) -> Tensor:
     """补齐后的一批，调用一次 SDPA。
 
     One SDPA call for a padded batch.
@@ -60,12 +80,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> T
     Args:
         q: [B, Hq, Sq, D]
         k, v: [B, Hkv, Sk, D]
-        visible: which key each query may see, [B, 1, Sq, Sk] bool
+        visible: which key each query may see, [B, 1, Sq, Sk] bool; None is every key
 
     Returns:
         [B, Hq, Sq, D]
     """
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
+    if visible is None:
+        return out
     # 什么都看不到的行按约定输出 0；各版本的 SDPA 对这种行的结果并不一致，所以自己清零。
     # A row that sees nothing gives 0 by contract; SDPA's own answer differs between versions, so we set it.
     return out.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
@@ -91,6 +113,45 @@ def _similar_lengths(lengths_q: list[int], lengths_k: list[int]) -> Iterator[sli
         yield slice(start, len(lengths_q))
 
 
+def _version(tensor: Tensor) -> int:
+    """张量被原地改写的次数；推理模式里建的张量不记这个数，用 -1 表示“不知道”。
+
+    How often a tensor was written in place; one made in inference mode does not count, so -1 is "unknown".
+    """
+    return -1 if tensor.is_inference() else tensor._version
+
+
+class _DecodePlan(NamedTuple):
+    """一步解码的取数计划。
+
+    What one decoding step gathers.
+
+    Attributes:
+        rows: [B, Hkv, L] int64
+        visible: [B, 1, Sq, L] bool, or None if all is visible
+        key, shape: the arguments that the plan was made for
+    """
+
+    rows: Tensor
+    visible: Tensor | None
+    key: tuple[Tensor, int, Tensor, int]
+    shape: tuple[int, ...]
+
+    def made_for(self, cache_seqlens: Tensor, block_table: Tensor, shape: tuple[int, ...]) -> bool:
+        """还是不是同一步：必须是同一对张量，而且没被改写过。
+
+        Whether this is still the same step: the same two tensors, not written since.
+        """
+        seqlens, seqlens_version, table, table_version = self.key
+        return (
+            cache_seqlens is seqlens
+            and block_table is table
+            and shape == self.shape
+            and _version(cache_seqlens) == seqlens_version >= 0
+            and _version(block_table) == table_version >= 0
+        )
+
+
 class SDPABackend(AttentionBackend):
     """PyTorch 自带的融合注意力；`auto` 在 CPU 上选它。
 
@@ -98,6 +159,9 @@ class SDPABackend(AttentionBackend):
     """
 
     name = "sdpa"
+
+    def __init__(self) -> None:
+        self._plan: _DecodePlan | None = None
 
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
@@ -112,7 +176,7 @@ class SDPABackend(AttentionBackend):
         k_slots, v_slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
         # 填充行的 -1 在索引里指“最后一格”，会写坏别人的数据，必须先滤掉；CPU 上先看有没有，没有就省一次筛选。
         # A padding row's -1 would index the last slot and ruin it: filter first; on the CPU only if there is one.
-        if slot_mapping.device.type != "cpu" or bool((slot_mapping < 0).any()):
+        if slot_mapping.device.type != "cpu" or (slot_mapping.numel() and int(slot_mapping.min()) < 0):
             rows = torch.nonzero(slot_mapping >= 0).squeeze(1)
             key, value, slot_mapping = key[rows], value[rows], slot_mapping[rows]
         k_slots[slot_mapping] = key
@@ -152,22 +216,20 @@ class SDPABackend(AttentionBackend):
                 index_k, real_k = _padded_index(cu_seqlens_k[:-1][group].long(), len_k, max_k)  # [B, max_k]
                 # 空序列的起点可能等于总长，截回范围内；它的行随后清零。
                 # An empty sequence may start at the very end; clamp into range, its rows are zeroed later.
-                keys, values = k[index_k.clamp_(max=k.shape[0] - 1)], v[index_k]
+                index_k.clamp_(max=k.shape[0] - 1)
+                keys, values = k[index_k].transpose(1, 2), v[index_k].transpose(1, 2)  # [B, Hkv, max_k, D]
             else:
                 positions, real_k = _padded_index(torch.zeros_like(len_k), len_k, max_k)
-                slots = _slots_of(positions, block_table[group], k.shape[1])
-                keys, values = k.flatten(0, 1)[slots], v.flatten(0, 1)[slots]  # [B, max_k, Hkv, D]
+                rows = _rows_of(positions, block_table[group], k)
+                keys, values = _gather(k, rows), _gather(v, rows)  # [B, Hkv, max_k, D]
             visible = real_k[:, None, :].expand(-1, max_q, -1)  # [B, max_q, max_k]
             if causal:
                 # 右下角对齐，每条序列的偏移不同：query i 的真实位置是 i + (len_k - len_q)。
                 # Bottom-right, with an offset for each sequence: query i stands at i + (len_k - len_q).
-                rows = torch.arange(max_q, device=q.device)[None, :] + (len_k - len_q)[:, None]
-                columns = torch.arange(max_k, device=q.device)
-                visible = visible & (columns <= rows[:, :, None])
+                last_seen = torch.arange(max_q, device=q.device)[None, :] + (len_k - len_q)[:, None]
+                visible = visible & (torch.arange(max_k, device=q.device) <= last_seen[:, :, None])
             queries = q[index_q.clamp_(max=q.shape[0] - 1)]  # [B, max_q, Hq, D]
-            attended = _attend(
-                queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), visible[:, None], scale
-            )
+            attended = _attend(queries.transpose(1, 2), keys, values, visible[:, None], scale)
             # 只把真实的 query 写回去，补齐的行丢掉。
             # Only real queries are written back; the padding is dropped.
             out[index_q[real_q]] = attended.transpose(1, 2)[real_q]
@@ -188,18 +250,44 @@ class SDPABackend(AttentionBackend):
         All decoding sequences are padded to the longest and served by one SDPA call.
         """
         check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
-        batch, num_queries, _, head_dim = q.shape
+        batch, num_queries, num_heads, head_dim = q.shape
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
-        lengths = cache_seqlens.long()
-        max_k = int(lengths.max()) if batch else 0
-        if max_k == 0 or num_queries == 0:
+        plan = self._plan_decode(cache_seqlens, block_table, k_cache, num_queries, causal)
+        if plan is None:
             return torch.zeros_like(q)
+        keys, values = _gather(k_cache, plan.rows), _gather(v_cache, plan.rows)  # [B, Hkv, L, D]
+        # 同组的 query 头共用 K、V，把它们当成同一个头的多个 query：K、V 不必复制，一次矩阵乘法服务整组。
+        # Query heads of a group share K and V, so treat them as queries of a single head: nothing is copied.
+        group_size = num_heads // k_cache.shape[2]
+        grouped = q.transpose(1, 2).reshape(batch, -1, group_size * num_queries, head_dim)  # [B, Hkv, G * Sq, D]
+        visible = plan.visible if group_size == 1 or plan.visible is None else plan.visible.repeat(1, 1, group_size, 1)
+        out = _attend(grouped, keys, values, visible, scale)  # [B, Hkv, G * Sq, D]
+        return out.reshape(batch, num_heads, num_queries, head_dim).transpose(1, 2).contiguous()
+
+    def _plan_decode(
+        self, cache_seqlens: Tensor, block_table: Tensor, cache: Tensor, num_queries: int, causal: bool
+    ) -> _DecodePlan | None:
+        """从哪里取、谁看得见谁：一步之内每层都一样，所以第一层算好，其余各层直接用。
+
+        Where to gather and who sees whom: the same for every layer of a step, so the first layer computes it and the
+        others reuse it.
+        """
+        shape = (*cache.shape, num_queries, causal)
+        if self._plan is not None and self._plan.made_for(cache_seqlens, block_table, shape):
+            return self._plan
+        lengths = cache_seqlens.long()
+        max_k = int(lengths.max()) if lengths.numel() else 0
+        if max_k == 0 or num_queries == 0:
+            return None
         positions, visible = _padded_index(torch.zeros_like(lengths), lengths, max_k)  # [B, max_k]
-        slots = _slots_of(positions, block_table, k_cache.shape[1])
-        keys = k_cache.flatten(0, 1)[slots].transpose(1, 2)  # [B, Hkv, max_k, D]
-        values = v_cache.flatten(0, 1)[slots].transpose(1, 2)
         visible = visible[:, None, :].expand(-1, num_queries, -1)  # [B, Sq, max_k]
         if causal and num_queries > 1:
-            rows = torch.arange(num_queries, device=q.device)[None, :] + (lengths - num_queries)[:, None]
-            visible = visible & (torch.arange(max_k, device=q.device) <= rows[:, :, None])
-        return _attend(q.transpose(1, 2), keys, values, visible[:, None], scale).transpose(1, 2).contiguous()
+            last_seen = torch.arange(num_queries, device=lengths.device) + (lengths - num_queries)[:, None]
+            visible = visible & (torch.arange(max_k, device=lengths.device) <= last_seen[:, :, None])
+        rows = _rows_of(positions, block_table, cache)
+        # 人人都看得到全部（例如只有 1 条序列）时不用掩码，SDPA 会更快。
+        # If everyone sees everything (with only 1 sequence, say), no mask is needed and SDPA is faster.
+        mask = None if bool(visible.all()) else visible[:, None]  # [B, 1, Sq, max_k]
+        key = (cache_seqlens, _version(cache_seqlens), block_table, _version(block_table))
+        self._plan = _DecodePlan(rows, mask, key, shape)
+        return self._plan

@@ -12,7 +12,8 @@
     cache_seqlens        [10]
     cu_seqlens_q         [0, 3]
     cu_seqlens_k         [0, 3]
-    block_tables         [[7, 2, 5], [0, -1, -1]]
+    decode_block_tables  [[7, 2, 5]]
+    prefill_block_tables [[0]]
     logits_indices       [0, 3]
 
 The batch builder: flatten the scheduler's decision into a few one-dimensional tensors, so that one forward pass takes
@@ -51,6 +52,21 @@ class Batch:
     logits_indices: Tensor
 
 
+def _rectangle(tables: list[list[int]], device: torch.device) -> Tensor:
+    """把长短不一的块表补齐成矩形。
+
+    Pad block tables of different lengths to a rectangle.
+
+    Returns:
+        [num_seqs, max_blocks] int32
+    """
+    # 空位填 -1 而不是 0：万一有代码误读，-1 会立刻出错，而不是悄悄读到 0 号页里别人的数据。
+    # Empty cells hold -1 and not 0: code that reads one by mistake fails at once, not on another's block 0.
+    width = max(map(len, tables), default=0)
+    rows = [table + [-1] * (width - len(table)) for table in tables]
+    return torch.tensor(rows, dtype=torch.int32, device=device).reshape(len(tables), width)
+
+
 def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torch.device) -> Batch:
     """把一步的调度结果变成张量。
 
@@ -78,19 +94,15 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
     contexts = [row.seq.num_computed_tokens + row.num_new_tokens for row in schedule]
     new_tokens = [row.num_new_tokens for row in schedule]
     tables = [row.seq.block_table for row in schedule]
-    width = max(map(len, tables))
-    # 块表补齐成矩形，空位填 -1：万一有代码误读，-1 会立刻出错，而不是悄悄读到别人的页。
-    # Pad the tables to a rectangle with -1: code that reads one by mistake fails at once, not on another's block.
-    rectangle = [table + [-1] * (width - len(table)) for table in tables]
-
-    def tensor(values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
+    def tensor(values: list[int], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
     metadata = AttentionMetadata(
         num_decodes=num_decodes,
         slot_mapping=tensor(slots, torch.int64),
-        block_tables=tensor(rectangle, torch.int32),
+        decode_block_tables=_rectangle(tables[:num_decodes], device),
         cache_seqlens=tensor(contexts[:num_decodes], torch.int32),
+        prefill_block_tables=_rectangle(tables[num_decodes:], device),
         # 前缀和把“每条多长”变成“每条从哪开始”：长度 [3, 5] 得到 [0, 3, 8]。
         # Running sums turn "how long" into "where it starts": lengths [3, 5] give [0, 3, 8].
         cu_seqlens_q=tensor(list(accumulate(new_tokens[num_decodes:], initial=0)), torch.int32),
@@ -108,13 +120,16 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
 
 def build_sampling_inputs(
     schedule: list[ScheduledSequence], vocab_size: int, device: torch.device
-) -> SamplingInputs:
-    """收集要采样的那些行的参数，次序与 `Batch.logits_indices` 相同。
+) -> SamplingInputs | None:
+    """收集要采样的那些行的参数，次序与 `Batch.logits_indices` 相同；全都是贪心时不需要参数，返回 None。
 
-    Collect the parameters of the rows that sample, in the order of `Batch.logits_indices`.
+    Collect the parameters of the rows that sample, in the order of `Batch.logits_indices`; None if all are greedy and
+    need none.
     """
     sequences = [row.seq for row in schedule if row.samples]
     params = [seq.params for seq in sequences]
+    if all(p.greedy for p in params):
+        return None
     # `top_k` 为 0 或 -1 表示不限，换成词表大小，计算时就不必再分情况。
     # A `top_k` of 0 or -1 is off; as the vocabulary's size it needs no case of its own.
     top_ks = [p.top_k if p.top_k > 0 else vocab_size for p in params]
@@ -129,7 +144,6 @@ def build_sampling_inputs(
         top_ks=torch.tensor(top_ks, dtype=torch.int64, device=device).unsqueeze(1),
         seeds=torch.tensor([seq.seed for seq in sequences], dtype=torch.int64, device=device),
         output_indices=torch.tensor([seq.num_output_tokens for seq in sequences], dtype=torch.int64, device=device),
-        all_greedy=all(p.greedy for p in params),
         any_filter=any(p.top_p < 1.0 or k < vocab_size for p, k in zip(params, top_ks)),
         any_min_p=any(p.min_p > 0.0 for p in params),
     )

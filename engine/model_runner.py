@@ -146,8 +146,9 @@ class ModelRunner:
         metadata = AttentionMetadata(
             num_decodes=0,
             slot_mapping=torch.arange(num_tokens, device=self.device),
-            block_tables=torch.arange(num_blocks, dtype=torch.int32, device=self.device).unsqueeze(0),
+            decode_block_tables=torch.empty(0, num_blocks, dtype=torch.int32, device=self.device),
             cache_seqlens=tensor([], torch.int32),
+            prefill_block_tables=torch.arange(num_blocks, dtype=torch.int32, device=self.device).unsqueeze(0),
             cu_seqlens_q=tensor([0, num_tokens], torch.int32),
             cu_seqlens_k=tensor([0, num_tokens], torch.int32),
             max_seqlen_q=num_tokens,

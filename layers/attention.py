@@ -56,7 +56,7 @@ class Attention(nn.Module):
                 k_cache,
                 v_cache,
                 metadata.cache_seqlens,
-                metadata.block_tables[:n],
+                metadata.decode_block_tables,
                 softmax_scale=self.softmax_scale,
                 causal=True,
             )
@@ -74,7 +74,7 @@ class Attention(nn.Module):
                 metadata.max_seqlen_k,
                 softmax_scale=self.softmax_scale,
                 causal=True,
-                block_table=metadata.block_tables[n:],
+                block_table=metadata.prefill_block_tables,
             )
             outputs.append(prefilled)  # [T - n, Hq, D]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

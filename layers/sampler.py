@@ -31,7 +31,6 @@ class SamplingInputs:
         top_ks: [S, 1] int64; off is the vocabulary's size
         seeds: [S] int64
         output_indices: how many tokens the request has put out before this one, [S] int64
-        all_greedy: no row needs noise
         any_filter: some row uses top_k or top_p, which need a sort
         any_min_p: some row uses min_p
     """
@@ -42,7 +41,6 @@ class SamplingInputs:
     top_ks: Tensor
     seeds: Tensor
     output_indices: Tensor
-    all_greedy: bool
     any_filter: bool
     any_min_p: bool
 
@@ -105,7 +103,7 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     return -torch.log(-torch.log(uniform)).float()
 
 
-def sample(logits: Tensor, inputs: SamplingInputs) -> Tensor:
+def sample(logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
     """按每行的参数选出 token。
 
     顺序：温度，min_p，top_k，top_p（在剩下的里重新归一化）。
@@ -115,12 +113,13 @@ def sample(logits: Tensor, inputs: SamplingInputs) -> Tensor:
 
     Args:
         logits: [S, vocab_size]
+        inputs: None means that every row is greedy
 
     Returns:
         token ids [S] int64
     """
     greedy = logits.argmax(dim=-1)
-    if inputs.all_greedy:
+    if inputs is None:
         return greedy
     logits = logits.float()
     # 贪心行也跟着算，温度先用 1 代替以免除以 0，最后再换回 argmax 的结果。
