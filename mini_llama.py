@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from backends import BackendUnavailableError, backend_names, backend_status
@@ -101,7 +102,9 @@ def _print_answers(console: Console, prompts: list[str], outputs: list[RequestOu
     Print each question and its answer.
     """
     for prompt, output in zip(prompts, outputs):
-        console.print(f"[bold cyan]>[/] {prompt}", highlight=False, markup=True)
+        # 问题里的方括号要转义，否则 rich 会把它当成样式。
+        # Square brackets in a question are escaped, or rich would take them for styles.
+        console.print(f"[bold cyan]>[/] {escape(prompt)}", highlight=False, soft_wrap=True)
         console.print(output.outputs[0].text, markup=False, highlight=False, soft_wrap=True)
         console.print()
 
@@ -144,7 +147,8 @@ def _compare(console: Console, config: EngineConfig, args: argparse.Namespace, p
             f"#{request_id}: {engine.tokenizer.decode([a], False)!r} / {engine.tokenizer.decode([b], False)!r}"
             for request_id, a, b in result.different
         )
-        table.add_row(str(result.step), str(result.num_tokens), f"{result.max_difference:.2e}", different or "-")
+        difference = f"{result.max_difference:.2e}"
+        table.add_row(str(result.step), str(result.num_tokens), difference, escape(different) or "-")
         worst, parted = max(worst, result.max_difference), parted + len(result.different)
     console.print(table)
     verdict = "tokens equal 全部相同" if parted == 0 else f"{parted} tokens differ 处不同"

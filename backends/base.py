@@ -246,6 +246,11 @@ def check_store_args(
         raise ValueError(f"k_cache must have shape [num_blocks, block_size, Hkv, D], got {list(k_cache.shape)}")
     _, _, heads, head_dim = k_cache.shape
     _check_tensor("v_cache", v_cache, tuple(k_cache.shape), k_cache.dtype, k_cache.device)
+    # 不连续的张量展平时会变成一份拷贝，写进去的内容就悄悄丢了。
+    # Flattening a tensor that is not contiguous makes a copy, and what is written there is silently lost.
+    for argument, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if not cache.is_contiguous():
+            raise ValueError(f"{argument} must be contiguous, got strides {list(cache.stride())}")
     _check_tensor("key", key, (None, heads, head_dim), k_cache.dtype, k_cache.device)
     _check_tensor("value", value, tuple(key.shape), k_cache.dtype, k_cache.device)
     _check_tensor("slot_mapping", slot_mapping, (key.shape[0],), torch.int64, k_cache.device)
@@ -266,6 +271,10 @@ def check_varlen_args(
     """
     if q.dim() != 3:
         raise ValueError(f"q must have shape [T, Hq, D], got {list(q.shape)}")
+    # 后面要用它的长度去核对块表，所以先查它。
+    # Its length judges the block table below, so it is checked first.
+    if cu_seqlens_q.dim() != 1 or cu_seqlens_q.shape[0] < 1:
+        raise ValueError(f"cu_seqlens_q must have shape [num_seqs + 1], got {list(cu_seqlens_q.shape)}")
     head_dim = q.shape[2]
     if block_table is None:
         _check_tensor("k", k, (None, None, head_dim), q.dtype, q.device)
@@ -274,8 +283,6 @@ def check_varlen_args(
         _check_tensor("block_table", block_table, (cu_seqlens_q.shape[0] - 1, None), torch.int32, q.device)
     _check_tensor("v", v, tuple(k.shape), q.dtype, q.device)
     _check_heads(q, k.shape[-2])
-    if cu_seqlens_q.dim() != 1 or cu_seqlens_q.shape[0] < 1:
-        raise ValueError(f"cu_seqlens_q must have shape [num_seqs + 1], got {list(cu_seqlens_q.shape)}")
     _check_tensor("cu_seqlens_q", cu_seqlens_q, (None,), torch.int32, q.device)
     _check_tensor("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape), torch.int32, q.device)
 

@@ -12,7 +12,7 @@ so it is tested without a model and without a GPU.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from engine.block_key import BlockKey, make_block_key
@@ -239,7 +239,7 @@ class BlockManager:
     # ---- 自检 ----
     # ---- self-check ----
 
-    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+    def check_integrity(self, sequences: Collection[Sequence]) -> None:
         """核对账目；任何一条不成立都说明引擎有 bug。
 
         Check the books; anything that does not hold is a bug of the engine.
@@ -251,6 +251,8 @@ class BlockManager:
             RuntimeError: an invariant is broken; the message says which
         """
         held = Counter(block_id for seq in sequences for block_id in seq.block_table)
+        if len(self.free_queue) + len(held) != self.num_blocks:
+            raise RuntimeError(f"{len(self.free_queue)} free + {len(held)} used blocks, the pool has {self.num_blocks}")
         for block_id, block in enumerate(self.blocks):
             if block.ref_count != held[block_id]:
                 raise RuntimeError(f"block {block_id}: ref_count {block.ref_count}, held by {held[block_id]} tables")

@@ -140,13 +140,17 @@ class LLM:
         # 第 5 个提示不合法时，前 4 个也不该已经在跑：全部通过检查才加入。
         # If prompt 5 is bad, the first 4 must not be running already: add only when all have passed.
         sequences = [self.engine.prepare_request(p, s) for p, s in zip(prompts, params)]
+        ours = {seq.request_id for seq in sequences}
         results: dict[str, RequestOutput] = {}
         try:
             for seq, prompt in zip(sequences, prompts):
                 self.engine.add_sequence(seq, prompt if isinstance(prompt, str) else None)
             with generation_progress(self.engine, len(sequences), progress) as bar:
+                # 引擎里可能还有别人加的请求，它们同步前进，但不算在这里的结果里。
+                # Others may have added requests to the engine; they go on beside ours but are not among our results.
                 while len(results) < len(sequences):
-                    results.update((output.request_id, output) for output in self.engine.step())
+                    finished = self.engine.step()
+                    results.update((output.request_id, output) for output in finished if output.request_id in ours)
                     bar.update(len(results))
         finally:
             # 正常结束时这里无事可做；Ctrl-C 或出错时，把没完成的请求取消，页全部归还。

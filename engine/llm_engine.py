@@ -99,7 +99,10 @@ class LLMEngine:
             ValueError: empty or too long a prompt, or a token id out of range; names the request and the limit
         """
         params = params or self.generation_defaults
-        request_id = request_id if request_id is not None else str(next(self._ids))
+        # 自动编号跳过正在使用的 id：用户自己也可能取名 "0"。
+        # Automatic numbers skip ids in use: a user may have chosen "0" as well.
+        if request_id is None:
+            request_id = next(name for name in map(str, self._ids) if name not in self._prompts)
         if isinstance(prompt, str):
             token_ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
@@ -226,6 +229,10 @@ class LLMEngine:
         Returns:
             the requests that finished in this step
         """
+        # 没有请求时调用也无妨：没事可做，就没有结果。
+        # Calling it without any request does no harm: nothing to do, no results.
+        if not self.has_unfinished():
+            return []
         schedule, batch = self.schedule()
         logits = self.model_runner.execute(batch)  # [S, vocab_size]
         token_ids = self.sample(schedule, logits)

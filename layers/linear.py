@@ -22,7 +22,13 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
+        # 在 CPU 上按转置的次序存放（形状不变）：解码时 x 只有 1 行，这样读权重更快。
+        # On the CPU store it in transposed order (same shape): decoding has 1 row of x, and weights then read faster.
+        if torch.get_default_device().type == "cpu":
+            weight = torch.empty(in_features, out_features).t()
+        else:
+            weight = torch.empty(out_features, in_features)
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:

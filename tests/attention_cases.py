@@ -1,0 +1,321 @@
+"""注意力测试的准绳与用例：独立写成的 float64 版本、随机问题的生成器、受测后端的清单。
+The judge and the cases of the attention tests: an independent float64 version, random problems, the backends to test.
+
+加一个后端：在 `BACKENDS` 里加一行，写明它支持的设备、dtype 和页大小，全部用例就会跑到它。
+To add a backend: one more line in `BACKENDS` with its devices, dtypes and block sizes, and every case runs on it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends import create_backend
+from backends.base import AttentionBackend
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """一个受测后端，以及它声明支持的范围。
+    A backend under test, and what it claims to support.
+    """
+
+    name: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    block_sizes: tuple[int, ...] = (8, 16, 256)
+
+
+BACKENDS = (BackendSpec("torch"), BackendSpec("sdpa"))
+
+HEADS = ((1, 1), (4, 4), (8, 2), (6, 2))
+HEAD_DIMS = (16, 32, 64, 80, 96, 128)
+# 页大小 None 表示不分页：K、V 打包成 [Tk, Hkv, D]。
+# A block size of None means no pages: K and V are packed as [Tk, Hkv, D].
+LAYOUTS = (None, 8, 16, 256)
+
+# 相对误差的上限：半精度的输出本身只有 8 或 11 位有效数字。
+# Limits of the relative error: half-precision output itself holds only 8 or 11 significant bits.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
+
+
+@dataclass(frozen=True)
+class Target:
+    """某个后端在某个设备上。
+    One backend on one device.
+    """
+
+    spec: BackendSpec
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.spec.name}-{self.device}"
+
+    def create(self) -> AttentionBackend:
+        return create_backend(self.spec.name, self.device)
+
+
+@dataclass(frozen=True)
+class Case:
+    """一个问题的形状；内容由形状决定的种子随机生成。
+    The shape of a problem; its content is random with a seed that follows from the shape.
+    """
+
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int | None
+    causal: bool
+    softmax_scale: float | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        layout = f"block{self.block_size}" if self.block_size else "packed"
+        kind = str(self.dtype).removeprefix("torch.")
+        parts = [f"{self.num_q_heads}h{self.num_kv_heads}", f"d{self.head_dim}", layout, kind]
+        return "-".join(parts + ["causal"] * self.causal + ["scale"] * (self.softmax_scale is not None))
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
+
+    def scale(self) -> float:
+        return self.head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
+
+
+@dataclass
+class Problem:
+    """一个完整的问题，在 CPU 上，连同 float64 的答案。
+    A whole problem on the CPU, with its float64 answer.
+
+    Attributes:
+        q [T, Hq, D]; k, v packed [Tk, Hkv, D]
+        k_cache, v_cache: the same K and V in shuffled blocks, NaN in every unused slot; None if the case is packed
+        block_table: [num_seqs, max_blocks] int32, padded by -1
+        reference: [T, Hq, D] float64
+    """
+
+    case: Case
+    lengths_q: list[int]
+    lengths_k: list[int]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    k_cache: Tensor | None
+    v_cache: Tensor | None
+    block_table: Tensor | None
+    reference: Tensor
+
+
+def targets() -> list[Target]:
+    """此机上能测的（后端，设备）。
+    The (backend, device) pairs that can be tested on this machine.
+    """
+    available = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    return [Target(spec, device) for spec in BACKENDS for device in spec.devices if device in available]
+
+
+def supported(target: Target, case: Case) -> bool:
+    """后端是否声明支持这个用例。
+    Whether the backend claims to support the case.
+    """
+    spec = target.spec
+    return case.dtype in spec.dtypes and (case.block_size is None or case.block_size in spec.block_sizes)
+
+
+def all_cases() -> Iterator[Case]:
+    """float32：头数 × head_dim × 布局 × 掩码，softmax_scale 隔一个给一次；再加半精度的一小批。
+    float32: heads × head_dim × layout × mask, every other one with a softmax_scale; then a few in half precision.
+    """
+    for number, (heads, head_dim, layout, causal) in enumerate(product(HEADS, HEAD_DIMS, LAYOUTS, (False, True))):
+        # 页很大时张量也大，只取几个 head_dim。
+        # With large blocks the tensors are large as well: a few head_dims do.
+        if layout == 256 and head_dim not in (16, 64, 128):
+            continue
+        yield Case(*heads, head_dim, layout, causal, softmax_scale=0.3 if number % 4 in (1, 2) else None)
+    for dtype, heads, head_dim, layout in product(
+        (torch.bfloat16, torch.float16), ((8, 2), (6, 2)), (64, 128), LAYOUTS
+    ):
+        yield Case(*heads, head_dim, layout, causal=True, dtype=dtype)
+
+
+def varlen_lengths(block_size: int | None) -> list[tuple[int, int]]:
+    """（query 数，key 数）：空的、单个的、正好写满页的、上下文的尾段、query 比 key 多的。
+    (queries, keys): empty, single, exact multiples of the block, tails of a context, more queries than keys.
+    """
+    b = block_size or 16
+    pairs = [(1, 1), (0, 0), (1, b), (b, b), (3, 2 * b + 3), (0, 5), (5, 2 * b), (7, 3)]
+    return [*pairs, (4, 0), (1, b - 1), (2, b + 1), (b + 2, b + 2), (1, 3 * b), (2, 2)]
+
+
+def decode_lengths(block_size: int | None) -> list[int]:
+    """解码时各序列缓存了几个 token。
+    How many cached tokens each sequence has in decoding.
+    """
+    b = block_size or 16
+    return [1, 0, b, b - 1, 2 * b, b + 1, 2, 3 * b - 2, 0]
+
+
+def attention_oracle(
+    q: Tensor, k: Tensor, v: Tensor, lengths_q: list[int], lengths_k: list[int], scale: float, causal: bool
+) -> Tensor:
+    """float64 的注意力，逐序列、逐 query、逐头地循环；不与任何后端共用代码。
+    Attention in float64, looping over sequences, queries and heads; it shares no code with any backend.
+    """
+    queries, keys, values = (x.double().cpu().numpy() for x in (q, k, v))
+    out = np.zeros_like(queries)
+    group = queries.shape[1] // keys.shape[1]
+    first_q = first_k = 0
+    for len_q, len_k in zip(lengths_q, lengths_k):
+        for i in range(len_q):
+            # 最后一个 query 看得到全部 key，往前每退一个少看一个。
+            # The last query sees every key; each one before it sees one less.
+            seen = max(0, len_k - (len_q - 1 - i)) if causal else len_k
+            if seen == 0:
+                continue
+            for head in range(queries.shape[1]):
+                own_keys = keys[first_k : first_k + seen, head // group]
+                own_values = values[first_k : first_k + seen, head // group]
+                scores = own_keys @ queries[first_q + i, head] * scale
+                weights = np.exp(scores - scores.max())
+                out[first_q + i, head] = weights @ own_values / weights.sum()
+        first_q += len_q
+        first_k += len_k
+    return torch.from_numpy(out)
+
+
+def visible_rows(lengths_q: list[int], lengths_k: list[int], causal: bool) -> Tensor:
+    """每个 query 是否至少看得到一个 key。
+    Whether each query sees at least one key. [T] bool
+    """
+    rows = []
+    for len_q, len_k in zip(lengths_q, lengths_k):
+        rows += [len_k - (len_q - 1 - i) > 0 if causal else len_k > 0 for i in range(len_q)]
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def page(
+    k: Tensor, v: Tensor, lengths: list[int], block_size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """把打包的 K、V 放进打乱次序的页里；没用到的槽位全是 NaN，块表用 -1 补齐。
+    Put packed K and V into shuffled blocks; unused slots are all NaN, the block table is padded by -1.
+    """
+    counts = [-(-length // block_size) for length in lengths]
+    num_blocks = sum(counts) + 3
+    free = torch.randperm(num_blocks, generator=generator).tolist()
+    k_cache = torch.full((num_blocks, block_size, *k.shape[1:]), float("nan"), dtype=k.dtype)
+    v_cache = torch.full_like(k_cache, float("nan"))
+    table = torch.full((len(lengths), max(counts, default=0) + 2), -1, dtype=torch.int32)
+    start = 0
+    for row, length in enumerate(lengths):
+        for column, first in enumerate(range(0, length, block_size)):
+            table[row, column] = block = free.pop()
+            size = min(block_size, length - first)
+            k_cache[block, :size] = k[start + first : start + first + size]
+            v_cache[block, :size] = v[start + first : start + first + size]
+        start += length
+    return k_cache, v_cache, table
+
+
+def make_problem(case: Case, lengths_q: list[int], lengths_k: list[int], magnitude: float = 1.0) -> Problem:
+    """按给定长度造一个随机问题并算出答案。
+    Make a random problem of the given lengths and solve it.
+    """
+    generator = case.generator()
+
+    def random(rows: int, heads: int) -> Tensor:
+        return torch.randn(rows, heads, case.head_dim, generator=generator).to(case.dtype)
+
+    q = random(sum(lengths_q), case.num_q_heads) * magnitude
+    k, v = random(sum(lengths_k), case.num_kv_heads), random(sum(lengths_k), case.num_kv_heads)
+    paged = page(k, v, lengths_k, case.block_size, generator) if case.block_size else (None, None, None)
+    reference = attention_oracle(q, k, v, lengths_q, lengths_k, case.scale(), case.causal)
+    return Problem(case, lengths_q, lengths_k, q, k, v, *paged, reference)
+
+
+@lru_cache(maxsize=4)
+def varlen_problem(case: Case) -> Problem:
+    """`flash_attn_varlen_func` 的问题；各后端先后做同一个，所以留着。
+    A problem for `flash_attn_varlen_func`; the backends take the same one in turn, so it is kept.
+    """
+    lengths = varlen_lengths(case.block_size)
+    return make_problem(case, [q for q, _ in lengths], [k for _, k in lengths])
+
+
+@lru_cache(maxsize=4)
+def decode_problem(case: Case, num_queries: int) -> Problem:
+    """`flash_attn_with_kvcache` 的问题：每条序列 `num_queries` 个 query。
+    A problem for `flash_attn_with_kvcache`: `num_queries` queries a sequence.
+    """
+    lengths = decode_lengths(case.block_size)
+    return make_problem(case, [num_queries] * len(lengths), lengths)
+
+
+def running_sum(lengths: list[int], device: str) -> Tensor:
+    """长度 [3, 5] 变成 [0, 3, 8]，int32。
+    Lengths [3, 5] become [0, 3, 8], int32.
+    """
+    return torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=device)
+
+
+def run_varlen(target: Target, problem: Problem) -> Tensor:
+    """让后端做这个问题。
+    Have the backend solve the problem.
+    """
+    case, device = problem.case, target.device
+    paged = case.block_size is not None
+    k, v = (problem.k_cache, problem.v_cache) if paged else (problem.k, problem.v)
+    assert k is not None and v is not None
+    return target.create().flash_attn_varlen_func(
+        problem.q.to(device),
+        k.to(device),
+        v.to(device),
+        running_sum(problem.lengths_q, device),
+        running_sum(problem.lengths_k, device),
+        max(problem.lengths_q),
+        max(problem.lengths_k),
+        softmax_scale=case.softmax_scale,
+        causal=case.causal,
+        block_table=problem.block_table.to(device) if problem.block_table is not None else None,
+    )
+
+
+def run_decode(target: Target, problem: Problem) -> Tensor:
+    """让后端做这个问题，结果摊平成 [B * Sq, Hq, D]。
+    Have the backend solve the problem; the result is flattened to [B * Sq, Hq, D].
+    """
+    device = target.device
+    assert problem.k_cache is not None and problem.v_cache is not None and problem.block_table is not None
+    out = target.create().flash_attn_with_kvcache(
+        problem.q.unflatten(0, (len(problem.lengths_q), -1)).to(device),
+        problem.k_cache.to(device),
+        problem.v_cache.to(device),
+        torch.tensor(problem.lengths_k, dtype=torch.int32, device=device),
+        problem.block_table.to(device),
+        softmax_scale=problem.case.softmax_scale,
+        causal=problem.case.causal,
+    )
+    return out.flatten(0, 1)
+
+
+def assert_solved(out: Tensor, problem: Problem, tolerance: float | None = None) -> None:
+    """整体与最大的相对误差都在容许之内，什么都看不到的行恰好是 0。
+    Both the whole and the largest relative error are within the limit, and rows that see nothing are exactly 0.
+    """
+    case = problem.case
+    assert out.dtype == case.dtype
+    assert out.shape == problem.q.shape
+    tolerance = TOLERANCE[case.dtype] if tolerance is None else tolerance
+    difference = out.double().cpu() - problem.reference
+    norm = problem.reference.norm()
+    assert norm > 0, "an empty problem proves nothing"
+    assert float(difference.norm() / norm) <= tolerance
+    assert float(difference.abs().max() / problem.reference.abs().max()) <= 2 * tolerance
+    blind = ~visible_rows(problem.lengths_q, problem.lengths_k, case.causal)
+    assert torch.equal(out.cpu()[blind], torch.zeros_like(out.cpu()[blind]))

@@ -1,0 +1,373 @@
+"""引擎测试的工具：不带模型的调度器、槽位内容的模型、64 个混合请求、按 DESIGN 4.5 比较两次运行。
+
+Tools of the engine tests: a scheduler without a model, a model of what the slots hold, 64 mixed requests, and the
+comparison of two runs as DESIGN 4.5 defines it.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+from torch import Tensor
+
+from engine import block_key
+from engine.block_manager import BlockManager
+from engine.llm import LLM
+from engine.outputs import RequestOutput
+from engine.sampling_params import SamplingParams
+from engine.scheduler import ScheduledSequence, Scheduler
+from engine.sequence import Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ---- 不带模型 ----
+# ---- without a model ----
+
+
+def make_seq(
+    request_id: str, tokens: list[int], max_tokens: int = 4, stop: tuple[int, ...] = (), **params: Any
+) -> Sequence:
+    """手工造一个序列，不经过引擎。
+
+    A sequence made by hand, without the engine.
+    """
+    return Sequence(
+        request_id=request_id,
+        token_ids=list(tokens),
+        num_prompt_tokens=len(tokens),
+        params=SamplingParams(max_tokens=max_tokens, **params),
+        stop_token_ids=frozenset(stop),
+    )
+
+
+def make_scheduler(
+    num_blocks: int = 16,
+    block_size: int = 4,
+    max_num_seqs: int = 8,
+    budget: int = 64,
+    max_model_len: int | None = None,
+    caching: bool = True,
+) -> Scheduler:
+    """一个严格模式的调度器，默认最大长度正好占满页池。
+
+    A strict scheduler; by default the longest sequence just fills the pool.
+    """
+    manager = BlockManager(num_blocks, block_size, caching)
+    return Scheduler(manager, max_num_seqs, budget, max_model_len or num_blocks * block_size, strict=True)
+
+
+def rows(schedule: list[ScheduledSequence]) -> list[tuple[str, int]]:
+    """[(请求, 新 token 数)]，便于比较。
+
+    [(request, new tokens)], to compare.
+    """
+    return [(row.seq.request_id, row.num_new_tokens) for row in schedule]
+
+
+def step(
+    scheduler: Scheduler, token: Callable[[Sequence], int] = lambda seq: 1000 + seq.num_tokens
+) -> list[tuple[str, int]]:
+    """走一步，采样的行得到假 token。
+
+    One step; rows that sample get a fake token.
+    """
+    schedule = scheduler.schedule()
+    done = rows(schedule)
+    scheduler.update(schedule, [[token(row.seq)] if row.samples else [] for row in schedule])
+    return done
+
+
+def run_all(scheduler: Scheduler, limit: int = 1000) -> list[list[tuple[str, int]]]:
+    """走到全部完成，返回每步的决定；走不完就是死循环。
+
+    Step until all are done and return each step's decisions; not ending is a livelock.
+    """
+    steps = []
+    while scheduler.has_unfinished():
+        assert len(steps) < limit, "the scheduler makes no progress"
+        steps.append(step(scheduler))
+        assert steps[-1], "a step that schedules nothing"
+    return steps
+
+
+def assert_all_free(manager: BlockManager) -> None:
+    """一轮结束：所有页空闲，账目正确。
+
+    At the end of a run all blocks are free and the books are right.
+    """
+    manager.check_integrity([])
+    assert manager.num_free_blocks == manager.num_blocks
+
+
+@contextmanager
+def few_hashes(count: int) -> Iterator[None]:
+    """让哈希只有 `count` 个不同的值，碰撞成为常事。
+
+    Let hashing return only `count` values, so that collisions are the rule.
+    """
+    real = xxhash.xxh64
+
+    class FewHashes:
+        def __init__(self, data: bytes = b"") -> None:
+            self._hasher = real(data)
+
+        def update(self, data: bytes) -> None:
+            self._hasher.update(data)
+
+        def intdigest(self) -> int:
+            return self._hasher.intdigest() % count
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_key, "xxhash", SimpleNamespace(xxh64=FewHashes))
+        yield
+
+
+class SlotModel:
+    """不用张量的 KV 缓存：每个槽位记着“写入时的完整前缀”。
+
+    真的 K、V 正是由完整前缀决定的；所以槽位内容等于本序列的前缀，注意力就算得对。
+
+    The KV cache without tensors: each slot remembers the whole prefix that was current when it was written.
+    Real K and V depend on just that prefix, so attention is right if each slot holds the sequence's own.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.content: dict[int, tuple[int, ...]] = {}
+
+    def slot(self, seq: Sequence, position: int) -> int:
+        """位置对应的槽位。
+
+        The slot of a position.
+        """
+        return seq.block_table[position // self.block_size] * self.block_size + position % self.block_size
+
+    def execute(self, schedule: list[ScheduledSequence], manager: BlockManager) -> None:
+        """先写后读，与注意力层的次序相同。
+
+        Store first, then read, as an attention layer does.
+        """
+        written: set[int] = set()
+        for seq, num_new in schedule:
+            for position in range(seq.num_computed_tokens, seq.num_computed_tokens + num_new):
+                slot = self.slot(seq, position)
+                assert slot not in written, f"{seq!r}: two rows write slot {slot}"
+                block = manager.blocks[slot // self.block_size]
+                assert block.ref_count == 1, f"{seq!r} writes a shared block"
+                assert block.key is None, f"{seq!r} writes a block that others can hit"
+                written.add(slot)
+                self.content[slot] = tuple(seq.token_ids[: position + 1])
+        for seq, num_new in schedule:
+            for position in range(seq.num_computed_tokens + num_new):
+                expected = tuple(seq.token_ids[: position + 1])
+                found = self.content.get(self.slot(seq, position))
+                assert found == expected, f"{seq!r} attends to {found} at {position}, its prefix is {expected}"
+
+
+# ---- 带模型 ----
+# ---- with a model ----
+
+
+def small_model_folder(folder: Path, **overrides: Any) -> Path:
+    """随机小模型，`generation_config.json` 里有许多停止 id，随机的输出也常常会停。
+
+    A small random model whose `generation_config.json` has many stop ids, so that random output often stops.
+    """
+    import json
+
+    from conftest import make_hf_model, save_tokenizer
+
+    make_hf_model("llama", **overrides).save_pretrained(folder)
+    save_tokenizer(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(2, 2304, 12))}))
+    return folder
+
+
+@dataclass
+class Request:
+    """一个请求：提示和参数。
+
+    One request: prompt and parameters.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+
+
+def mixed_requests(vocab_size: int, count: int = 64, seed: int = 7) -> list[Request]:
+    """长短不一、有共同开头、贪心与采样混合的请求。
+
+    Requests of mixed lengths, some with a shared beginning, some greedy and some sampled.
+    """
+    rng = random.Random(seed)
+    shared = [[rng.randrange(vocab_size) for _ in range(size)] for size in (16, 48, 64)]
+    requests = []
+    for index in range(count):
+        head = rng.choice(shared) if index % 3 == 0 else []
+        # 长度也要包括页大小的整数倍。
+        # Lengths include multiples of the block size.
+        size = rng.choice([1, 8, 16, 32, 64]) if index % 5 == 0 else rng.randint(1, 90)
+        tail = [rng.randrange(vocab_size) for _ in range(max(1, size - len(head)))]
+        prompt = shared[1] if index % 16 == 3 else head + tail
+        sampled = dict(
+            temperature=rng.choice([0.3, 0.8, 1.0, 1.5]),
+            top_k=rng.choice([0, -1, 1, 5, 50]),
+            top_p=rng.choice([1.0, 0.9, 0.5]),
+            min_p=rng.choice([0.0, 0.0, 0.05]),
+            seed=rng.choice([None, 0, 11, 2**62]),
+        )
+        params = SamplingParams(
+            max_tokens=rng.randint(1, 40),
+            ignore_eos=index % 2 == 0,
+            **(dict(temperature=0.0) if index % 4 == 1 else sampled),  # type: ignore[arg-type]
+        )
+        requests.append(Request(list(prompt), params))
+    return requests
+
+
+@dataclass
+class Run:
+    """一次运行留下的记录。
+
+    What one run leaves behind.
+
+    Attributes:
+        scores: per request and output index, the logits of the row, [vocab_size]
+        decisions: per step, (request, new tokens)
+    """
+
+    outputs: list[RequestOutput]
+    seeds: list[int]
+    scores: dict[str, list[Tensor]] = field(default_factory=dict)
+    decisions: list[list[tuple[str, int]]] = field(default_factory=list)
+    num_preemptions: int = 0
+    cache_hits: int = 0
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """每个请求的输出。
+
+        Each request's output.
+        """
+        return [output.outputs[0].token_ids for output in self.outputs]
+
+
+def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -> Run:
+    """跑完全部请求，并记下每次采样的 logits 和每步的决定；`forced` 给出时，改用那次运行的 token。
+
+    Run all requests; record the logits of each sample and the decisions of each step. With `forced`, that run's tokens
+    are used instead of the sampled ones.
+    """
+    engine = llm.engine
+    run = Run(outputs=[], seeds=[])
+    real_sample, real_add = engine.sample, engine.add_sequence
+
+    def sample(schedule: list[ScheduledSequence], logits: Tensor) -> list[list[int]]:
+        run.decisions.append(rows(schedule))
+        tokens = real_sample(schedule, logits)
+        sampling = [(row.seq, place) for place, row in enumerate(schedule) if row.samples]
+        assert len(sampling) == logits.shape[0]
+        for (seq, place), row_logits in zip(sampling, logits):
+            run.scores.setdefault(seq.request_id, []).append(row_logits.clone())
+            if forced is not None:
+                tokens[place] = [forced.tokens[int(seq.request_id)][seq.num_output_tokens]]
+        return tokens
+
+    def add_sequence(seq: Sequence, prompt: str | None = None) -> None:
+        run.seeds.append(seq.seed)
+        real_add(seq, prompt)
+
+    engine.sample, engine.add_sequence = sample, add_sequence  # type: ignore[method-assign]
+    run.outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
+    run.num_preemptions = engine.scheduler.num_preemptions
+    run.cache_hits = engine.block_manager.stats.hit
+    assert_all_free(engine.block_manager)
+    assert not engine.has_unfinished()
+    for request, output in zip(requests, run.outputs):
+        assert_well_ended(llm, request, output)
+    return run
+
+
+def assert_well_ended(llm: LLM, request: Request, output: RequestOutput) -> None:
+    """每个输出都有停下的正当理由，恰好停在该停的地方。
+
+    Each output stops for a proper reason, and just where it should.
+    """
+    completion, params = output.outputs[0], request.params
+    assert output.prompt_token_ids == request.prompt
+    stops = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else set(llm.engine.eos_token_ids))
+    assert not stops & set(completion.token_ids[:-1]), "went on after a stop token"
+    if completion.finish_reason == "stop":
+        assert completion.token_ids[-1] in stops
+    else:
+        assert completion.finish_reason == "length"
+        limit = min(params.max_tokens, llm.engine.model_runner.max_model_len - len(request.prompt))
+        assert len(completion.token_ids) == limit
+
+
+def top_two(logits: Tensor, params: SamplingParams, seed: int, index: int) -> tuple[int, float]:
+    """按参数独立地算出该选的 token，以及前两名分数之差；筛选用 float64，逐条照着定义写。
+
+    The token that these parameters choose, worked out independently, and the gap between the top two scores. The
+    filters follow their definitions, in float64.
+    """
+    from layers.sampler import gumbel_noise
+
+    if params.temperature < 1e-5:
+        best = logits.double().topk(2)
+        return int(best.indices[0]), float(best.values[0] - best.values[1])
+    scores = logits.double() / params.temperature
+    keep = torch.ones_like(scores, dtype=torch.bool)
+    probabilities = scores.softmax(-1)
+    keep &= probabilities >= params.min_p * probabilities.max()
+    if params.top_k > 0:
+        order = scores.masked_fill(~keep, float("-inf")).sort(descending=True, stable=True).indices
+        keep[order[params.top_k :]] = False
+    if params.top_p < 1:
+        left = scores.masked_fill(~keep, float("-inf")).softmax(-1)
+        total = 0.0
+        for token in left.sort(descending=True, stable=True).indices.tolist():
+            if total >= params.top_p:
+                keep[token] = False
+            total += float(left[token])
+    noise = gumbel_noise(torch.tensor([seed]), torch.tensor([index]), logits.shape[-1])[0]
+    best = (scores + noise).masked_fill(~keep, float("-inf")).topk(2)
+    return int(best.indices[0]), float(best.values[0] - best.values[1])
+
+
+def assert_equal_or_close_call(plain: Run, other: Run, requests: list[Request], tolerance: float = 1e-3) -> int:
+    """DESIGN 4.5 的“相等”：token 相同，或者第一次分开处 `plain` 的前两名分数相差不到 1e-3。
+
+    "Equal" of DESIGN 4.5: the tokens are equal, or where they first part `plain`'s top two scores differ by < 1e-3.
+
+    Returns:
+        how many requests part
+    """
+    assert plain.seeds == other.seeds, "both runs must draw the same noise"
+    parted = 0
+    for number, (a, b) in enumerate(zip(plain.tokens, other.tokens, strict=True)):
+        if a == b:
+            continue
+        parted += 1
+        index = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)
+        assert index is not None, f"request {number}: one output is only longer: {a} and {b}"
+        logits = plain.scores[plain.outputs[number].request_id][index]
+        _, gap = top_two(logits, requests[number].params, plain.seeds[number], index)
+        assert gap < tolerance, f"request {number} parts at output {index}: {a[index]} and {b[index]}, gap {gap:.2e}"
+    return parted
+
+
+def python() -> str:
+    """正在运行测试的 Python。
+
+    The Python that runs the tests.
+    """
+    return sys.executable

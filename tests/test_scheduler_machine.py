@@ -1,0 +1,200 @@
+"""调度器和块管理器的状态机测试：任意次序的加入、取消、走步，每条规则之后核对账目和每个槽位的内容。
+
+State-machine tests of scheduler and block manager: any order of adding, aborting and stepping; after each rule the
+books and the contents of every slot are checked.
+"""
+
+from itertools import count
+
+import hypothesis.strategies as st
+import pytest
+from engine_helpers import SlotModel, assert_all_free, few_hashes, make_scheduler, make_seq, rows
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from engine.scheduler import ScheduledSequence
+from engine.sequence import Sequence, SequenceStatus
+
+# 提示由少数几段拼成，相同的开头因此很常见；页大小 2 让一段恰好是一页或两页。
+# Prompts are made of a few pieces, so equal beginnings are common; with blocks of 2 a piece is one block or two.
+PIECES = [[0, 0], [0, 1], [1, 0, 0, 1], [1]]
+STOP = 2
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """被测对象：严格模式的调度器；对照：槽位内容的模型和几条不变式。
+
+    Under test: a strict scheduler. Judges: the model of slot contents, and a few invariants.
+    """
+
+    hash_values: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: list[Sequence] = []
+        self.names = count()
+        self.added: list[str] = []
+        self.admitted: list[str] = []
+        self.expected: dict[str, list[int]] = {}
+        self._hashes = few_hashes(self.hash_values) if self.hash_values else None
+        if self._hashes:
+            self._hashes.__enter__()
+
+    @initialize(
+        num_blocks=st.integers(3, 9),
+        block_size=st.sampled_from([1, 2, 4]),
+        max_num_seqs=st.integers(1, 5),
+        budget=st.integers(1, 12),
+        caching=st.sampled_from([True, True, True, False]),
+    )
+    def start(self, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, caching: bool) -> None:
+        self.scheduler = make_scheduler(num_blocks, block_size, max_num_seqs, budget, caching=caching)
+        self.slots = SlotModel(block_size)
+
+    @rule(
+        pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=5),
+        max_tokens=st.integers(1, 8),
+        output=st.lists(st.sampled_from([0, 0, 1, STOP]), min_size=8, max_size=8),
+    )
+    def add(self, pieces: list[list[int]], max_tokens: int, output: list[int]) -> None:
+        limit = self.scheduler.max_model_len
+        prompt = [token for piece in pieces for token in piece][: limit - 1]
+        seq = make_seq(str(next(self.names)), prompt, max_tokens, stop=(STOP,))
+        # 请求会输出什么，加入时就定好，与调度无关；最后的输出必须恰好等于它。
+        # What a request will say is fixed here and independent of scheduling; its output must equal just that.
+        end = output.index(STOP) + 1 if STOP in output else len(output)
+        self.expected[seq.request_id] = output[: min(end, max_tokens, limit - len(prompt))]
+        self.added.append(seq.request_id)
+        self.live.append(seq)
+        self.scheduler.add(seq)
+
+    @precondition(lambda self: self.live)
+    @rule(which=st.integers(0, 99))
+    def abort(self, which: int) -> None:
+        seq = self.live[which % len(self.live)]
+        assert self.scheduler.abort(seq.request_id) is seq
+        assert seq.finish_reason == "abort" and seq.block_table == []
+        assert self.scheduler.abort(seq.request_id) is None
+        said = self.expected[seq.request_id]
+        assert seq.output_token_ids == said[: seq.num_output_tokens]
+        self.live.remove(seq)
+        if seq.request_id not in self.admitted:
+            self.added.remove(seq.request_id)
+
+    @precondition(lambda self: self.live)
+    @rule(steps=st.integers(1, 4))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.live:
+                self.one_step()
+
+    def one_step(self) -> None:
+        scheduler = self.scheduler
+        running, preemptions = list(scheduler.running), scheduler.num_preemptions
+        schedule = scheduler.schedule()
+        self.check_schedule(schedule, running, scheduler.num_preemptions > preemptions)
+        self.slots.execute(schedule, scheduler.block_manager)
+        finished = scheduler.update(schedule, [self.sampled(row) for row in schedule])
+        for seq in finished:
+            assert seq.output_token_ids == self.expected[seq.request_id]
+            assert seq.finish_reason == ("stop" if seq.token_ids[-1] == STOP else "length")
+            self.live.remove(seq)
+
+    def sampled(self, row: ScheduledSequence) -> list[int]:
+        return [self.expected[row.seq.request_id][row.seq.num_output_tokens]] if row.samples else []
+
+    def check_schedule(self, schedule: list[ScheduledSequence], before: list[Sequence], preempted: bool) -> None:
+        scheduler = self.scheduler
+        assert schedule, "a step with live requests schedules something"
+        counts = [count for _, count in rows(schedule)]
+        assert sum(counts) <= scheduler.max_num_batched_tokens and min(counts) >= 1
+        assert len(scheduler.running) <= scheduler.max_num_seqs
+        # 只有 1 个新 token 的行在前，两组各自保持运行的次序。
+        # Rows of 1 new token come first, and both groups keep the running order.
+        place = {seq.request_id: index for index, seq in enumerate(scheduler.running)}
+        keys = [(row.num_new_tokens != 1, place[row.seq.request_id]) for row in schedule]
+        assert keys == sorted(keys)
+        for seq, count in schedule:
+            assert seq.num_computed_tokens + count <= seq.num_tokens
+            assert (seq.num_computed_tokens + count == seq.num_tokens) == ScheduledSequence(seq, count).samples
+            assert len(seq.block_table) * scheduler.block_manager.block_size >= seq.num_computed_tokens + count
+        # 原来在运行的，留下的是一个前缀；新接纳的排在后面，抢占的那一步没有新接纳的。
+        # Of those that ran before, a prefix remains; newcomers follow, and there are none in a step with a preemption.
+        kept = [seq for seq in before if seq.status is SequenceStatus.RUNNING]
+        assert kept == before[: len(kept)] == scheduler.running[: len(kept)]
+        assert (len(kept) < len(before)) == preempted
+        newcomers = scheduler.running[len(kept) :]
+        assert not (preempted and newcomers)
+        # 排在最前面的运行者每步都有进展，所以不会有死循环。
+        # The first of the running advances in each step, so there is no livelock.
+        assert scheduler.running[0].request_id in dict(rows(schedule))
+        # 第一次接纳的次序就是加入的次序。
+        # The order of first admissions is the order of adding.
+        self.admitted += [seq.request_id for seq in newcomers if seq.request_id not in self.admitted]
+        assert self.admitted == self.added[: len(self.admitted)]
+
+    @invariant()
+    def books_are_right(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        scheduler = self.scheduler
+        scheduler.block_manager.check_integrity(self.live)
+        assert {*scheduler.running, *scheduler.waiting} == set(self.live)
+        assert len(scheduler.running) + len(scheduler.waiting) == len(self.live)
+        assert all(seq.status is SequenceStatus.RUNNING for seq in scheduler.running)
+        assert all(seq.status is SequenceStatus.WAITING and not seq.block_table for seq in scheduler.waiting)
+        # 每个登记在册的页，内容就是它名字所说的那段前缀。
+        # Each registered block holds just the prefix that its name says.
+        manager = scheduler.block_manager
+        for block_id in manager.cached.values():
+            key, prefix = manager.blocks[block_id].key, ()
+            while key is not None:
+                prefix, key = key.token_ids + prefix, key.parent
+            first = len(prefix) - manager.block_size
+            for offset in range(manager.block_size):
+                found = self.slots.content[block_id * manager.block_size + offset]
+                assert found == prefix[: first + offset + 1]
+
+    def teardown(self) -> None:
+        try:
+            if not hasattr(self, "scheduler"):
+                return
+            steps = 0
+            while self.live:
+                self.one_step()
+                steps += 1
+                assert steps < 2000, "the scheduler makes no progress"
+            assert_all_free(self.scheduler.block_manager)
+        finally:
+            if self._hashes:
+                self._hashes.__exit__(None, None, None)
+
+
+class CollidingMachine(SchedulerMachine):
+    """哈希只有 3 个值：几乎每页都碰撞。
+
+    Hashes take 3 values only: nearly every block collides.
+    """
+
+    hash_values = 3
+
+
+@pytest.mark.parametrize("machine", [SchedulerMachine, CollidingMachine])
+def test_scheduler_machine(machine: type[SchedulerMachine]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
