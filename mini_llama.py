@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+# 依赖只有一个方向：命令行 -> `engine` -> `models` -> `layers` -> `backends`；下层从不导入上层。
+# Dependencies point one way: command line -> `engine` -> `models` -> `layers` -> `backends`, and never back.
 from backends import BackendUnavailableError, backend_names, backend_status
 from engine.compare import compare_backends
 from engine.config import EngineConfig
@@ -29,8 +31,14 @@ from engine.llm import LLM
 from engine.outputs import CompletionOutput, RequestOutput
 from engine.sampling_params import SamplingParams
 
+# 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
+# Users may rely on these names; all else is internal and may change at any time.
 __all__ = ["LLM", "BackendUnavailableError", "CompletionOutput", "RequestOutput", "SamplingParams", "main"]
 
+# 6 个问题一起提交，在 `LLMEngine.step` 下断点，第一步就能看到 6 行的 `schedule`：批处理从这里看起。
+# All 6 are submitted together: a breakpoint in `LLMEngine.step` shows a `schedule` of 6 rows at once, which is a batch.
+# 内容取自内嵌模型学过的范围：它是谁、各国首都、素数、术语、两位数加法；问别的，它会说不知道。
+# Taken from what the embedded model has learnt: itself, capitals, primes, terms, sums; asked for more, it declines.
 BUILT_IN_PROMPTS = [
     "introduce yourself",
     "中国的首都是哪里？",
@@ -46,23 +54,37 @@ def build_parser() -> argparse.ArgumentParser:
 
     The options; each has its help in both languages.
     """
+    # 建解析器不加载模型，也不碰 GPU：`--help` 应当马上返回。
+    # Building the parser loads no model and touches no GPU: `--help` should return at once.
     parser = argparse.ArgumentParser(
         prog="mini_llama.py",
         description="可读的 LLM 推理引擎；不带参数就用内嵌模型回答几个问题。"
         " / A readable LLM inference engine; without arguments the embedded model answers a few questions.",
     )
     add = parser.add_argument
+    # 不写 `choices`：后端名由注册表检查，作为库使用时报的也是同一个错，并列出可用的名字。
+    # No `choices`: the registry checks the name, so the library gives the same error, with the names that there are.
     names = ", ".join(["auto", *backend_names()])
     add("--model", metavar="DIR", help="模型文件夹，默认内嵌模型 / model folder; default: the embedded model")
+    # 想逐行看注意力怎么算，用 `--backend torch`：没有融合，每个中间张量都能在调试器里打开。
+    # To watch attention line by line take `--backend torch`: nothing is fused, and every tensor opens in the debugger.
     add("--backend", default="auto", metavar="NAME", help=f"注意力后端 / attention backend: {names}")
+    # 默认值必须是 None：`append` 会往默认列表后面追加，给了默认问题，用户的问题就和它们混在一起。
+    # The default must be None: `append` adds to a default list and would mix user's and built-in questions.
     add("--prompt", action="append", metavar="TEXT", help="问题，可重复 / a question; repeatable")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N（默认 auto）/ (default auto)")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16（默认 auto）/ (default auto)")
+    # 不用 `SamplingParams` 的 16：那是 vLLM 的默认值，一句话常常说到一半就断了。
+    # Not the 16 of `SamplingParams`: that is vLLM's default, and many a sentence would break off halfway.
     add("--max-tokens", type=int, default=256, metavar="N", help="最多输出多少 token / most output tokens (256)")
+    # 不设默认值：None 表示“没写，听模型的”，0 表示“我要贪心”，这是两回事。
+    # No default: None means "not given, ask the model", 0 means "greedy, please"; they are not the same.
     add("--temperature", type=float, metavar="X", help="温度，0 是贪心 / temperature, 0 is greedy")
     add("--top-p", type=float, metavar="X", help="只在累计概率达到 X 的 token 里选 / nucleus sampling")
     add("--top-k", type=int, metavar="K", help="只在前 K 个 token 里选 / choose among the K likeliest")
     add("--seed", type=int, metavar="N", help="采样种子 / sampling seed")
+    # 调试时加上它：重放的 CUDA graph 不经过 Python，断点停不住。
+    # Add it for debugging: a replayed CUDA graph does not pass through Python, and no breakpoint is hit.
     add("--enforce-eager", action="store_true", help="不用 CUDA graph，便于调试 / no CUDA graphs, for debugging")
     add("--list-backends", action="store_true", help="列出后端及能否使用 / list backends and whether they work")
     add(
@@ -79,8 +101,12 @@ def _list_backends(console: Console, config: EngineConfig) -> None:
 
     Print the table of backends.
     """
+    # 能不能用取决于设备：同一台机器上，`--device cpu` 和 `--device cuda` 的表可以不同。
+    # Usable depends on the device: on one machine the tables of `--device cpu` and `--device cuda` may differ.
     device = config.resolve_device()
     table = Table("backend 后端", "usable 可用", "why not 原因", title=f"device 设备: {device}")
+    # 用不了的也列出来并写明原因：用户要知道的往往正是“为什么不行”。
+    # Unusable ones are listed with their reason: "why not" is often exactly what the user wants to know.
     for status in backend_status(device):
         table.add_row(status.name, "yes 是" if status.usable else "no 否", status.reason)
     console.print(table)
@@ -91,8 +117,15 @@ def _params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingParam
 
     What the command line leaves out is taken from the model's recommendation.
     """
+    # 优先级：命令行 > 模型的 `generation_config.json` > `SamplingParams` 的默认值。
+    # Precedence: command line > the model's `generation_config.json` > the defaults of `SamplingParams`.
     names = ("temperature", "top_p", "top_k", "seed")
+    # 必须用 `is not None` 判断：写成 `if value`，用户明确给的 `--temperature 0` 和 `--seed 0` 就被丢掉了。
+    # It has to be `is not None`: a plain `if value` would drop an explicit `--temperature 0` or `--seed 0`.
+    #   --temperature 0 --top-k 5  ->  {"temperature": 0.0, "top_k": 5}
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    # `replace` 会重新构造，于是重新检查：`--top-p 2` 在这里就报错，不会带病进入引擎。
+    # `replace` constructs anew and so checks anew: `--top-p 2` fails here and never reaches the engine.
     return replace(defaults, max_tokens=args.max_tokens, **given)
 
 
@@ -104,7 +137,11 @@ def _print_answers(console: Console, prompts: list[str], outputs: list[RequestOu
     for prompt, output in zip(prompts, outputs):
         # 问题里的方括号要转义，否则 rich 会把它当成样式。
         # Square brackets in a question are escaped, or rich would take them for styles.
+        # `soft_wrap=True` 让 rich 不按终端宽度硬折行：答案里的换行只该来自模型，复制出来才是原文。
+        # `soft_wrap=True` breaks no lines: a line break in an answer is the model's own, and copying gives its text.
         console.print(f"[bold cyan]>[/] {escape(prompt)}", highlight=False, soft_wrap=True)
+        # 答案更不能当样式解析：模型写出 "[red]" 或 "[/]"，轻则吞字，重则 rich 抛出异常。
+        # Still less may an answer be read as markup: a "[red]" or "[/]" by the model would vanish, or make rich raise.
         console.print(output.outputs[0].text, markup=False, highlight=False, soft_wrap=True)
         console.print()
 
@@ -114,17 +151,31 @@ def _print_summary(console: Console, llm: LLM, outputs: list[RequestOutput], sta
 
     The closing table: how many tokens, how fast, what the cache saved.
     """
+    # 数字都取自引擎和各请求自己的记录，不另外计时：命令行看到的与库用户看到的是同一份数据。
+    # All numbers come from the engine and the requests' own records: the command line shows what a library user sees.
     runner, stats = llm.engine.model_runner, llm.engine.block_manager.stats
+    # 只数输出 token：吞吐量不算提示，否则一个长提示就能把数字抬高几倍。
+    # Output tokens only: throughput leaves prompts out, or one long prompt would multiply the number.
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    # 从第一个请求入队到最后一个完成；加载权重的时间不在内，它另计入 `total time`。
+    # From the first arrival to the last finish; loading is not included, it is part of `total time`.
     begin = min(output.metrics.arrival_time for output in outputs)
     end = max(output.metrics.finished_time or begin for output in outputs)
+    # 没有首词元的请求（例如被取消）按 `end` 算，不会让 `min` 遇到 None 而报错。
+    # A request without a first token, aborted for instance, counts as `end`, so `min` never meets a None.
     first = min(output.metrics.first_token_time or end for output in outputs)
     table = Table(show_header=False, title="summary 小结")
     table.add_row("backend 后端", f"{runner.backend.name}, {runner.device}, {runner.dtype}")
     table.add_row("requests 请求", str(len(outputs)))
+    # 除数至少 1e-9：全部在同一时刻结束时也不会除以 0。
+    # The divisor is 1e-9 at least: no division by 0, even if all ends in the same instant.
     table.add_row("output tokens 输出", f"{tokens} ({tokens / max(end - begin, 1e-9):,.0f} tok/s)")
     table.add_row("first token 首个 token", f"{(first - begin) * 1000:.0f} ms")
+    # 同一步进来的请求互相命中不了，因为页算完才登记；所以内置的 6 个问题，命中通常是 0。
+    # In one step nobody hits another's blocks, which are registered once computed; so the built-in 6 mostly hit 0.
     table.add_row("prefix cache 前缀缓存", f"{stats.hit} / {stats.queried} tokens")
+    # 两数相乘就是 KV 缓存的容量：运行中的请求，提示加输出，合计最多这么多 token（共用的页只算一次）。
+    # Their product is the KV cache's capacity: all running requests, prompts and outputs (shared blocks count once).
     table.add_row("KV blocks KV 页", f"{runner.num_blocks} × {runner.block_size} tokens")
     table.add_row("total time 总用时", f"{time.monotonic() - started:.2f} s")
     console.print(table)
@@ -135,20 +186,27 @@ def _compare(console: Console, config: EngineConfig, args: argparse.Namespace, p
 
     Compare two backends step by step and print each step's largest difference.
     """
-    # 分词器和默认参数从第一个后端的引擎里取；模型很小，多建一次不心疼。
-    # Tokenizer and defaults come from an engine of the first backend; it is cheap to build one more.
-    engine = LLM(config.model, backend=args.compare[0], device=config.device, dtype=config.dtype).engine
+    # 分词器和默认参数从一个引擎里取；它不生成，1 页的池就够，显存留给要比较的两个。
+    # Tokenizer and defaults come from an engine that generates nothing: a pool of 1 block leaves memory to the two.
+    pool = {"max_model_len": 1, "num_kvcache_blocks": 1}
+    engine = LLM(config.model, backend=args.compare[0], device=config.device, dtype=config.dtype, **pool).engine
     params = _params(args, engine.generation_defaults)
     token_ids = [engine.tokenizer.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+    # float32 应在 1e-3 以内。bf16 不同：16 到 32 之间的相邻两数就差 0.125，只差一个末位便有这么多。
+    # In float32 expect less than 1e-3. Not so in bf16: from 16 to 32 its neighbours lie 0.125 apart, just one last bit.
     table = Table("step 步", "tokens", "max |Δlogit|", "different tokens 不同的 token")
     worst, parted = 0.0, 0
     for result in compare_backends(config, tuple(args.compare), token_ids, params):
+        # 用 `!r` 打印并保留特殊词元：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
+        # Printed by `!r` with special tokens, or blanks, line breaks and BOS are invisible and both sides look alike.
         different = "; ".join(
             f"#{request_id}: {engine.tokenizer.decode([a], False)!r} / {engine.tokenizer.decode([b], False)!r}"
             for request_id, a, b in result.different
         )
         difference = f"{result.max_difference:.2e}"
         table.add_row(str(result.step), str(result.num_tokens), difference, escape(different) or "-")
+        # `parted` 数的是选得不同的次数；每次之后两边都改用 A 的 token，所以它们各自独立。
+        # `parted` counts differing choices; after each both sides go on with A's token, so one does not cause the next.
         worst, parted = max(worst, result.max_difference), parted + len(result.different)
     console.print(table)
     verdict = "tokens equal 全部相同" if parted == 0 else f"{parted} tokens differ 处不同"
@@ -160,8 +218,16 @@ def run(args: argparse.Namespace) -> None:
 
     Do what the command line asks.
     """
+    # 最先开始计时：总用时含加载，那才是敲下回车后等的时间。
+    # The clock starts first: the total includes loading, which is what one waits for after pressing Enter.
     started = time.monotonic()
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    # 输出不是终端时，rich 按 80 列排版，会把长行截成几段；`soft_wrap` 让文件里的一行仍是一行。
+    # Without a terminal rich assumes 80 columns and cuts long lines up; with `soft_wrap` a line in a file stays a line.
+    # `emoji=False`：否则问答里的 `:key:` 会被 rich 换成图形。
+    # `emoji=False`: or rich would turn a `:key:` in a question or an answer into a picture.
+    console = Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
+    # 先造配置，下面三条路都从它取值：写错的数（例如 `--seed -1`）在这里就报错，不等模型加载。
+    # The configuration first, all three ways below read it: a bad number such as `--seed -1` fails before any loading.
     config = EngineConfig(
         model=args.model,
         backend=args.backend,
@@ -170,8 +236,12 @@ def run(args: argparse.Namespace) -> None:
         enforce_eager=args.enforce_eager,
         seed=args.seed,
     )
+    # 放在加载之前：后端用不了的时候，正是最需要这张表的时候。
+    # Before any loading: when no backend works is just when this table is needed.
     if args.list_backends:
         return _list_backends(console, config)
+    # 这里才填默认问题：没有 `--prompt` 时 `args.prompt` 是 None。
+    # The default questions enter only here: without `--prompt`, `args.prompt` is None.
     prompts: list[str] = args.prompt or BUILT_IN_PROMPTS
     if args.compare:
         return _compare(console, config, args, prompts)
@@ -184,7 +254,11 @@ def run(args: argparse.Namespace) -> None:
         seed=config.seed,
         progress=True,
     )
+    # 每个问题是一段独立的对话，互相看不到；想让模型记得上文，要把之前的消息一起放进列表。
+    # Each question is a conversation of its own; to be remembered, earlier messages have to be sent along.
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    # 单步进入这一行，就跟着一个请求走完全程：`chat` -> `_run` -> `LLMEngine.step`。
+    # Step into this line and follow a request all the way: `chat` -> `_run` -> `LLMEngine.step`.
     outputs = llm.chat(conversations, _params(args, llm.engine.generation_defaults))
     _print_answers(console, prompts, outputs)
     _print_summary(console, llm, outputs, started)
@@ -195,14 +269,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     The entry point. What a user can cause prints a single line and returns 2; Ctrl-C returns 130.
     """
+    # `argv` 由参数传入：测试可以直接调用 `main(["--list-backends"])`，不必另起进程；None 时才读 `sys.argv`。
+    # `argv` is a parameter: tests call `main(["--list-backends"])` without a new process; None means `sys.argv`.
     args = build_parser().parse_args(argv)
     try:
         run(args)
+    # 只接住用户能造成的错误；引擎的自检失败是 `AssertionError` 或 `RuntimeError`，要连同 traceback 露出来。
+    # Catch only what a user can cause; a failed self-check is an `AssertionError` or `RuntimeError`, traceback and all.
     except (ValueError, NotImplementedError, BackendUnavailableError) as error:
         print(f"mini_llama.py: error: {error}", file=sys.stderr)
+        # 退出码 2 与 argparse 对错误参数的做法一致，脚本据此分清“用法不对”和“跑的时候坏了”（1）。
+        # Exit code 2 is what argparse uses for bad arguments, so scripts tell wrong usage from a crash (1).
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted 已中断", file=sys.stderr)
+        # 130 = 128 + 2：shell 约定，被 2 号信号（SIGINT）中断；页已由 `LLM._run` 的 `finally` 归还。
+        # 130 = 128 + 2, the shell's code for signal 2 (SIGINT); blocks were returned by the `finally` of `LLM._run`.
         return 130
     return 0
 
@@ -212,8 +294,12 @@ if __name__ == "__main__":
     # If the other end of a pipe (head, say) closes early, leave quietly instead of printing a traceback.
     try:
         code = main()
+        # 缓冲区里可能还有没写出去的内容：在这里写，管道断了才会落到下面的 `except`，而不是在退出时报错。
+        # Output may still be buffered: flushed here, a broken pipe reaches the `except` below and is no error at exit.
         sys.stdout.flush()
     except BrokenPipeError:
+        # 解释器退出时还会再冲一次 stdout：把它改指向 `os.devnull`，那一次就不会再出错。
+        # The interpreter flushes stdout once more at exit: pointed at `os.devnull`, that flush cannot fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)

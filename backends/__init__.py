@@ -26,8 +26,13 @@ class _Entry(NamedTuple):
     A registration: module, class, and the packages that must be installed.
     """
 
+    # 存的是名字而不是类：写成类就得在文件开头导入它，没装 GPU 包的机器连 `torch` 后端都用不了。
+    # Names and not classes: a class would have to be imported at the top,
+    # and without the GPU packages not even the `torch` backend would start.
     module: str
     class_name: str
+    # 要写顶层包名，例如 `flash_attn`：查找 `a.b` 会先导入 `a`，“只查不导入”就落空了。
+    # Top-level names, such as `flash_attn`: looking for `a.b` imports `a`, which is what looking is meant to avoid.
     packages: tuple[str, ...] = ()
 
 
@@ -63,6 +68,9 @@ def _why_missing(entry: _Entry) -> str | None:
 
     The missing packages; they are looked for, not imported, so nothing initialises CUDA.
     """
+    # `find_spec` 只在磁盘上找这个包，像 `which` 之于命令；真去导入可能要几秒，还可能初始化 CUDA。
+    # `find_spec` only looks for the package on disk, as `which` does for a command;
+    # an import may take seconds and touch CUDA.
     missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
     return f"not installed: {', '.join(missing)}" if missing else None
 
@@ -73,6 +81,8 @@ def _load(name: str) -> type[AttentionBackend]:
     Import the backend's module and return its class.
     """
     entry = _REGISTRY[name]
+    # 重复导入不花时间：模块已在 `sys.modules` 这张表里，直接取出。
+    # Importing again costs nothing: the module is already in the table `sys.modules`.
     return getattr(importlib.import_module(entry.module), entry.class_name)
 
 
@@ -81,6 +91,9 @@ def _why_unusable(name: str, device: torch.device) -> str | None:
 
     Packages first, then the backend itself.
     """
+    # `or` 的次序就是检查的次序：缺包时右边不执行，模块也就不会被导入，不会因 `ImportError` 而崩溃。
+    # The order of `or` is the order of checks: with a package missing the right side never runs,
+    # so nothing is imported and no `ImportError` escapes.
     return _why_missing(_REGISTRY[name]) or _load(name).why_unusable(device)
 
 
@@ -89,6 +102,8 @@ def backend_status(device: str | torch.device) -> list[BackendStatus]:
 
     For each backend whether it can be used on `device`, and if not why.
     """
+    # 例：在 CPU 上，要 CUDA 的后端得到一句原因，其余是 None。
+    # Example: on the CPU, a backend that needs CUDA gets a reason and the others None.
     reasons = {name: _why_unusable(name, torch.device(device)) for name in _REGISTRY}
     return [BackendStatus(name, reason is None, reason or "") for name, reason in reasons.items()]
 
@@ -102,11 +117,18 @@ def create_backend(name: str, device: str | torch.device) -> AttentionBackend:
         ValueError: unknown name
         BackendUnavailableError: known, but not usable on this device
     """
+    # `"cuda"` 和 `torch.device("cuda")` 都收；统一之后，下面只处理一种类型。
+    # Both `"cuda"` and `torch.device("cuda")` are welcome; made uniform, what follows handles one type.
     device = torch.device(device)
     if name == "auto":
         name = "sdpa"
+    # 名字写错和机器不支持是两种错误：前者改拼写，后者装包或换后端，所以类型不同，消息也不同。
+    # A wrong name and an unfit machine differ: one wants its spelling mended,
+    # the other a package or another backend, so the errors differ.
     if name not in _REGISTRY:
         raise ValueError(f"unknown backend '{name}': choose one of auto, {', '.join(_REGISTRY)}")
+    # 在创建时就失败，而不是等到第一次前向：那时已经读了好几个 GB 的权重。
+    # Fail at creation and not in the first forward pass, when gigabytes of weights have been read.
     reason = _why_unusable(name, device)
     if reason:
         usable = ", ".join(status.name for status in backend_status(device) if status.usable)

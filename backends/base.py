@@ -38,8 +38,11 @@ class KVCache:
         v: values, same shape
     """
 
-    k: Tensor
-    v: Tensor
+    # 例：Llama-3.2-1B，页大小 16，8 个 KV 头，每头 64 维，bf16：一页的 K 占 16 KiB，V 也是。
+    # Example: Llama-3.2-1B, blocks of 16, 8 KV heads of 64 in bf16: the K of a block takes 16 KiB, and so does V.
+    #     16 slots * 8 heads * 64 * 2 bytes = 16384
+    k: Tensor  # [num_blocks, block_size, Hkv, D]
+    v: Tensor  # [num_blocks, block_size, Hkv, D]
 
 
 @dataclass(slots=True)
@@ -66,13 +69,26 @@ class AttentionMetadata:
         max_seqlen_k: the longest context among the prefills
     """
 
+    # 按这一步的新 token 数分段，不看处在哪个阶段：提示的最后一段若只剩 1 个 token，也归入解码行。
+    # The split goes by the new tokens of this step, not by phase: a prompt's last chunk of 1 token is a decode row too.
     num_decodes: int
-    slot_mapping: Tensor
-    decode_block_tables: Tensor
-    cache_seqlens: Tensor
-    prefill_block_tables: Tensor
-    cu_seqlens_q: Tensor
-    cu_seqlens_k: Tensor
+    # 必须是 int64：3B 的每个槽位有 8 * 128 = 1024 个元素，槽位 2097152 的首元素下标是 2^31，int32 已经装不下。
+    # int64 is a must: in the 3B a slot has 8 * 128 = 1024 elements, so slot 2097152 begins at element 2^31, past int32.
+    slot_mapping: Tensor  # [T] int64
+    # 块表就是操作系统的页表。例：块表 [7, 2, 5]，页大小 4，位置 9 在第 9 // 4 = 2 项，即 5 号页，槽位 5 * 4 + 1 = 21。
+    # A block table is the system's page table. Example: table [7, 2, 5], blocks of 4:
+    # position 9 is in entry 9 // 4 = 2, which is block 5, so slot 5 * 4 + 1 = 21.
+    decode_block_tables: Tensor  # [num_decodes, max_blocks] int32
+    cache_seqlens: Tensor  # [num_decodes] int32
+    prefill_block_tables: Tensor  # [num_prefills, max_blocks] int32
+    # q 与 k 各有一份前缀和，因为长度可以不同：缓存里已有 32 个 token，这步再算 3 个，q 长 3，k 长 35。
+    # q and k have sums of their own, as lengths may differ:
+    # with 32 tokens cached and 3 new ones, q has length 3 and k 35.
+    cu_seqlens_q: Tensor  # [num_prefills + 1] int32
+    cu_seqlens_k: Tensor  # [num_prefills + 1] int32
+    # 最大值是 Python 整数：核函数靠它决定启动多少线程块，若要从 GPU 读回来，每一层都得停下来等。
+    # The maxima are Python ints: kernels size their launch by them,
+    # and reading them from the GPU would stall every layer.
     max_seqlen_q: int
     max_seqlen_k: int
 
@@ -87,7 +103,13 @@ class AttentionBackend(ABC):
     """
 
     name: ClassVar[str]
+    # 页小，每条序列最后一页浪费得少，前缀命中也更细；页大，块表更短。16 是折中，也是 vLLM 的默认值。
+    # Small blocks waste less at a sequence's end and match prefixes more finely,
+    # large ones need shorter tables; 16 is the compromise, and vLLM's default.
     default_block_size: ClassVar[int] = 16
+    # CUDA graph 只能重放录下的核函数；把长度读回 CPU 再决定怎么算的后端录不了，所以默认是 False。
+    # A CUDA graph replays recorded kernels;
+    # a backend that reads lengths back to the CPU cannot be recorded: False by default.
     supports_cuda_graphs: ClassVar[bool] = False
 
     @classmethod
@@ -96,6 +118,8 @@ class AttentionBackend(ABC):
 
         Return why it cannot run on `device`, with the remedy, or None if it can.
         """
+        # 默认哪里都能跑；要 CUDA 的后端覆盖它，返回一句写明缺什么的话。
+        # By default it runs anywhere; a backend that needs CUDA overrides this with a line on what is missing.
         return None
 
     @classmethod
@@ -104,6 +128,9 @@ class AttentionBackend(ABC):
 
         Return why a model with this `head_dim` and `dtype` is not supported, or None if it is.
         """
+        # 默认什么都支持；核函数只为某些 `head_dim` 写过的后端在这里拒绝，好过给出错误的结果。
+        # By default all are supported; a backend whose kernels know some values of `head_dim` only refuses here rather
+        # than compute wrong results.
         return None
 
     @classmethod
@@ -117,6 +144,9 @@ class AttentionBackend(ABC):
         """
         # 2 的幂在二进制里只有 1 位是 1，减 1 后低位全是 1，两者按位与得 0：16 & 15 == 0。
         # A power of 2 has only 1 bit set, minus 1 sets all bits below it, so their AND is 0: 16 & 15 == 0.
+        # 2 的幂还让 `//` 和 `%` 变成移位和按位与：页大小 16 时，槽位 53 >> 4 = 3 是页号，53 & 15 = 5 是偏移。
+        # A power of 2 also turns `//` and `%` into shift and mask: with blocks of 16,
+        # slot 53 >> 4 = 3 is the block, 53 & 15 = 5 the offset.
         if block_size < 8 or block_size & (block_size - 1):
             raise ValueError(
                 f"kvcache_block_size={block_size} does not work with backend '{cls.name}': "
@@ -214,10 +244,22 @@ def _check_tensor(
 
     The argument's shape (None is any), dtype and device must fit, else the error names it.
     """
+    # 每个参数都在入口检查：放过去的话，错误会在几层之下的核函数里冒出来，没有参数名，甚至不报错、直接读错内存。
+    # Arguments are checked at the door: let through, an error comes up deep in a
+    # kernel without the argument's name, or the kernel just reads wrong memory.
     actual = tensor.shape
+    # 先比维数：`zip` 按短的一方截断，[4, 8] 与只写了 4 的 1 维要求也能逐项相等。
+    # Compare the number of dimensions first: `zip` stops at the shorter,
+    # so [4, 8] would match a 1-dimensional wish for 4.
     if len(actual) != len(shape) or any(want is not None and want != got for want, got in zip(shape, actual)):
+        # 例：要 [*, 8, 64]，得到 [10, 64, 8]：两者都在消息里，一眼看出头和维写反了。
+        # Example: wanted [*, 8, 64], got [10, 64, 8]:
+        # with both in the message it is plain that heads and dims are swapped.
         wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
         raise ValueError(f"{argument} must have shape {wanted}, got {list(actual)}")
+    # dtype 不做隐式转换：静默的转换每层、每步都要付一次拷贝的代价，还会掩盖上游的错误。
+    # No implicit conversion of the dtype:
+    # it would cost a copy in each layer of each step and hide a mistake made earlier.
     if tensor.dtype != dtype:
         raise ValueError(f"{argument} must have dtype {dtype}, got {tensor.dtype}")
     if tensor.device != device:
@@ -229,8 +271,12 @@ def _check_heads(q: Tensor, num_kv_heads: int) -> None:
 
     Query heads must be a multiple of the KV heads, or they cannot be grouped.
     """
+    # 默认缩放 1/sqrt(D) 和 softmax 都要小数，整数张量在这里就拦下。
+    # The scale 1/sqrt(D) and softmax need fractions, so integer tensors stop here.
     if not q.dtype.is_floating_point:
         raise ValueError(f"q must be a floating-point tensor, got {q.dtype}")
+    # 头在 -2 维，3 维的 [T, Hq, D] 和 4 维的 [B, Sq, Hq, D] 都适用。24 个头对 8 个可以，10 对 4 就分不匀。
+    # Heads are dimension -2, in 3 dims [T, Hq, D] and in 4 dims [B, Sq, Hq, D]. 24 over 8 is fine, 10 over 4 is uneven.
     if num_kv_heads == 0 or q.shape[-2] % num_kv_heads:
         raise ValueError(f"q has {q.shape[-2]} heads, not a multiple of the {num_kv_heads} KV heads of k")
 
@@ -244,6 +290,8 @@ def check_store_args(
     """
     if k_cache.dim() != 4:
         raise ValueError(f"k_cache must have shape [num_blocks, block_size, Hkv, D], got {list(k_cache.shape)}")
+    # 缓存在引擎启动时就分配好，以它的形状和 dtype 为准，检查其余参数。
+    # The cache was allocated when the engine started, so its shape and dtype judge all other arguments.
     _, _, heads, head_dim = k_cache.shape
     _check_tensor("v_cache", v_cache, tuple(k_cache.shape), k_cache.dtype, k_cache.device)
     # 不连续的张量展平时会变成一份拷贝，写进去的内容就悄悄丢了。
@@ -253,6 +301,9 @@ def check_store_args(
             raise ValueError(f"{argument} must be contiguous, got strides {list(cache.stride())}")
     _check_tensor("key", key, (None, heads, head_dim), k_cache.dtype, k_cache.device)
     _check_tensor("value", value, tuple(key.shape), k_cache.dtype, k_cache.device)
+    # 每个新 token 一个槽位。int32 的槽位在小缓存上也能通过测试，显存一大就溢出，所以在这里一律拒绝。
+    # One slot per new token. int32 slots pass every test on a small
+    # cache and overflow on a large one, so they are refused.
     _check_tensor("slot_mapping", slot_mapping, (key.shape[0],), torch.int64, k_cache.device)
 
 
@@ -276,12 +327,18 @@ def check_varlen_args(
     if cu_seqlens_q.dim() != 1 or cu_seqlens_q.shape[0] < 1:
         raise ValueError(f"cu_seqlens_q must have shape [num_seqs + 1], got {list(cu_seqlens_q.shape)}")
     head_dim = q.shape[2]
+    # 没有块表时，k 是打包的 [Tk, Hkv, D]；有块表时，k 是整个页池，长度由 `cu_seqlens_k` 给出。
+    # Without a table k is packed, [Tk, Hkv, D]; with one k is the whole pool, and `cu_seqlens_k` gives the lengths.
     if block_table is None:
         _check_tensor("k", k, (None, None, head_dim), q.dtype, q.device)
     else:
         _check_tensor("k", k, (None, None, None, head_dim), q.dtype, q.device)
+        # `cu_seqlens_q` 比序列数多 1 项：[0, 3, 8] 是 2 条序列，块表就要有 2 行。
+        # `cu_seqlens_q` has 1 entry more than there are sequences: [0, 3, 8] is 2 sequences, so the table needs 2 rows.
         _check_tensor("block_table", block_table, (cu_seqlens_q.shape[0] - 1, None), torch.int32, q.device)
     _check_tensor("v", v, tuple(k.shape), q.dtype, q.device)
+    # 打包的 [Tk, Hkv, D] 和分页的 [num_blocks, block_size, Hkv, D]，KV 头都在 -2 维，一种写法两用。
+    # Packed [Tk, Hkv, D] or paged [num_blocks, block_size, Hkv, D]: KV heads are dimension -2 in both.
     _check_heads(q, k.shape[-2])
     _check_tensor("cu_seqlens_q", cu_seqlens_q, (None,), torch.int32, q.device)
     _check_tensor("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape), torch.int32, q.device)
@@ -296,9 +353,15 @@ def check_kvcache_args(
     """
     if q.dim() != 4:
         raise ValueError(f"q must have shape [B, Sq, Hq, D], got {list(q.shape)}")
+    # 每条序列的 query 数（Sq）不受限制：普通解码是 1，以后的投机解码一次验证好几个。
+    # Any number of queries a sequence (Sq) will do: 1 in plain decoding,
+    # several at once in speculative decoding later on.
     batch, _, _, head_dim = q.shape
     _check_tensor("k_cache", k_cache, (None, None, None, head_dim), q.dtype, q.device)
     _check_tensor("v_cache", v_cache, tuple(k_cache.shape), q.dtype, q.device)
     _check_heads(q, k_cache.shape[2])
+    # 只查形状，不查值是否越过块表的宽度：读值会让 GPU 停下来等，这一点由引擎的块管理器保证。
+    # Shapes only, not whether a value exceeds the table's width:
+    # reading values would stall the GPU, and the engine's block manager sees to it.
     _check_tensor("cache_seqlens", cache_seqlens, (batch,), torch.int32, q.device)
     _check_tensor("block_table", block_table, (batch, None), torch.int32, q.device)

@@ -32,9 +32,15 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
     # 例：页大小 16，`length` = 35 时要 3 页；块表里更靠后的 -1 不会被读到。
     # Example: with blocks of 16, a `length` of 35 takes 3 blocks; any -1 further back in the table is never read.
     num_blocks = (length + block_size - 1) // block_size
+    # 像按 inode 的块列表读文件：块表 [7, 2, 5] 取出 7、2、5 号页，共 48 个槽位，再截下前 35 个。
+    # Like reading a file by its inode's block list: table [7, 2, 5] takes blocks 7,
+    # 2 and 5, 48 slots, cut down to 35 next.
     pages = cache[block_table[:num_blocks].long()]  # [num_blocks, block_size, Hkv, D]
     # 最后一页可能没写满，切片把没写过的槽位（也许是 NaN）留在外面。
     # The last block may be partly empty; the slice leaves its unwritten slots, possibly NaN, outside.
+    # 不能指望掩码：NaN * 0 还是 NaN，权重为 0 的槽位只要参加了求和，输出就毁了。
+    # The mask alone would not do: NaN * 0 is still NaN,
+    # so a slot of weight 0 that takes part in the sum ruins the output.
     return pages.flatten(0, 1)[:length]  # [length, Hkv, D]
 
 
@@ -54,10 +60,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) 
     num_queries, num_keys = q.shape[0], k.shape[0]
     # bf16 只有 8 位有效数字，分数和 softmax 都提到 float32 再算；输入是 float64 就保持 float64。
     # bf16 keeps 8 significant bits, so scores and softmax are computed in float32; float64 input stays float64.
+    # 例：bf16 里 8 到 16 之间的分数间隔是 0.0625，exp 之后就差 6%。
+    # Example: scores between 8 and 16 are 0.0625 apart in bf16, which exp turns into 6%.
     compute_dtype = torch.promote_types(q.dtype, torch.float32)
 
     # 分组查询注意力：相邻的 Hq // Hkv 个 query 头共用一个 KV 头，这里把 KV 头复制开来对齐。
     # Grouped-query attention: Hq // Hkv neighbouring query heads share one KV head; repeat KV heads to line up.
+    # 6 个 query 头、2 个 KV 头，每组 3 个。`repeat_interleave` 得 0 0 0 1 1 1；`repeat` 得 0 1 0 1 0 1，是常见的错误。
+    # 6 query heads, 2 KV heads, groups of 3. `repeat_interleave` gives 0 0 0 1 1 1;
+    # `repeat` gives 0 1 0 1 0 1, a common bug.
     group_size = q.shape[1] // k.shape[1]
     k = k.repeat_interleave(group_size, dim=1).to(compute_dtype)  # [Sk, Hq, D]
     v = v.repeat_interleave(group_size, dim=1).to(compute_dtype)  # [Sk, Hq, D]
@@ -69,17 +80,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) 
     if causal:
         # 右下角对齐：2 个 query、5 个 key 时，第 0 个 query 是第 3 个 token，能看到 key 0 到 3。
         # Bottom-right alignment: with 2 queries and 5 keys, query 0 is token 3 and sees keys 0 to 3.
-        query_position = torch.arange(num_queries, device=q.device) + (num_keys - num_queries)
-        key_position = torch.arange(num_keys, device=q.device)
+        # 按左上角对齐是常见的错误：两者等长时完全一样，分块预填充时第 0 个 query 就只看得到 key 0。
+        # Top-left alignment is a common bug: equal lengths hide it,
+        # but in a chunked prefill query 0 would see only key 0.
+        #     query 0 (token 3):  1 1 1 1 0
+        #     query 1 (token 4):  1 1 1 1 1
+        query_position = torch.arange(num_queries, device=q.device) + (num_keys - num_queries)  # [Sq]
+        key_position = torch.arange(num_keys, device=q.device)  # [Sk]
         visible = key_position[None, :] <= query_position[:, None]  # [Sq, Sk]
     else:
-        visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)
-    scores = scores.masked_fill(~visible, float("-inf"))
+        visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)  # [Sq, Sk]
+    # 在 softmax 之前填 -inf，exp 之后正好是 0，其余的权重加起来仍是 1；softmax 之后再清零，总和就不到 1 了。
+    # -inf before softmax becomes 0 by exp and the other weights still sum to 1;
+    # zeroing after softmax would leave less than 1.
+    scores = scores.masked_fill(~visible, float("-inf"))  # [Hq, Sq, Sk]
 
+    # 例：分数 [2, 1, 0]，exp 是 [7.39, 2.72, 1]，除以总和 11.11 得 [0.665, 0.245, 0.090]。
+    # Example: scores [2, 1, 0] have exp [7.39, 2.72, 1]; over their sum 11.11 that is [0.665, 0.245, 0.090].
     weights = torch.softmax(scores, dim=-1)  # [Hq, Sq, Sk]
     # 一个 key 都看不到的行，softmax 会得 0/0 = NaN；按约定它的输出是 0。输入里真正的 NaN 不在此列，仍然看得见。
     # A row that sees no key gives 0/0 = NaN in softmax; by contract its output is 0. A true NaN in the input stays.
-    weights = weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
+    weights = weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)  # [Hq, Sq, Sk]
+    # 每个输出是各行 v 的加权平均：0.665 * v[0] + 0.245 * v[1] + 0.090 * v[2]。在这里看 `weights[0]`，每行的和是 1。
+    # Each output is an average of rows of v: 0.665 * v[0] + 0.245 * v[1] + 0.090 * v[2].
+    # Here rows of `weights[0]` sum to 1.
     return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)  # [Sq, Hq, D]
 
 
@@ -100,9 +124,15 @@ class TorchBackend(AttentionBackend):
         """
         check_store_args(key, value, k_cache, v_cache, slot_mapping)
         block_size = k_cache.shape[1]
+        # 一次 `tolist` 读回全部槽位；在循环里逐个取 `slot_mapping[i]`，GPU 上每个 token 都要等一次。
+        # One `tolist` reads all slots back;
+        # taking `slot_mapping[i]` inside the loop would wait for the GPU at each token.
         for token, slot in enumerate(slot_mapping.tolist()):
             # 槽位 -1 是填充行，没有地方可写。
             # Slot -1 is a padding row with no place to go.
+            # 不跳过的话，divmod(-1, 16) = (-1, 15)：Python 的负下标指向最后一页最后一格，悄悄写坏别人的数据。
+            # If not skipped, divmod(-1, 16) = (-1, 15):
+            # a negative index is the last slot of the last block, another sequence's data.
             if slot == -1:
                 continue
             # 例：页大小 16，槽位 53 落在第 3 页的第 5 格：53 = 3 * 16 + 5。
@@ -130,21 +160,26 @@ class TorchBackend(AttentionBackend):
         """
         check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        # `max_seqlen_q` 和 `max_seqlen_k` 在这里用不到：核函数要靠它们决定启动规模，逐条循环不需要。
+        # `max_seqlen_q` and `max_seqlen_k` go unused:
+        # kernels size their launch by them, a loop over sequences need not.
         starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-        out = torch.zeros_like(q)
+        out = torch.zeros_like(q)  # [T, Hq, D]
         for i in range(len(starts_q) - 1):
             # 例：`cu_seqlens_q` = [0, 3, 8] 时，序列 1 的 query 是第 3 到 7 行。
             # Example: with `cu_seqlens_q` = [0, 3, 8], the queries of sequence 1 are rows 3 to 7.
             rows = slice(starts_q[i], starts_q[i + 1])
+            # 两种来源，同一种结果：这条序列自己的 K、V，连续、等长，之后的计算不再知道有没有分页。
+            # Two sources, one result: this sequence's own K and V in one run; what follows no longer knows of pages.
             if block_table is None:
-                keys = k[starts_k[i] : starts_k[i + 1]]
-                values = v[starts_k[i] : starts_k[i + 1]]
+                keys = k[starts_k[i] : starts_k[i + 1]]  # [length, Hkv, D]
+                values = v[starts_k[i] : starts_k[i + 1]]  # [length, Hkv, D]
             else:
                 length = starts_k[i + 1] - starts_k[i]
-                keys = gather_pages(k, block_table[i], length)
-                values = gather_pages(v, block_table[i], length)
-            out[rows] = attend(q[rows], keys, values, scale, causal)
-        return out
+                keys = gather_pages(k, block_table[i], length)  # [length, Hkv, D]
+                values = gather_pages(v, block_table[i], length)  # [length, Hkv, D]
+            out[rows] = attend(q[rows], keys, values, scale, causal)  # [rows, Hq, D]
+        return out  # [T, Hq, D]
 
     def flash_attn_with_kvcache(
         self,
@@ -162,9 +197,12 @@ class TorchBackend(AttentionBackend):
         """
         check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-        out = torch.zeros_like(q)
+        out = torch.zeros_like(q)  # [B, Sq, Hq, D]
+        # 与变长版本的差别只有一处：每条序列的 query 一样多，所以 q 是规整的 4 维，不需要前缀和。
+        # It differs from the varlen version in one thing:
+        # all sequences have as many queries, so q is a plain 4-dim tensor.
         for b, length in enumerate(cache_seqlens.tolist()):
             keys = gather_pages(k_cache, block_table[b], length)  # [length, Hkv, D]
-            values = gather_pages(v_cache, block_table[b], length)
-            out[b] = attend(q[b], keys, values, scale, causal)
-        return out
+            values = gather_pages(v_cache, block_table[b], length)  # [length, Hkv, D]
+            out[b] = attend(q[b], keys, values, scale, causal)  # [Sq, Hq, D]
+        return out  # [B, Sq, Hq, D]

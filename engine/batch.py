@@ -46,7 +46,12 @@ class Batch:
         logits_indices: the rows that sample, [S] int64
     """
 
+    # T 是这一步的新 token 总数，各序列首尾相接，没有填充：长 3 和 5 的提示是 T = 8，补齐则要算 2 * 5 = 10。
+    # T counts this step's new tokens, end to end and without padding:
+    # prompts of 3 and 5 give T = 8; padded, 2 * 5 = 10.
     input_ids: Tensor
+    # 每个 token 在它自己序列里的位置，旋转位置编码要用；与它在批里排第几行无关。
+    # Where each token stands in its own sequence, for rotary embedding; its row in the batch does not matter.
     positions: Tensor
     metadata: AttentionMetadata
     logits_indices: Tensor
@@ -60,10 +65,15 @@ def _rectangle(tables: list[list[int]], device: torch.device) -> Tensor:
     Returns:
         [num_seqs, max_blocks] int32
     """
-    # 空位填 -1 而不是 0：万一有代码误读，-1 会立刻出错，而不是悄悄读到 0 号页里别人的数据。
-    # Empty cells hold -1 and not 0: code that reads one by mistake fails at once, not on another's block 0.
+    # 空位填 -1 而不是 0：0 是真实的页号，填 0 就分不清“没有”和“第 0 页”，调试时一眼看不出错。
+    # Empty cells hold -1 and not 0: 0 is a real block id, and "none" would look like "block 0" in the debugger.
+    # 但 -1 不会自己报错：torch 的下标 -1 是最后一页。后端按长度截断，从不读空位。
+    # Yet -1 is no error by itself: to torch, index -1 is the last block. Backends stop at the length and never read it.
+    #     [[7, 2, 5], [0]]  ->  [[7, 2, 5], [0, -1, -1]]
     width = max(map(len, tables), default=0)
     rows = [table + [-1] * (width - len(table)) for table in tables]
+    # `reshape` 是为空批准备的：没有解码行时 torch 给出的形状是 [0]，后端要的是 [0, 0]。
+    # `reshape` is for no rows at all: without decodes torch makes the shape [0], and the backends want [0, 0].
     return torch.tensor(rows, dtype=torch.int32, device=device).reshape(len(tables), width)
 
 
@@ -75,22 +85,46 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
     Args:
         schedule: rows with a single new token first, as `Scheduler.schedule` returns them
     """
+    # 先攒成 Python 列表，最后各转一次张量：逐个元素写 GPU 张量，每写一个就是一次主机到设备的拷贝。
+    # Collect Python lists and convert each once: a GPU tensor written element by element is a host copy for each.
     input_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
     logits_indices: list[int] = []
     for row in schedule:
         seq, start = row.seq, row.seq.num_computed_tokens
+        # 这一行只算 [start, end)：命中的和以前算过的都在 `start` 之前，K、V 已在缓存里，不再进模型。
+        # This row computes [start, end) only: what was hit or computed lies ahead of `start`,
+        # is in the cache and stays out.
+        # 例：提示 20 个，已算 12 个，这步 6 个：
+        # Example: a prompt of 20, 12 computed, 6 in this step:
+        #     input_ids += token_ids[12:18]      positions += 12, 13, 14, 15, 16, 17
         end = start + row.num_new_tokens
         input_ids += seq.token_ids[start:end]
+        # 常见的 bug：每块的位置又从 0 数起。不会报错，只是旋转位置编码全错，输出成了胡话。
+        # A common bug starts each chunk's positions at 0 again:
+        # no error, but rotary embedding is wrong and the text babbles.
         positions += range(start, end)
         # 位置 -> 槽位：第 `p // block_size` 页的第 `p % block_size` 格。Python 整数不会溢出，张量用 int64。
         # Position -> slot: offset `p % block_size` of block `p // block_size`. Python ints never overflow; int64 after.
+        # 停在这里看 `seq.block_table`：相邻的位置跨页时，槽位可以跳到任何地方，逻辑连续、物理不连续。
+        # Stop here and look at `seq.block_table`: across a block border slots jump anywhere, contiguous only in logic.
+        #     block_size 4, block_table [7, 2, 5]:   p = 6, 7, 8, 9  ->  slots 10, 11, 20, 21
         slots += [seq.block_table[p // block_size] * block_size + p % block_size for p in range(start, end)]
         if row.samples:
+            # 只有最后那个 token 用来预测下一个。词表 128256、提示 1000 个，float32 的 logits 全算要 513 MB，
+            # 只算 1 行是 0.5 MB。
+            # Only the last token predicts what comes next. With a vocabulary of 128256 and a prompt of 1000,
+            # float32 logits of all rows are 513 MB, of 1 row 0.5 MB.
             logits_indices.append(len(input_ids) - 1)
 
+    # 调度器已把这些行排在最前，所以个数就是分界线：`[:num_decodes]` 走解码函数，`[num_decodes:]` 走变长函数。
+    # The scheduler put these rows first, so their number is the border:
+    # `[:num_decodes]` decode, `[num_decodes:]` varlen.
     num_decodes = sum(row.num_new_tokens == 1 for row in schedule)
+    # 上下文含这一步的新 token，因为 K、V 先写后读：少加就看不见自己，多加会读到没写过的槽位。
+    # The context includes the new tokens, as K and V are stored before they are read: less, and a token misses itself;
+    # more, and it reads slots never written.
     contexts = [row.seq.num_computed_tokens + row.num_new_tokens for row in schedule]
     new_tokens = [row.num_new_tokens for row in schedule]
     tables = [row.seq.block_table for row in schedule]
@@ -99,14 +133,25 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
 
     metadata = AttentionMetadata(
         num_decodes=num_decodes,
+        # 槽位用 int64：它还要乘每格的元素数，大缓存里会超过 2**31；块表和长度用 int32，与 flash-attn 一致。
+        # Slots are int64: they are multiplied by the elements of a slot, beyond 2**31 in a large cache;
+        # tables and lengths are int32, as in flash-attn.
         slot_mapping=tensor(slots, torch.int64),
+        # 解码和预填充各用一个矩形：否则一条很长的提示会把所有解码行的块表都撑宽。
+        # A rectangle each for decodes and prefills, or a single long prompt would widen every decode row's table.
         decode_block_tables=_rectangle(tables[:num_decodes], device),
         cache_seqlens=tensor(contexts[:num_decodes], torch.int32),
         prefill_block_tables=_rectangle(tables[num_decodes:], device),
         # 前缀和把“每条多长”变成“每条从哪开始”：长度 [3, 5] 得到 [0, 3, 8]。
         # Running sums turn "how long" into "where it starts": lengths [3, 5] give [0, 3, 8].
+        # q 与 k 的长度可以不同。例：A 是 3 个 token 的新提示；B 已算 16 个，这步再算 5 个，要看 21 个 key：
+        # q and k may differ. Example: A is a new prompt of 3;
+        # B has 16 computed and 5 more in this step, which see 21 keys:
+        #     cu_seqlens_q [0, 3, 8]      cu_seqlens_k [0, 3, 24]
         cu_seqlens_q=tensor(list(accumulate(new_tokens[num_decodes:], initial=0)), torch.int32),
         cu_seqlens_k=tensor(list(accumulate(contexts[num_decodes:], initial=0)), torch.int32),
+        # 后端用最大长度决定补齐多宽、启动多少线程块；在主机上就算好，省得为读一个数停下来等 GPU。
+        # Backends pad and size their launches by the longest; known on the host, nobody waits for the GPU to tell it.
         max_seqlen_q=max(new_tokens[num_decodes:], default=0),
         max_seqlen_k=max(contexts[num_decodes:], default=0),
     )
@@ -126,8 +171,13 @@ def build_sampling_inputs(
     Collect the parameters of the rows that sample, in the order of `Batch.logits_indices`; None if all are greedy and
     need none.
     """
+    # 与 `build_batch` 追加 `logits_indices` 用同一个条件、同一个次序，否则甲的温度会用到乙的 logits 上。
+    # The same condition and order as `build_batch` has for `logits_indices`,
+    # or one user's temperature meets another's logits.
     sequences = [row.seq for row in schedule if row.samples]
     params = [seq.params for seq in sequences]
+    # 全贪心时一次 `argmax` 就够，噪声和排序都省了；只要有一行要采样，整批就一起算。
+    # All greedy needs a single `argmax`, no noise and no sort; with any row that samples the whole batch goes that way.
     if all(p.greedy for p in params):
         return None
     # `top_k` 为 0 或 -1 表示不限，换成词表大小，计算时就不必再分情况。
@@ -135,6 +185,9 @@ def build_sampling_inputs(
     top_ks = [p.top_k if p.top_k > 0 else vocab_size for p in params]
 
     def column(values: list[float]) -> Tensor:
+        # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
+        # A column broadcasts against logits of [S, vocab_size]:
+        # each row gets its own temperature without a Python loop.
         return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)  # [S, 1]
 
     return SamplingInputs(
@@ -142,8 +195,14 @@ def build_sampling_inputs(
         top_ps=column([p.top_p for p in params]),
         min_ps=column([p.min_p for p in params]),
         top_ks=torch.tensor(top_ks, dtype=torch.int64, device=device).unsqueeze(1),
+        # 噪声由（种子，第几个输出，token id）决定，这里送去前 2 个；没有随机数状态，也就不怕被谁打乱。
+        # Noise depends on (seed, output index, token id), and here go the first 2;
+        # with no generator state, nothing disturbs it.
         seeds=torch.tensor([seq.seed for seq in sequences], dtype=torch.int64, device=device),
         output_indices=torch.tensor([seq.num_output_tokens for seq in sequences], dtype=torch.int64, device=device),
+        # 给 128256 个分数排序很贵，没人用 `top_k`、`top_p` 就整批跳过；在主机上判断，不必读 GPU。
+        # Sorting 128256 scores is expensive and skipped if nobody uses `top_k` or `top_p`;
+        # decided on the host, no GPU read.
         any_filter=any(p.top_p < 1.0 or k < vocab_size for p, k in zip(params, top_ks)),
         any_min_p=any(p.min_p > 0.0 for p in params),
     )

@@ -26,7 +26,11 @@ class Block:
     The account of one physical block: how many sequences use it, and its content's name, if registered.
     """
 
+    # 有几张块表里写着这一页；3 个序列共用系统提示的第一页，它就是 3，归 0 才算空闲。
+    # How many block tables name it: 3 when 3 sequences share a system prompt's first block, and free only at 0.
     ref_count: int = 0
+    # 与 `ref_count` 无关：空闲的页也可以有名字，意思是“没人用，但还能命中”，像内核的 page cache。
+    # Independent of `ref_count`: a free block may bear a name, "unused, can still be hit", like a kernel's page cache.
     key: BlockKey | None = None
 
 
@@ -46,6 +50,8 @@ class PrefixCacheStats:
 
         The share of hits, 0 before the first query.
         """
+        # 完全重复的提示也到不了 1：页大小 16、提示 32 个 token，最多命中 16 个，即 0.5。
+        # Even a repeated prompt never gets to 1: with blocks of 16, a prompt of 32 tokens hits 16 at most, that is 0.5.
         return self.hit / self.queried if self.queried else 0.0
 
 
@@ -62,7 +68,14 @@ class BlockManager:
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
+        # 下标就是页号：`blocks[7]` 记的是各层 KV 缓存里的 `k_cache[7]` 和 `v_cache[7]`，每层共用这个号。
+        # The index is the block id: `blocks[7]` is the account of `k_cache[7]` and `v_cache[7]`,
+        # the same id in every layer.
         self.blocks = [Block() for _ in range(num_blocks)]
+        # 不用 deque：命中时要从队列中间抽走一页，deque 得从头找，这里是 O(1)。
+        # Not a deque: a hit takes its block out of the middle, which a deque has to search for and this does in O(1).
+        # 只有键有用，就是页号；最前面的闲得最久，最先被取走，这就是 LRU。
+        # Only the keys matter, they are block ids; the front has been idle longest and goes first, which is LRU.
         self.free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self.cached: dict[int, int] = {}
         self.stats = PrefixCacheStats()
@@ -88,6 +101,13 @@ class BlockManager:
 
         Blocks that hold so many tokens, rounded up.
         """
+        # 例，页大小 16：
+        # Example with blocks of 16:
+        #     tokens   0   1   16   17   35
+        #     blocks   0   1    1    2    3
+        # 浪费只在最后一页：35 个 token 占 3 页共 48 格，空 13 格；若按最大长度预留，会空出几千格。
+        # Waste is in the last block only: 35 tokens take 3 blocks, 48 slots, and 13 stay empty;
+        # reserving the maximum length instead would leave thousands empty.
         return (num_tokens + self.block_size - 1) // self.block_size
 
     # ---- 前缀缓存 ----
@@ -98,8 +118,15 @@ class BlockManager:
 
         The name of the sequence's block `index`; computed as needed and kept, also across preemption.
         """
+        # 从缺的那一页补到 `index`，不能跳着算：每个名字都要用前一页的名字，像 Merkle 链，也像 git 提交。
+        # From the first missing one up to `index`, none skipped:
+        # a name needs the one before, as in a Merkle chain or git.
         while len(seq.block_keys) <= index:
+            # 调用者只问写满的页。若给只有 9 个 token 的半页命名，名字会一直留着，写满 16 个之后就错了。
+            # Callers ask for full blocks only: a name made from 9 tokens would stay, and be wrong with 16 in the block.
             start = len(seq.block_keys) * self.block_size
+            # 常见的 bug：每页都从 None 算起，于是上文不同、本页相同的两页同名，读到别人的 K、V。
+            # A common bug starts every block from None: equal blocks after different beginnings share a name and K, V.
             parent = seq.block_keys[-1] if seq.block_keys else None
             seq.block_keys.append(make_block_key(parent, tuple(seq.token_ids[start : start + self.block_size])))
         return seq.block_keys[index]
@@ -109,9 +136,14 @@ class BlockManager:
 
         The block of this name; an equal hash is not enough, the tokens of the whole prefix must be equal.
         """
+        # 停在这里看 `key.hash in self.cached`：False 说明这段前缀没登记过，或者它的页已被取走。
+        # Stop here and look at `key.hash in self.cached`: False means never registered, or its block has been taken.
         block_id = self.cached.get(key.hash)
         if block_id is None:
             return None
+        # 哈希只负责找到桶，和哈希表一样；少了这次核对，一次碰撞就会把甲的上文当成乙的来回答。
+        # The hash only finds the bucket, as in a hash table; without this comparison a collision answers one user with
+        # another user's context.
         stored = self.blocks[block_id].key
         return block_id if stored is not None and stored.same_prefix(key) else None
 
@@ -125,11 +157,19 @@ class BlockManager:
         At least 1 token is left unhit: the last one must be computed, or there are no logits to sample from.
         Example: with blocks of 16 and a prompt of exactly 32 tokens, at most (32 - 1) // 16 = 1 block is hit.
         """
+        # 命中的都是满页，新 token 只写进后面自己的页；共享页从不被写，用不着写时复制（copy-on-write）。
+        # Hits are full, and new tokens go to one's own blocks behind them:
+        # no shared block is written, no copy-on-write.
         hits: list[int] = []
         if not self.enable_prefix_caching:
             return hits
+        # 减 1 的效果，页大小 16：16 个 token 查 0 页，17 到 32 个查 1 页，33 个查 2 页。
+        # What the minus 1 does with blocks of 16: 16 tokens look up 0 blocks, 17 to 32 look up 1, 33 look up 2.
         for index in range((seq.num_tokens - 1) // self.block_size):
             block_id = self._find(self._key(seq, index))
+            # 断了就停：`num_computed_tokens` 只能从头连着数，中间缺一页，后面的页查得到也用不上。
+            # A miss ends it: `num_computed_tokens` counts from the start without a gap,
+            # so a block behind the gap is of no use.
             if block_id is None:
                 break
             hits.append(block_id)
@@ -142,15 +182,26 @@ class BlockManager:
         """
         if not self.enable_prefix_caching:
             return
+        # 看已算的数，不看已知的数：刚采到的 token 还没过模型，K、V 不在缓存里，命中的人会读到垃圾。
+        # Go by computed tokens, not known ones: the token just sampled has no K and V in the cache yet,
+        # and who hits such a block reads junk.
+        # 例，页大小 4：已知 8 个、已算 7 个，7 // 4 = 1，所以第 2 页要等下一步才登记。
+        # Example with blocks of 4: 8 known and 7 computed, 7 // 4 = 1, so block number 2 is registered one step later.
         while seq.num_registered_blocks < seq.num_computed_tokens // self.block_size:
             index = seq.num_registered_blocks
             key = self._key(seq, index)
             # 前一页查不到（碰撞了，或已被淘汰），这一页登记了也没人走得到，索性不登记。
             # If the block before cannot be found (a collision, or evicted), nobody could reach this one: leave it.
             if index > 0 and self._find(seq.block_keys[index - 1]) is None:
+                # 这里返回而不跳过：下一步还会再试，前一页若被别人重新登记，这一页就能跟着补上。
+                # A return and not a skip: the next step tries again,
+                # and follows once somebody registers the block before anew.
                 return
             # 名字已被占用：若内容相同，旧登记保留，本页自用；若是碰撞，也不覆盖。两种情况都不登记。
             # The name is taken: an equal block keeps it and ours stays private; on a collision it stays as well.
+            # 例：2 个相同的提示同一步进来，查不到对方，各算各的；后登记的那份没有名字，释放后就是空页。
+            # Example: 2 equal prompts in one step miss each other and both compute;
+            # the later copy gets no name and, once freed, is just an empty block.
             if key.hash not in self.cached:
                 self.cached[key.hash] = seq.block_table[index]
                 self.blocks[seq.block_table[index]].key = key
@@ -166,6 +217,9 @@ class BlockManager:
         """
         # 命中的页若正躺在空闲队列里，取走它也要占一个名额，和新页一样算。
         # A hit that lies in the free queue is consumed by taking it, so it counts like a new block.
+        # 例：要 4 页，命中 2 页且都空闲：新页 2 + 命中 2 = 4，空闲 3 页不够；命中的若有人在用，2 页就够。
+        # Example: 4 blocks wanted, 2 of them hits that lie free: 2 new + 2 hits = 4, so 3 free are too few;
+        # with the hits in use by others, 2 would do.
         hits_in_queue = sum(self.blocks[block_id].ref_count == 0 for block_id in hits)
         new_blocks = self.num_blocks_needed(num_tokens) - len(hits)
         return new_blocks + hits_in_queue <= self.num_free_blocks
@@ -175,14 +229,24 @@ class BlockManager:
 
         Admit a sequence: hold the hits first, then add new blocks.
         """
+        # 例，共 5 页，页大小 4，命中 [0]，要装 9 个 token，也就是 3 页：
+        # Example with 5 blocks of 4, hits [0] and 9 tokens to hold, that is 3 blocks:
+        #     before    free_queue [3, 1, 0, 4, 2]   block_table []
+        #     hits      free_queue [3, 1, 4, 2]      block_table [0]          num_computed_tokens 4
+        #     grow      free_queue [4, 2]            block_table [0, 3, 1]
         assert not seq.block_table, "only a sequence without blocks is admitted"
         # 顺序要紧：先占住命中的页，否则下面取新页时可能正好把它们淘汰掉。
         # The order matters: hold the hits first, or taking new blocks below might evict them.
         for block_id in hits:
+            # 从没人用变成有人用，就要离开空闲队列；漏了这步，它会被当成空页发给别人，两个序列互相覆盖。
+            # Once used it must leave the free queue, or somebody else gets it as empty and both overwrite it.
             if self.blocks[block_id].ref_count == 0:
                 del self.free_queue[block_id]
             self.blocks[block_id].ref_count += 1
             seq.block_table.append(block_id)
+        # 命中的页已经登记过，K、V 也在缓存里，所以直接计入“已算”：前向从它们后面的 token 开始。
+        # Hits are registered and have K and V in the cache, so they count as computed:
+        # the forward pass starts behind them.
         seq.num_registered_blocks = len(hits)
         seq.num_computed_tokens = len(hits) * self.block_size
         # 只统计第一次接纳：被抢占后命中自己的旧页，不算前缀缓存的功劳。
@@ -197,6 +261,8 @@ class BlockManager:
 
         Whether the free blocks suffice to let the sequence grow to `num_tokens` tokens.
         """
+        # 页大小 16 时，解码每 16 步才缺 1 页；其余 15 步缺 0 页，空闲页为 0 也放行。
+        # With blocks of 16, decoding lacks 1 block once in 16 steps; in the other 15 it lacks 0 and passes with 0 free.
         return self.num_blocks_needed(num_tokens) - len(seq.block_table) <= self.num_free_blocks
 
     def grow(self, seq: Sequence, num_tokens: int) -> None:
@@ -204,6 +270,13 @@ class BlockManager:
 
         Only when the last block is full is a new one needed: while more are needed than the table has, add one.
         """
+        # 有的引擎写成 `len % block_size == 1` 就加一页：每步恰好多 1 个 token 才对，一次多 20 个就会漏。
+        # Some engines add a block when `len % block_size == 1`:
+        # right if each step adds just 1 token, wrong for a chunk of 20.
+        # 直接比“需要”和“已有”，怎么长都对，页大小 16：
+        # Comparing what is needed with what is there is right for any growth, with blocks of 16:
+        #     tokens   15 -> 16        16 -> 17        16 -> 36
+        #     blocks    1 -> 1          1 -> 2          1 -> 3
         while self.num_blocks_needed(num_tokens) > len(seq.block_table):
             seq.block_table.append(self._take_free_block())
 
@@ -212,8 +285,14 @@ class BlockManager:
 
         Take the free block unused for longest; contents that could still be hit are evicted only now.
         """
+        # 从最前面取，像内核回收最冷的物理页；调用者已问过 `can_allocate` 或 `can_grow`，队列不会是空的。
+        # From the front, as a kernel reclaims the coldest page; callers have asked `can_allocate` or `can_grow`,
+        # so the queue is not empty.
         block_id, _ = self.free_queue.popitem(last=False)
         block = self.blocks[block_id]
+        # 惰性淘汰：取走时才抹名字。这里漏抹，别人还会按旧名字命中它，读到的却是新主人的 K、V。
+        # Lazy eviction: the name goes only now. Were it left,
+        # others would still hit it and read the new owner's K and V.
         if block.key is not None:
             del self.cached[block.key.hash]
             block.key = None
@@ -227,13 +306,22 @@ class BlockManager:
         """
         # 从尾到头归还：队列先淘汰尾部，大家共用的开头（如系统提示）活得最久。
         # Tail first: the queue evicts tails first, so a shared head (a system prompt, say) survives longest.
+        # 例：块表 [7, 2, 5]，7 号页另有 1 个序列在用：
+        # Example: table [7, 2, 5], and block 7 is used by 1 other sequence:
+        #     free_queue [4]  ->  [4, 5, 2]      blocks[7].ref_count 2 -> 1      block_table []
         for block_id in reversed(seq.block_table):
             block = self.blocks[block_id]
             block.ref_count -= 1
+            # 归 0 才入队：别人还在用的页不能发出去，和 `shared_ptr` 一个道理。
+            # Queued only at 0: a block that others use must not be handed out, as with a `shared_ptr`.
             if block.ref_count == 0:
                 self.free_queue[block_id] = None
+        # 清空之后，再归还一次也无害：先被抢占、又在等待时被取消的请求，会走到这里两次。
+        # Once empty, a second return does no harm: a request preempted and then aborted while waiting comes here twice.
         seq.block_table.clear()
         seq.num_registered_blocks = 0
+        # 页没了，K、V 也就没了：已算归 0，调度器会把提示连输出当作一个新提示重算。
+        # No blocks, no K and V: with 0 computed, the scheduler recomputes prompt and output like a new prompt.
         seq.num_computed_tokens = 0
 
     # ---- 自检 ----
@@ -250,10 +338,19 @@ class BlockManager:
         Raises:
             RuntimeError: an invariant is broken; the message says which
         """
+        # 以块表为准重数一遍，再和账本对照，像 fsck 用目录树核对空闲位图。
+        # Count anew from the block tables and compare with the books,
+        # as fsck checks the free map against the file tree.
         held = Counter(block_id for seq in sequences for block_id in seq.block_table)
+        # 总数偏小是漏页：取消请求却忘了归还，池子越用越小，谁也进不来；偏大则是有页还在用就被归还。
+        # Too small a total is a leak: an abort that returns nothing shrinks the pool until nobody gets in;
+        # too large a one means a block was returned while in use.
         if len(self.free_queue) + len(held) != self.num_blocks:
             raise RuntimeError(f"{len(self.free_queue)} free + {len(held)} used blocks, the pool has {self.num_blocks}")
         for block_id, block in enumerate(self.blocks):
+            # 计数偏大，页永远收不回；偏小，页还在用就会发给别人，输出变乱却不报错。
+            # Too high a count never gives the block back; too low a one hands it out while in use:
+            # garbled text and no error.
             if block.ref_count != held[block_id]:
                 raise RuntimeError(f"block {block_id}: ref_count {block.ref_count}, held by {held[block_id]} tables")
             if (block.ref_count == 0) != (block_id in self.free_queue):
@@ -265,6 +362,9 @@ class BlockManager:
             if key is None or key.hash != name:
                 raise RuntimeError(f"block {block_id}: the cache knows it as {name:#x}, it does not")
         for seq in sequences:
+            # 同一页出现两次，后面的 token 会覆盖前面的 K、V，像两个虚拟地址误映射到同一个物理页。
+            # Twice in one table, and later tokens overwrite earlier K and V,
+            # like two virtual pages mapped to one by mistake.
             if len(set(seq.block_table)) != len(seq.block_table):
                 raise RuntimeError(f"{seq!r}: a block appears twice in its table")
             if seq.num_computed_tokens > len(seq.block_table) * self.block_size:

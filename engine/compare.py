@@ -11,6 +11,7 @@ from backends import create_backend
 from engine.config import EngineConfig
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
+from models.config import load_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,36 +43,71 @@ def compare_backends(
     Once the two choose different tokens their contexts differ and comparing means nothing; so both go on with A's
     tokens, and the comparison holds to the end.
     """
+    # 适合检验新后端：拿慢而直白的 `torch` 当标准答案，误差从哪一步开始变大，一眼就能看到。
+    # Made to test a new backend: `torch`, slow and plain, is the reference, and you see in which step the error grows.
     device = config.resolve_device()
     # 页大小不同，前缀命中就不同，步子也会错开；统一用两者默认值里较大的。
     # With different block sizes prefix hits differ and the steps drift apart; use the larger default for both.
     block_size = config.kvcache_block_size or max(create_backend(name, device).default_block_size for name in names)
-    first, second = (LLMEngine(replace(config, backend=name, kvcache_block_size=block_size)) for name in names)
+    # 两个引擎各有自己的权重、页池和调度器，互不共享；所以内存要够放 2 份模型。
+    # Each engine has its own weights, pool and scheduler, nothing is shared; so memory must hold the model 2 times.
+    # 页池按需要给，不按显存给：两个引擎要同住一台设备，而且页数相同，调度才相同。
+    # The pools get what is needed, not what is free: both share a device, and equal pools schedule equally.
+    limit = load_config(config.resolve_model_folder()).max_position_embeddings
+    length = config.max_model_len or min(limit, max(map(len, prompts), default=0) + params.max_tokens)
+    tokens = [length, *(min(len(prompt) + params.max_tokens, length) for prompt in prompts)]
+    sizes = replace(
+        config,
+        kvcache_block_size=block_size,
+        max_model_len=length,
+        num_kvcache_blocks=config.num_kvcache_blocks or sum(-(-count // block_size) for count in tokens),
+    )
+    first, second = (LLMEngine(replace(sizes, backend=name)) for name in names)
+    # 没给种子时固定为 0：否则两边各抽各的，噪声不同，选的 token 当然不同，比较就失去意义。
+    # Without a seed take 0: else each side draws its own, and tokens differ by the noise, not by the backend.
     seeds = replace(params, seed=params.seed if params.seed is not None else 0)
     for index, prompt in enumerate(prompts):
         for engine in (first, second):
+            # 两边用相同的请求 id，后面才能一行一行地对上。
+            # Both sides use the same request ids, so that rows can be matched later.
             engine.add_request(prompt, seeds, str(index))
 
     step = 0
+    # 只看 A 的队列就够：两边记的 token 相同，结束也在同一步。
+    # A's queues suffice: both record the same tokens and so finish in the same step.
     while first.has_unfinished():
         step += 1
+        # 这就是 `LLMEngine.step` 的四行，拆开来两边交替执行，才能在中间插进比较。
+        # The four lines of `LLMEngine.step`, taken apart and run on both sides by turns, to compare in between.
         schedule_a, batch_a = first.schedule()
         schedule_b, batch_b = second.schedule()
+        # 序列对象各有各的，不能直接比；比的是 id 和新 token 数。
+        # The sequence objects belong to their engines and cannot be compared; ids and numbers of new tokens can.
         rows_a = [(row.seq.request_id, row.num_new_tokens) for row in schedule_a]
         rows_b = [(row.seq.request_id, row.num_new_tokens) for row in schedule_b]
         assert rows_a == rows_b, "scheduling does not depend on the backend"
+        # 停在这里，两边都走过后看 `(logits_a - logits_b).abs().max(-1)`：哪一行大，就查那一行的序列。
+        # Stop here, run both, look at `(logits_a - logits_b).abs().max(-1)`: a large row names the sequence to check.
         logits_a = first.model_runner.execute(batch_a)  # [S, vocab_size]
         logits_b = second.model_runner.execute(batch_b)
         tokens_a, tokens_b = first.sample(schedule_a, logits_a), second.sample(schedule_b, logits_b)
         yield StepComparison(
             step=step,
             num_tokens=sum(count for _, count in rows_a),
+            # 只有中间块的一步没有 logits：空张量取 `max` 会报错，记为 0。
+            # A step of middle chunks only has no logits: `max` of an empty tensor is an error, so it counts as 0.
             max_difference=float((logits_a - logits_b).abs().max()) if logits_a.numel() else 0.0,
             different=[
                 (request_id, a[0], b[0])
                 for (request_id, _), a, b in zip(rows_a, tokens_a, tokens_b)
+                # 没采样的行两边都是空列表，相等，所以能走到 `a[0]` 的两边都有 1 个 token。
+                # A row that did not sample is empty on both sides, hence equal; where `a[0]` is read, both hold 1.
                 if a != b
             ],
         )  # fmt: skip
+        # `yield` 之后才更新：调用者处理结果时，两边还停在这一步，可以检查它们的状态。
+        # Updated after the `yield`: while the caller looks, both sides still stand at this step and can be inspected.
         first.update(schedule_a, tokens_a)
+        # B 也记 A 的 token，不记自己的：上文保持相同，一次分歧不会让后面的比较全部作废。
+        # B records A's tokens, not its own: the contexts stay equal, and one difference does not void all later steps.
         second.update(schedule_b, tokens_a)

@@ -10,6 +10,8 @@ import torch
 
 from models.config import ModelLoadError
 
+# 从本文件的位置推出，不看当前目录：在哪里启动都找得到。
+# Derived from this file's place and not the current directory, so it is found wherever one starts.
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "tiny-llama"
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -46,10 +48,23 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     max_model_len: int | None = None
+    # 调大则吞吐高，但每个请求分到的页少，抢占也多；页不够时，真正的上限是页数而不是它。
+    # More means more throughput, but fewer blocks for each and more preemption;
+    # when blocks are short, they are the limit.
     max_num_seqs: int = 256
+    # 调小则长提示切得更碎，别人的解码等得更短，代价是提示自己要走更多步；设成 16 最便于单步观察。
+    # Less cuts long prompts finer: others' decodes wait less, and the prompt takes more steps; 16 is good for stepping.
     max_num_batched_tokens: int | None = None
+    # 例：1000 个 token，页大小 16 占 63 页、空 8 格；页大小 256 占 4 页、空 24 格，块表却短得多。
+    # Example, 1000 tokens: blocks of 16 take 63 and leave 8 slots empty;
+    # blocks of 256 take 4 and leave 24, but the table is far shorter.
     kvcache_block_size: int | None = None
+    # 想亲眼看抢占，就把它设小，再同时跑几个请求，看 `scheduler.num_preemptions`。
+    # To see preemption happen, make this small, run a few requests at once and look at `scheduler.num_preemptions`.
     num_kvcache_blocks: int | None = None
+    # 是显卡总显存的份额，不是空闲显存的：权重、中间结果和别的程序占的先扣掉，剩下的才给 KV 缓存。
+    # A share of the card's total, not of what is free: weights, intermediate results and other programs come off first,
+    # and the KV cache gets what is left.
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
@@ -57,14 +72,22 @@ class EngineConfig:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        # None 表示由引擎定：真正的数要看模型和内存，此刻还不知道，所以这里只查用户给的。
+        # None leaves it to the engine: the number depends on model and memory,
+        # unknown as yet, so only what users gave is checked.
         required = ("max_num_seqs",)
         optional = ("max_model_len", "max_num_batched_tokens", "kvcache_block_size", "num_kvcache_blocks")
         for name in required + optional:
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
+            # 单独排除 bool：它是 int 的子类，`max_num_seqs=True` 会变成同时只跑 1 个序列。
+            # bool is ruled out by name: it is a subclass of int,
+            # and `max_num_seqs=True` would run 1 sequence at a time.
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r} is out of range: use an integer from 1 up")
+        # 有人会写 90，意思是百分之九十；让它过去，到分配显存时才会莫名其妙地失败。
+        # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(
                 f"gpu_memory_utilization={self.gpu_memory_utilization!r} is out of range: use a share in (0, 1]"
@@ -83,13 +106,20 @@ class EngineConfig:
             ValueError: no such device here
         """
         if self.device == "auto":
+            # 没有 GPU 也能跑，只是慢：每一行都能在笔记本电脑的调试器里走一遍。
+            # It runs without a GPU as well, only slower: each line can be stepped through in a laptop's debugger.
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
         except RuntimeError:
             raise ValueError(f"device={self.device!r} is unknown: use auto, cpu, cuda or cuda:N") from None
+        # torch 认得的设备更多：`mps`、`meta` 都能通过上面那行，所以类型还要再查。
+        # torch knows more devices: `mps` and `meta` get past the line above, so the type is checked as well.
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device={self.device!r} is not supported: use auto, cpu, cuda or cuda:N")
+        # `cuda:9` 语法上没错，有没有这块卡要到分配显存时才知道；在这里数一数，当场说清。
+        # `cuda:9` is good syntax, and only allocating memory would show that there is no such card;
+        # count and say so now.
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device={self.device!r}: only {torch.cuda.device_count()} CUDA devices here; use cpu")
         return device
@@ -101,8 +131,14 @@ class EngineConfig:
         """
         if self.dtype != "auto":
             return _DTYPES[self.dtype]
+        # 很多 CPU 没有 bf16 的矩阵指令，用它反而更慢、更不准。
+        # Many CPUs have no matrix instructions for bf16, where it is slower and less exact.
         if device.type == "cpu":
             return torch.float32
+        # 不算模拟：torch 把老卡上用软件换算的 bf16 也报成“支持”，那样很慢。
+        # Emulation does not count: torch also reports bf16 as supported on old cards that convert in software, slowly.
+        # float16 最大只到 65504，而 bf16 的范围与 float32 相同；换过去之后输出若出现 NaN，先想到这里。
+        # float16 ends at 65504 while bf16 reaches as far as float32; if NaN appears after this swap, think of it first.
         if model_dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.float16
         return model_dtype
@@ -122,12 +158,20 @@ class EngineConfig:
         name = str(self.model)
         # 恰好 1 个斜杠、不以 . 或 / 开头的，才可能是 hub id；其余一律是路径。
         # Only a name with exactly 1 slash that starts with neither . nor / can be a hub id; all else is a path.
+        # 路径不存在也照样返回：读 `config.json` 时会报出完整路径，比在这里猜用户的意思更清楚。
+        # A path that does not exist is returned too: reading `config.json` then names the full path,
+        # which beats guessing here.
         if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
             return folder
+        # 用到才导入：内嵌模型和本地文件夹用不着它，启动也就更快。
+        # Imported only when needed: the embedded model and local folders do without it and start faster.
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
+            # `local_files_only=True`：只查本地缓存，从不联网；下载几 GB 的东西该由用户自己决定。
+            # `local_files_only=True`: only the local cache, never the network;
+            # downloading gigabytes is for the user to decide.
             return Path(snapshot_download(name, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
             raise ModelLoadError(

@@ -16,6 +16,8 @@ from engine.progress import generation_progress, loading_progress
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Message
 
+# 文字，或已经分好的 token id；后者绕过分词器，测试和测速用它来固定输入。
+# Text, or token ids; ids bypass the tokenizer, and tests and benchmarks use them to fix the input.
 Prompt = str | list[int]
 
 
@@ -35,27 +37,43 @@ class LLM:
         BackendUnavailableError: the backend cannot run here
     """
 
+    # 选项逐个写出，不用 `**kwargs`：写错名字时 Python 自己抛 `TypeError`，不会悄悄忽略；编辑器也能补全。
+    # Options are spelt out, no `**kwargs`: Python itself raises `TypeError` for a typo, and editors can complete.
     def __init__(
         self,
+        # None 是随仓库附带的小模型：不下载、不要 GPU，第一次读源码就用它。
+        # None is the small model in the repository: no download, no GPU; take it for a first reading.
         model: str | Path | None = None,
         backend: str = "auto",
         device: str | torch.device = "auto",
         dtype: str = "auto",
+        # 写 None 的几项由机器决定：页大小问后端，页数看内存，长度看模型和页数。
+        # What is None the machine decides: block size by backend, blocks by memory, length by model and blocks.
         max_model_len: int | None = None,
+        # 类似连接池的上限：同时运行的请求至多 256 个，其余在 `waiting` 里排队，而不是被拒绝。
+        # Like a connection pool's cap: at most 256 requests run, the others wait in `waiting` and are not refused.
         max_num_seqs: int = 256,
         max_num_batched_tokens: int | None = None,
         kvcache_block_size: int | None = None,
         num_kvcache_blocks: int | None = None,
+        # 整张卡最多用到几成，别的程序已占的也算在内：同一张卡上，第 1 个引擎给 0.45，第 2 个就要给 0.9。
+        # How full the card may get, other programs included: on one card engine 1 gets 0.45, then engine 2 needs 0.9.
         gpu_memory_utilization: float = 0.9,
         enable_prefix_caching: bool = True,
+        # 调试时设为真：每个操作都由 Python 逐行发出，断点才停得住。
+        # Set it when debugging: Python issues every operation line by line, so breakpoints are hit.
         enforce_eager: bool = False,
         seed: int | None = None,
         strict: bool = False,
         progress: bool = False,
     ) -> None:
+        # 先造配置：取值范围在构造时就查，写错一个数不必等权重加载完才知道。
+        # The configuration first: its ranges are checked at construction, so a bad value need not wait for the weights.
         config = EngineConfig(
             model=model,
             backend=backend,
+            # 也接受 `torch.device`：统一成字符串，后面只有一种写法要处理。
+            # A `torch.device` is welcome too: as a string, there is a single form to deal with from here on.
             device=str(device),
             dtype=dtype,
             max_model_len=max_model_len,
@@ -70,9 +88,13 @@ class LLM:
             strict=strict,
         )
         if progress:
+            # `with` 保证出错时也收起进度条，否则错误信息会和没画完的进度条搅在一起。
+            # `with` closes the bar on an error too, or the message would be mixed up with a bar half drawn.
             with loading_progress() as bar:
                 self.engine = LLMEngine(config, bar)
         else:
+            # 作为库使用时默认不显示：进度条是给命令行看的，服务的日志里不需要它。
+            # As a library it is silent by default: bars are for the command line, a service's log has no use for them.
             self.engine = LLMEngine(config)
 
     def generate(
@@ -93,6 +115,10 @@ class LLM:
         Raises:
             ValueError: a request is not valid; then none has been added
         """
+        # 字符串也是可迭代的：不先判断，`list("你好")` 会变成 2 个各一个字的请求。
+        # A string is iterable as well: without the test, `list("你好")` would be 2 requests of one character each.
+        # 直接传 [1, 2, 3] 会被当成 3 个提示而报错；一个以 id 表示的提示要写成 [[1, 2, 3]]。
+        # A bare [1, 2, 3] counts as 3 prompts and is an error; one prompt of ids is written [[1, 2, 3]].
         requests: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
         return self._run(requests, sampling_params, progress)
 
@@ -114,10 +140,18 @@ class LLM:
         Raises:
             ValueError: no template, bad messages, or a request that is not valid
         """
+        # 空列表没有第 0 项可看，先返回；0 段对话得到 0 个结果，批处理的代码不必自己判断。
+        # An empty list has no item 0 to look at; 0 conversations give 0 results, and callers need no case of their own.
         if not messages:
             return []
+        # 看第 0 项就能分清：是字典，整个列表便是一段对话；是列表，便有几段。
+        # Item 0 tells: if it is a dict, the list is one conversation; if it is a list, there are several.
+        #   [{"role": "user", ...}]     ->  1 conversation
+        #   [[{...}], [{...}, {...}]]   ->  2 conversations
         conversations: Sequence[Any] = [messages] if isinstance(messages[0], Mapping) else messages
         tokenizer = self.engine.tokenizer
+        # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
+        # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
         prompts: list[Prompt] = [tokenizer.encode_chat(c, chat_template_kwargs) for c in conversations]
         return self._run(prompts, sampling_params, progress)
 
@@ -132,23 +166,35 @@ class LLM:
         Validate all, add all, then step until done.
         """
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            # 同一个对象给所有请求用是安全的：`SamplingParams` 是冻结的，谁也改不了它。
+            # One object for all requests is safe: `SamplingParams` is frozen, and nobody can change it.
             params: list[SamplingParams | None] = [sampling_params] * len(prompts)
         else:
             params = list(sampling_params)
+            # `zip` 到短的那个就停：不比长度，多出来的提示会无声消失，结果也就少了几个。
+            # `zip` stops at the shorter one: unchecked, the prompts left over vanish silently, and so do their results.
             if len(params) != len(prompts):
                 raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params: give one or one each")
         # 第 5 个提示不合法时，前 4 个也不该已经在跑：全部通过检查才加入。
         # If prompt 5 is bad, the first 4 must not be running already: add only when all have passed.
         sequences = [self.engine.prepare_request(p, s) for p, s in zip(prompts, params)]
+        # `step` 会返回任何人的结果，靠这个集合认出自己的。
+        # `step` returns anybody's results; this set tells which are ours.
         ours = {seq.request_id for seq in sequences}
         results: dict[str, RequestOutput] = {}
         try:
+            # 全部先进队列，再走第一步：调度器看得到所有请求，第一步就能把它们拼成一批。
+            # All enter the queue before the first step, so that the scheduler can batch them from the start.
             for seq, prompt in zip(sequences, prompts):
                 self.engine.add_sequence(seq, prompt if isinstance(prompt, str) else None)
+            # 连续批处理就发生在这个循环里：短的先完成离开，等待的随即补上，谁也不等同批最长的那个。
+            # Continuous batching is this loop: short ones leave, waiting ones step in, nobody waits for the longest.
             with generation_progress(self.engine, len(sequences), progress) as bar:
                 # 引擎里可能还有别人加的请求，它们同步前进，但不算在这里的结果里。
                 # Others may have added requests to the engine; they go on beside ours but are not among our results.
                 while len(results) < len(sequences):
+                    # 初读源码从这里“单步进入”。多数步返回空列表，只有请求结束的那一步才有结果。
+                    # First reading: step into this call. Most return an empty list; results come when a request ends.
                     finished = self.engine.step()
                     results.update((output.request_id, output) for output in finished if output.request_id in ours)
                     bar.update(len(results))
@@ -157,5 +203,9 @@ class LLM:
             # Nothing to do after a normal end; after Ctrl-C or an error, cancel what is left and return its blocks.
             for seq in sequences:
                 if seq.request_id not in results:
+                    # 不取消的话，下一次 `generate` 会接着算这些没人要的请求，还占着它们的页。
+                    # Otherwise the next `generate` would go on with requests that nobody wants, on their blocks.
                     self.engine.abort(seq.request_id)
+        # 完成的次序不等于提交的次序：短的先完成。按提交次序取出，`outputs[i]` 才对得上 `prompts[i]`。
+        # Short requests finish first; results go back in order, so that `outputs[i]` answers `prompts[i]`.
         return [results[seq.request_id] for seq in sequences]

@@ -42,6 +42,8 @@ class LLMEngine:
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         folder = config.resolve_model_folder()
         self.config = config
+        # 执行器最先建：有多少页、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
+        # The runner comes first: manager and scheduler need blocks and length, known once memory is measured.
         self.model_runner = ModelRunner(config, folder, on_progress)
         self.tokenizer = Tokenizer(folder)
         self.block_manager = BlockManager(
@@ -50,22 +52,33 @@ class LLMEngine:
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
+            # 取执行器算好的值，不取 `config` 里的：那里可以是 None，表示“你来定”。
+            # The runner's values, not those of `config`: there they may be None, which means "you decide".
             max_num_batched_tokens=self.model_runner.max_num_batched_tokens,
             max_model_len=self.model_runner.max_model_len,
             strict=config.strict,
         )
+        # 这个文件可有可无，与必需的 `config.json` 不同；没有它，就用 `SamplingParams` 自己的默认值。
+        # Optional, unlike `config.json`, which must be there; without it `SamplingParams` has defaults of its own.
         path = folder / "generation_config.json"
         generation_config = read_json(path) if path.exists() else {}
         # 停止 id 取两个配置文件的并集：Llama 3.2 有三个，少一个就会说个不停。
         # Stop ids are the union of both files: Llama 3.2 has three, and missing one means it talks on and on.
+        #   Llama 3.2 Instruct: {128001, 128008, 128009}
         self.eos_token_ids = frozenset(self.model_runner.model_config.eos_token_ids) | frozenset(
             parse_token_ids(generation_config.get("eos_token_id"), "generation_config.json")
         )
         self.generation_defaults = self._default_params(generation_config)
+        # 只增不减的计数器，像 Prometheus 的 counter：要速度，就取两次读数之差再除以时间。
+        # Counters that only grow, as in Prometheus: for a speed, take two readings and divide by the time between.
         self.num_generated_tokens = 0
         self.num_computed_tokens = 0
+        # 未完成请求的登记表：查重靠它的键，结束时凭它找回原文；`_finish` 会删掉该项，id 便可再用。
+        # The register of unfinished requests: keys find duplicates, values hold the text; `_finish` frees the id again.
         self._prompts: dict[str, str | None] = {}
         self._ids = count()
+        # 引擎的种子只管发种子：`seed` 相同、加入顺序相同，第几个请求就拿到同样的种子；None 则每次启动都不同。
+        # The engine's seed only deals out seeds: same `seed` and order, same seed for each request; None varies.
         self._seeds = random.Random(config.seed)
 
     @staticmethod
@@ -74,14 +87,23 @@ class LLMEngine:
 
         The sampling parameters that the model recommends; `do_sample` false is greedy, that is temperature 0.
         """
+        # 两边叫法不同的只有一项：`max_new_tokens` 是 transformers 的叫法，这里和 vLLM 一样叫 `max_tokens`。
+        # One name differs: transformers say `max_new_tokens`, here and in vLLM it is `max_tokens`.
         names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
         names["max_new_tokens"] = "max_tokens"
+        # JSON 里的 null 读进来是 None，当作没写；否则 `temperature=None` 会被当成不合法的值。
+        # A JSON null becomes None and counts as absent; otherwise `temperature=None` would be refused as a bad value.
+        #   {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": null}  ->  {"temperature": 0.6, "top_p": 0.9}
         values = {names[k]: v for k, v in generation_config.items() if k in names and v is not None}
+        # 文件里可以同时有 `do_sample: false` 和 0.6 的温度：前者优先，所以这一句放在后面覆盖。
+        # A file may hold `do_sample: false` and a temperature of 0.6 together: the former wins, so it overwrites here.
         if generation_config.get("do_sample") is False:
             values["temperature"] = 0.0
         try:
             return SamplingParams(**values)  # type: ignore[arg-type]
         except ValueError as error:
+            # 错在文件，不在用户的参数：换成点出文件名的错误，免得用户去检查自己没写过的 `temperature`。
+            # The file is wrong, not the user: name it, or the user looks for a `temperature` that nobody typed.
             raise ModelLoadError(f"generation_config.json: {error}") from None
 
     # ---- 请求进出 ----
@@ -98,27 +120,45 @@ class LLMEngine:
         Raises:
             ValueError: empty or too long a prompt, or a token id out of range; names the request and the limit
         """
+        # 检查都在入口做完，相当于准入校验：放进队列之后才发现不合法，就要在别人的请求中间收拾残局。
+        # All checks stand at the door (admission control): one found bad in the queue must be removed amid others.
         params = params or self.generation_defaults
         # 自动编号跳过正在使用的 id：用户自己也可能取名 "0"。
         # Automatic numbers skip ids in use: a user may have chosen "0" as well.
         if request_id is None:
+            # `_ids` 只往前走：`generate` 一次检查几个、都还没加入时，编号也不会重复。
+            # `_ids` only moves forward: requests validated by `generate` and not added yet get distinct numbers too.
             request_id = next(name for name in map(str, self._ids) if name not in self._prompts)
         if isinstance(prompt, str):
+            # 纯文本由分词器加 BOS；对话是以 id 传来的，模板已写好 BOS，走下面的分支，不会加第二遍。
+            # Plain text gets its BOS from the tokenizer; a chat comes as ids, with the template's BOS, below.
             token_ids = self.tokenizer.encode(prompt)
+        # 布尔值在 Python 里也是 int：不排除它，`[True]` 就会被当成 1 号 token。
+        # A bool is an int in Python: without this check `[True]` would pass for token 1.
         elif isinstance(prompt, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
+            # 复制一份：输出会接在这个列表后面，不复制就改写了用户手里的提示。
+            # A copy: the output is appended to this list, and the user's own prompt must not grow.
             token_ids = list(prompt)
         else:
             raise ValueError(f"request {request_id}: a prompt is a string or a list of token ids, got {prompt!r:.80}")
+        # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
+        # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
         limit, vocab_size = self.model_runner.max_model_len, self.model_runner.model_config.vocab_size
         # 空字符串分词后可能只剩一个 BOS，没有内容可答，同样算空提示。
         # An empty string may still tokenize to a lone BOS; it asks nothing and counts as empty too.
         if not token_ids or prompt == "":
             raise ValueError(f"request {request_id}: the prompt is empty; give at least one token")
+        # 用 `>=`，因为至少要给输出留 1 个位置：上限 4096 时，4095 个 token 的提示可以，4096 个不行。
+        # `>=` leaves room for at least 1 output token: with a limit of 4096, a prompt of 4095 passes and 4096 does not.
         if len(token_ids) >= limit:
             raise ValueError(
                 f"request {request_id}: the prompt has {len(token_ids)} tokens, but prompt and output together "
                 f"must fit max_model_len={limit}: shorten it to at most {limit - 1}"
             )
+        # 越界的 id 在 CUDA 上查嵌入表会触发设备端断言，整个进程的 CUDA 从此不可用：一个坏请求拖垮所有请求。
+        # On CUDA an id out of range trips a device-side assert, and CUDA is dead for the process: one takes down all.
+        # 停止 id 也查：词表之外的 id 永远不会被选中，请求会一直跑到长度上限，没有任何提示。
+        # Stop ids too: one outside the vocabulary is never chosen, so the request runs silently to its length limit.
         for what, ids in (("token", token_ids), ("stop token", params.stop_token_ids or [])):
             bad = next((i for i in ids if not 0 <= i < vocab_size), None)
             if bad is not None:
@@ -131,7 +171,11 @@ class LLMEngine:
             params=params,
             # 没给种子就在此刻抽一个：之后无论怎样调度，这个请求的随机性都已定死。
             # Without a seed one is drawn now: from here on no scheduling can change this request's randomness.
+            # 取 63 位：种子要放进 int64 张量，64 位的无符号数有一半放不下。
+            # 63 bits: seeds go into an int64 tensor, where half of all unsigned numbers of 64 bits do not fit.
             seed=params.seed if params.seed is not None else self._seeds.getrandbits(63),
+            # `ignore_eos` 只去掉模型自带的结束符，用户给的停止 id 照样有效；测速时靠它让输出一样长。
+            # `ignore_eos` drops the model's own end tokens, the user's ids still count; benchmarks want equal lengths.
             stop_token_ids=stop_token_ids if params.ignore_eos else stop_token_ids | self.eos_token_ids,
         )
 
@@ -143,9 +187,13 @@ class LLMEngine:
         Raises:
             ValueError: the request id is in use
         """
+        # 查重放在登记时做，不在 `prepare_request` 里：检查和加入之间，这个 id 可能被别人先用了。
+        # Duplicates are checked here, not in `prepare_request`: between validating and adding somebody may take the id.
         if seq.request_id in self._prompts:
             raise ValueError(f"request {seq.request_id}: this id is already running; choose another")
         self._prompts[seq.request_id] = prompt
+        # 计时从入队算起，用户等待的排队时间也在内；用 `monotonic`，系统校时不会让时间倒流。
+        # Counted from queueing, so the wait is included; `monotonic` never runs backwards when the clock is adjusted.
         seq.metrics.arrival_time = time.monotonic()
         self.scheduler.add(seq)
 
@@ -159,6 +207,8 @@ class LLMEngine:
         Raises:
             ValueError: the request is not valid; nothing was added
         """
+        # 这一行抛错时引擎的状态还没变（只用掉一个编号），正在跑的请求照常继续。
+        # If this line raises, no state has changed but a number used up, and the running requests go on.
         seq = self.prepare_request(prompt, params, request_id)
         self.add_sequence(seq, prompt if isinstance(prompt, str) else None)
         return seq.request_id
@@ -169,6 +219,8 @@ class LLMEngine:
         Cancel a request and return its blocks at once; what it has put out so far is returned.
         """
         seq = self.scheduler.abort(request_id)
+        # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成本来就会赛跑，取消应当是幂等的。
+        # None for an id unknown or finished, and no error: cancelling races with finishing and has to be idempotent.
         return self._finish(seq) if seq else None
 
     def has_unfinished(self) -> bool:
@@ -187,10 +239,16 @@ class LLMEngine:
         The first half of a step: decide who runs and flatten it into tensors.
         """
         schedule = self.scheduler.schedule()
+        # 钟由引擎看，不由调度器看：同样的请求得到同样的决定，出了问题才能重放。
+        # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
         now = time.monotonic()
         for row in schedule:
             if row.seq.metrics.first_scheduled_time is None:
+                # 只记第一次：被抢占后会再次排上。它减去 `arrival_time` 就是排队时间。
+                # The first time only: a preempted one returns here. Minus `arrival_time`, it is the queueing time.
                 row.seq.metrics.first_scheduled_time = now
+        # 必须在 `update` 之前摊平：`build_batch` 从 `num_computed_tokens` 起取 token，`update` 会把它往前推。
+        # Flatten before `update`: `build_batch` takes tokens from `num_computed_tokens` on, and `update` moves that.
         return schedule, build_batch(schedule, self.model_runner.block_size, self.model_runner.device)
 
     def sample(self, schedule: list[ScheduledSequence], logits: torch.Tensor) -> list[list[int]]:
@@ -201,10 +259,18 @@ class LLMEngine:
         Args:
             logits: [S, vocab_size]
         """
+        # 整步都是长提示的中间块时，没有 token 可选；返回的空列表仍与 `schedule` 一行对一行。
+        # Nothing but middle chunks of long prompts: no token to choose, but still one list for each row of `schedule`.
+        #   budget 2048, prompt 5000: 2048, 2048, 904; samples: False, False, True
         if not any(row.samples for row in schedule):
             return [[] for _ in schedule]
         inputs = build_sampling_inputs(schedule, logits.shape[-1], logits.device)
+        # CUDA 上的核函数是异步的，结果要到 `tolist` 才非等不可；一次取回 S 个，别写成 S 次 `.item()`。
+        # Kernels on CUDA run asynchronously; at `tolist` we must wait: one transfer of S ids, not S calls of `.item()`.
         sampled = iter(sample(logits, inputs).tolist())
+        # 每行是一个列表，不是一个数：将来一步得到几个 token（如投机解码），接口也不用改。
+        # A list a row, not a number: speculative decoding yields several tokens a step, and the interface would stay.
+        #   samples [True, False, True], sampled [42, 7]  ->  [[42], [], [7]]
         return [[next(sampled)] if row.samples else [] for row in schedule]
 
     def update(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[RequestOutput]:
@@ -212,11 +278,17 @@ class LLMEngine:
 
         The second half of a step: record tokens, retire what finished.
         """
+        # 重算也计入：这个数若远大于提示与输出之和，说明抢占太频繁，页池该加大了。
+        # Recomputation counts: far more than prompts plus outputs means too many preemptions, so the pool is too small.
         self.num_computed_tokens += sum(row.num_new_tokens for row in schedule)
         self.num_generated_tokens += sum(map(len, token_ids))
+        # 断点停在这里，走过前后对比 `self.scheduler.running`：结束的请求离开，它的 `block_table` 变空。
+        # Stop here, step over, compare `self.scheduler.running`: a finished one has left, its `block_table` is empty.
         finished = self.scheduler.update(schedule, token_ids)
         now = time.monotonic()
         for row, tokens in zip(schedule, token_ids):
+            # 首词元时间在 token 取回之后才记，包含 GPU 的时间；记在前向调用之后就会偏小，因为那时 GPU 可能还在算。
+            # Taken when the token is here, GPU time included; right after the forward call the GPU may still be busy.
             if tokens and row.seq.metrics.first_token_time is None:
                 row.seq.metrics.first_token_time = now
         return [self._finish(seq) for seq in finished]
@@ -231,11 +303,23 @@ class LLMEngine:
         """
         # 没有请求时调用也无妨：没事可做，就没有结果。
         # Calling it without any request does no harm: nothing to do, no results.
+        # 像事件循环的一次 tick：做完一步就返回，从不阻塞着等新请求；何时再来由调用者决定。
+        # One tick of an event loop: do a step and return, never block for new requests; the caller calls again.
         if not self.has_unfinished():
             return []
+        # 看 `schedule`：（序列，新 token 数）的列表。解码行都是 1，新提示是整段，或预算剩下的那么多。
+        # Look at `schedule`: (sequence, new tokens). A decode has 1, a new prompt all of it or what the budget left.
+        # 再看 `batch.input_ids` 和 `batch.positions`：解码行只输入上一步选出的 1 个 token，历史都在 KV 缓存里。
+        # Then at `batch.input_ids` and `batch.positions`: a decode brings 1 token, the KV cache has the rest.
         schedule, batch = self.schedule()
+        # 看 `logits.shape`：行数是要采样的序列数，不是 token 数；`logits.argmax(-1)` 就是贪心会选的 id。
+        # Look at `logits.shape`: a row per sampling sequence, not per token; `logits.argmax(-1)` is the greedy choice.
         logits = self.model_runner.execute(batch)  # [S, vocab_size]
+        # 看 `token_ids`：每行一个列表。输入 `self.tokenizer.decode(token_ids[0])`，就能读到第 0 行刚生成的文字。
+        # Look at `token_ids`, a list a row: `self.tokenizer.decode(token_ids[0])` reads what row 0 has just produced.
         token_ids = self.sample(schedule, logits)
+        # 新 token 从这里进入 `Sequence`，下一步的 `schedule` 才看得到：数据只有这一条回路。
+        # New tokens enter `Sequence` here, where the next `schedule` finds them: data has no other way back.
         return self.update(schedule, token_ids)
 
     def _finish(self, seq: Sequence) -> RequestOutput:
@@ -246,6 +330,8 @@ class LLMEngine:
         seq.metrics.finished_time = time.monotonic()
         completion = CompletionOutput(
             index=0,
+            # 整段一起解码，不逐个拼接：一个汉字可能由几个 token 组成，拆开解码只会得到乱码符号。
+            # Decoded as a whole: a Chinese character may span several tokens, each of which alone decodes to garbage.
             text=self.tokenizer.decode(seq.output_token_ids, seq.params.skip_special_tokens),
             token_ids=seq.output_token_ids,
             finish_reason=seq.finish_reason,
@@ -253,6 +339,8 @@ class LLMEngine:
         )
         return RequestOutput(
             request_id=seq.request_id,
+            # 用 `pop` 而不是取值：引擎可以跑上几周，不删就是内存泄漏，这个 id 也永远不能再用。
+            # `pop`, not a look-up: an engine runs for weeks, and entries left behind leak memory and block ids.
             prompt=self._prompts.pop(seq.request_id),
             prompt_token_ids=seq.prompt_token_ids,
             outputs=[completion],

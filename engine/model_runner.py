@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+# 本文件只认识后端的注册表和合同：用哪个后端由配置里的名字决定，换后端不用改这里。
+# This file knows the registry and the contract of backends only; a name in the configuration picks one.
 from backends import create_backend
 from backends.base import AttentionMetadata, KVCache
 from engine.batch import Batch
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # CPU 上 KV 缓存最多占多少内存：再多对笔记本电脑没有意义。
 # How much memory the KV cache takes on a CPU at most; more makes no sense on a laptop.
+#   Llama-3.2-1B, float32: 2 * 16 * 8 * 64 * 4 = 65536 bytes/token; 2**30 / 65536 = 16384 tokens
 _CPU_POOL_BYTES = 1 << 30
 
 
@@ -35,10 +38,15 @@ def available_cpu_memory() -> int:
 
     Memory available right now, in bytes.
     """
+    # 在容器里这是宿主机的数字，看不到 cgroup 的限额；限额小时，请自己给出 `num_kvcache_blocks`。
+    # In a container this is the host's number, blind to the cgroup's limit: if that is small, set `num_kvcache_blocks`.
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
+            # 取 `MemAvailable` 而不是 `MemFree`：页缓存随时可以回收，`MemFree` 却把它算成已经用掉的。
+            # `MemAvailable`, not `MemFree`, which counts the page cache as used though it can be reclaimed at any time.
             if line.startswith("MemAvailable:"):
+                #   "MemAvailable:   16384000 kB"  ->  16384000 * 1024
                 return int(line.split()[1]) * 1024
     # macOS 没有 /proc，退而取总内存；上面的 1 GiB 上限仍然管用。
     # macOS has no /proc, so take the total; the cap of 1 GiB above still holds.
@@ -56,15 +64,23 @@ class ModelRunner:
     """
 
     def __init__(self, config: EngineConfig, folder: Path, on_progress: Callable[[int, int], None] | None = None):
+        # 先做不花钱的检查，再做花钱的加载：选错后端应当立刻报错，而不是读完 6 GB 权重之后。
+        # Cheap checks come before the expensive load: a wrong backend fails at once, not after reading 6 GB of weights.
         self.device = config.resolve_device()
         self.backend = create_backend(config.backend, self.device)
         self.model_config = load_config(folder)
         self.dtype = config.resolve_dtype(self.model_config.dtype, self.device)
+        # “能在这台机器上跑”和“支持这个模型”是两回事：前者 `create_backend` 已查过，后者要知道 `head_dim` 才能查。
+        # Two questions: `create_backend` answered "does it run here"; "does it suit this model" needs `head_dim`.
         reason = self.backend.why_unsupported(self.model_config.head_dim, self.dtype)
         if reason:
             raise ValueError(f"backend '{self.backend.name}' does not support this model: {reason}")
+        # 这里用 `or` 取默认值是安全的：`EngineConfig` 已拒绝 0，不会把用户写的 0 当成没写。
+        # `or` is safe here: `EngineConfig` has refused 0, so no user's 0 is mistaken for "not given".
         self.block_size = config.kvcache_block_size or self.backend.default_block_size
         self.backend.check_block_size(self.block_size)
+        # 预算越大，长提示算完得越快，但同一步里的解码都要等它；CPU 慢，所以给得小些。
+        # A larger budget finishes long prompts sooner but delays the decodes of the same step; a slow CPU gets less.
         self.max_num_batched_tokens = config.max_num_batched_tokens or (8192 if self.device.type == "cuda" else 2048)
         self.max_num_seqs = config.max_num_seqs
 
@@ -76,15 +92,25 @@ class ModelRunner:
             with torch.device(self.device):
                 self.model = create_model(self.model_config, self.backend).eval()
         finally:
+            # 默认 dtype 是进程级的全局状态：不还原，同一进程里别人的 torch 代码也会跟着变成 bf16。
+            # The default dtype is global to the process: left changed, everybody's torch code would make bf16 tensors.
             torch.set_default_dtype(previous_dtype)
+        # 此刻参数都是 `torch.empty` 的垃圾值；少填一个，输出就是乱码而不报错，所以 `load_weights` 要核对每一个。
+        # Parameters are garbage from `torch.empty` so far: one left out means nonsense, so `load_weights` checks each.
+        # 断点停在这里，打印 `self.model`：整个网络的模块树就在眼前，名字与权重文件里的对应。
+        # Stop here and print `self.model`: the tree of all modules, whose names follow the weight files.
         load_weights(self.model, folder, on_progress)
 
+        # 超过 `limit` 的位置，RoPE 的角度模型没有见过：不会报错，只会越说越乱，所以在这里拒绝。
+        # Beyond `limit` the model has never seen RoPE's angles: no error, just worse and worse text, so refuse here.
         limit = self.model_config.max_position_embeddings
         if config.max_model_len is not None and config.max_model_len > limit:
             raise ValueError(
                 f"max_model_len={config.max_model_len} exceeds the model's limit of {limit} positions: "
                 f"use at most {limit}"
             )
+        # 像规划容量一样，三步的顺序不能换：权重就位后看还剩多少内存，再看最长能到多少，最后才真正分配。
+        # Capacity planning, in this order: what do the weights leave, what length does that serve, then allocate.
         self.num_blocks = config.num_kvcache_blocks or self._affordable_blocks(config.gpu_memory_utilization)
         self.max_model_len = self._fit_length(config.max_model_len, limit)
         self.kv_pool = self._allocate_pool(self.num_blocks)
@@ -95,6 +121,10 @@ class ModelRunner:
         Bytes of one block over all layers, K and V.
         """
         config = self.model_config
+        # 用 KV 头数，不是查询头数：Llama-3.2-3B 有 24 个查询头、8 个 KV 头，写错就成了 3 倍大。
+        # KV heads, not query heads: Llama-3.2-3B has 8 and 24, so a slip makes it 3 times too large.
+        #   Llama-3.2-3B, bf16: 2 * 28 * 8 * 128 * 2 = 114688 bytes/token
+        #   block_size 16: 16 * 114688 = 1835008 bytes = 1.75 MiB; 131072 tokens: 14 GiB
         per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         return per_token * self.dtype.itemsize * self.block_size
 
@@ -104,12 +134,24 @@ class ModelRunner:
         How many blocks fit into the memory, and no more than could ever be used (every running sequence at the limit).
         """
         if self.device.type == "cuda":
+            # 页池 = 上限 − 峰值。忘了减激活的峰值，启动时一切正常，第一个长提示到来才爆显存。
+            # Pool = cap − peak. Forget the activations' peak and it starts well,
+            # then runs out of memory on the first long prompt.
+            #   80 GB * 0.9 - 8 GB = 64 GB; Llama-3.2-3B: 64e9 / 1835008 = 34877 blocks = 558032 tokens
             total = torch.cuda.get_device_properties(self.device).total_memory
             budget = int(total * gpu_memory_utilization) - self._peak_forward_bytes()
         else:
+            # 权重已经加载，所以“可用”里不再含它；只取四分之一，其余留给中间结果、系统和别的程序。
+            # The weights are loaded and no longer "available"; a quarter leaves room for activations and others.
             budget = min(_CPU_POOL_BYTES, available_cpu_memory() // 4)
         limit = self.model_config.max_position_embeddings
+        # `-(-a // b)` 是向上取整：`33 // 16` = 2 会少一页，`-(-33 // 16)` = 3 才装得下 33 个 token。
+        # `-(-a // b)` rounds up: `33 // 16` = 2 is a block short, `-(-33 // 16)` = 3 holds 33 tokens.
+        # 小模型会碰到这个上限：256 条序列、每条 2048 个 token，最多用得上 256 * 128 = 32768 页，再多也是闲置。
+        # Small models meet this cap: 256 sequences of 2048 tokens can use 256 * 128 = 32768 blocks, no more.
         useful = self.max_num_seqs * (-(-limit // self.block_size))
+        # 权重已超过上限时 `budget` 为负，整除会得到负的页数；记为 0 页，由 `_fit_length` 说清楚缺多少。
+        # Weights beyond the cap make `budget` negative, and the blocks too; as 0, `_fit_length` says what is missing.
         return min(useful, max(budget, 0) // self._block_bytes())
 
     def _peak_forward_bytes(self) -> int:
@@ -120,14 +162,24 @@ class ModelRunner:
         """
         tokens = min(self.max_num_batched_tokens, self.model_config.max_position_embeddings)
         num_blocks = -(-tokens // self.block_size)
+        # 前向要写 K、V，没有页池就跑不起来；先给一块刚好够用的临时页池，量完再从峰值里扣掉。
+        # The forward pass writes K and V and needs blocks: a temporary pool, just enough, taken off the peak later.
         pool = self._allocate_pool(num_blocks)
+        # 峰值是历史最高：不清零，从前的高峰（例如加载时的临时张量）也会算进来，页池就白白变小。
+        # The peak is an all-time high: without a reset, an older one (loading, say) would count and shrink the pool.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         self.execute(self._dummy_batch(tokens, num_blocks))
+        # 核函数是异步执行的：在这里等它们跑完，出错就在这里报，而不是在后面某个无关的调用里。
+        # Kernels run asynchronously: wait here, so that an error shows here and not in some unrelated call later.
         torch.cuda.synchronize(self.device)
         peak = torch.cuda.max_memory_allocated(self.device) - pool.nbytes
+        # `mem_get_info` 看的是整张卡：减去 PyTorch 自己预留的，剩下的属于别的进程和 CUDA 上下文，不能分给页池。
+        # `mem_get_info` sees the whole card: less what PyTorch reserves, it is other processes and the CUDA context.
         free, total = torch.cuda.mem_get_info(self.device)
         others = total - free - torch.cuda.memory_reserved(self.device)
+        # 只 `del pool` 不够：各层的 `kv_cache` 是它的视图，视图还在，显存就不释放，真正的页池便装不下。
+        # `del pool` is not enough: each layer's `kv_cache` is a view that keeps the memory from the real pool.
         del pool
         for layer in self.model.attention_layers():
             layer.kv_cache = None
@@ -143,8 +195,12 @@ class ModelRunner:
         def tensor(values: list[int], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=self.device)
 
+        # 全部当作预填充：8192 个 token 一起过 MLP 时中间结果最大；纯解码的一步，每条序列才 1 个 token，远不及它。
+        # All of it is prefill: 8192 tokens in the MLP make the largest activations; decodes bring 1 token a sequence.
         metadata = AttentionMetadata(
             num_decodes=0,
+            # 页按 0, 1, 2 的顺序排，于是槽位等于位置：页大小 16 时，位置 17 在第 1 页第 1 格，槽位 1 * 16 + 1 = 17。
+            # Blocks stand in order 0, 1, 2, so slot = position: with blocks of 16, position 17 is slot 1 * 16 + 1 = 17.
             slot_mapping=torch.arange(num_tokens, device=self.device),
             decode_block_tables=torch.empty(0, num_blocks, dtype=torch.int32, device=self.device),
             cache_seqlens=tensor([], torch.int32),
@@ -158,6 +214,8 @@ class ModelRunner:
             input_ids=torch.zeros(num_tokens, dtype=torch.int64, device=self.device),
             positions=torch.arange(num_tokens, device=self.device),
             metadata=metadata,
+            # 采样行也取最多：256 行 × 词表 128256 × 4 字节 = 131334144 字节，约 125 MiB，漏掉它就低估了峰值。
+            # The most rows that sample: 256 × 128256 × 4 = 131334144 bytes, some 125 MiB; the peak must hold them.
             logits_indices=torch.arange(min(self.max_num_seqs, num_tokens), device=self.device),
         )
 
@@ -169,11 +227,17 @@ class ModelRunner:
         Raises:
             ValueError: an explicit max_model_len does not fit, or not a single block does
         """
+        # 只剩它一条时没有别人可抢占：装不下就抢占自己，从头重来，再抢占自己，成了死循环。
+        # With nobody else to preempt, a sequence that does not fit would preempt itself, start over, and loop for ever.
+        #   100 blocks * 16 = 1600; max_model_len 2048  ->  ceil(2048 / 16) = 128 blocks, ValueError
+        #   100 blocks * 16 = 1600; max_model_len None, limit 131072  ->  1600, warning
         fits = self.num_blocks * self.block_size
         wanted = requested or limit
         needed = -(-wanted // self.block_size)
         if fits >= wanted:
             return wanted
+        # 用户写明的长度给不了，就是错误，不能悄悄改小；没写的，才由我们缩短，并且只说一次。
+        # A length that the user asked for is never cut silently, but an error; without one we shorten, with a warning.
         if requested is not None or fits == 0:
             raise ValueError(
                 f"the KV cache cannot hold one sequence of max_model_len={wanted}: it needs {needed} blocks of "
@@ -195,14 +259,21 @@ class ModelRunner:
             [2, num_layers, num_blocks, block_size, Hkv, D]
         """
         config = self.model_config
+        # 同一个页号在每一层都有效，所以一条序列只要 1 张块表，而不是每层一张共 28 张。
+        # A block id is valid in every layer, so a sequence has 1 block table and not one a layer, 28 in all.
+        #   Llama-3.2-3B, 1000 blocks: pool [2, 28, 1000, 16, 8, 128], layer k [1000, 16, 8, 128]
         shape = (num_blocks, self.block_size, config.num_key_value_heads, config.head_dim)
         # 用 `empty` 而不清零：没写过的槽位本来就不许被读到，操作系统也因此不必真给内存。
         # `empty`, not zeroed: an unwritten slot must never be read anyway, and the system need not back it with memory.
         pool = torch.empty(2, config.num_hidden_layers, *shape, dtype=self.dtype, device=self.device)
+        # 各层拿到的是视图，没有复制：层里写 `kv_cache.k`，就是写 `pool` 的那一段；两层的段互不重叠。
+        # Each layer gets a view, not a copy: writing `kv_cache.k` writes its part of `pool`, and no two parts overlap.
         for index, layer in enumerate(self.model.attention_layers()):
             layer.kv_cache = KVCache(k=pool[0, index], v=pool[1, index])
         return pool
 
+    # 推理不求梯度：`inference_mode` 连张量的版本号和视图关系都不记，每个操作花在主机上的时间更少。
+    # No gradients here: `inference_mode` skips even the versions and views of tensors, so the host works less.
     @torch.inference_mode()
     def execute(self, batch: Batch) -> Tensor:
         """一次前向：全批的 token 走完所有层，只有要采样的行变成 logits。
@@ -212,5 +283,9 @@ class ModelRunner:
         Returns:
             [S, vocab_size] float32
         """
+        # 断点停在这里看 `batch`：T 个 token 首尾相接，哪几个属于同一条序列，只有 `batch.metadata` 知道。
+        # Stop here and look at `batch`: T tokens lie end to end, and only `batch.metadata` knows whose they are.
         hidden = self.model(batch.input_ids, batch.positions, batch.metadata)  # [T, hidden]
+        # 1000 个 token 的提示只有最后 1 个要 logits；全算就是 1000 * 128256 * 4 字节，约 0.5 GB，几乎全扔掉。
+        # A prompt of 1000 tokens needs logits for its last 1: all would be 1000 * 128256 * 4 bytes, 0.5 GB thrown away.
         return self.model.compute_logits(hidden[batch.logits_indices])

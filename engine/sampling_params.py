@@ -36,15 +36,26 @@ class SamplingParams:
         NotImplementedError: a field that is not yet supported has another value than its default
     """
 
+    # 分数先除以温度 T 再做 softmax：分数差 2，T = 1 时概率相差 7.4 倍，T = 0.5 时相差 54.6 倍。
+    # Scores are divided by the temperature T before softmax: a gap of 2 is a ratio of 7.4 at T = 1, 54.6 at T = 0.5.
     temperature: float = 1.0
+    # 例：候选的概率是 0.5、0.3、0.15、0.05，各参数单独使用时留下几个：
+    # Example: candidates with probabilities 0.5, 0.3, 0.15 and 0.05; how many each setting keeps by itself:
+    #     top_p=0.7 -> 2    (0.5 < 0.7 <= 0.5 + 0.3)
+    #     top_k=3   -> 3
+    #     min_p=0.2 -> 3    (0.15 >= 0.2 * 0.5 > 0.05)
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    # 沿用 vLLM 的默认值，很小：答案断在半句时，先看 `finish_reason` 是不是 "length"。
+    # vLLM's default, and a small one: if an answer breaks off, see first whether `finish_reason` is "length".
     max_tokens: int = 16
     min_tokens: int = 0
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    # 压测时打开：每个请求的输出长度固定，两次运行的吞吐量才可比。
+    # For benchmarks: with output lengths fixed, the throughput of two runs can be compared.
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
@@ -53,6 +64,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     skip_special_tokens: bool = True
 
+    # 构造时就查完，而且 frozen 不许再改：坏值不会等到几十个请求同批时才在 GPU 上出错。
+    # All is checked at construction, and frozen keeps it so: no bad value turns up on the GPU amid a full batch.
     def __post_init__(self) -> None:
         # NaN 与任何数比较都为假，所以条件一律写成“合法范围”再取反，NaN 自然落在外面。
         # NaN compares false with everything, so each test states the valid range and NaN falls outside it.
@@ -60,16 +73,26 @@ class SamplingParams:
             value = getattr(self, name)
             if not _is_number(value) or not low <= value <= high:
                 raise ValueError(f"{name}={value!r} is out of range: use a number from {low:g} to {high:g}")
+        # 上面的区间含 0，因为 `temperature` 为 0 是贪心、`min_p` 为 0 是关闭；只有 `top_p` 不许为 0。
+        # The range above includes 0, as a `temperature` of 0 is greedy and a `min_p` of 0 is off;
+        # only `top_p` may not be 0.
         if self.top_p == 0:
             raise ValueError("top_p=0 keeps no token: use a number above 0, at most 1")
+        # `max_tokens` 至少是 1：提示算完那一步必然采样，没有“输出 0 个”的走法。
+        # `max_tokens` is at least 1: the step that completes the prompt samples, there is no way to put out 0.
         for name, lowest in (("top_k", -1), ("max_tokens", 1), ("min_tokens", 0), ("n", 1)):
             value = getattr(self, name)
             if not _is_int(value) or value < lowest:
                 raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} up")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}")
+        # 种子要放进 int64 张量，所以最大是 2**63 - 1；不在这里拦，就要等到采样那一步才溢出报错。
+        # The seed goes into an int64 tensor, hence at most 2**63 - 1;
+        # let through, it would overflow only when sampling.
         if self.seed is not None and (not _is_int(self.seed) or not 0 <= self.seed < 2**63):
             raise ValueError(f"seed={self.seed!r} is out of range: use an integer from 0 to 2**63 - 1, or None")
+        # 从命令行或 JSON 传来的字符串 "False" 在 Python 里为真，不拦下来就会反着生效。
+        # The string "False" from a command line or JSON is true in Python; let through, it would do the opposite.
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
@@ -81,6 +104,9 @@ class SamplingParams:
 
         Stop ids must be integers from 0; whether they fit the vocabulary is known when the request is added.
         """
+        # 负数永远采不到，这样的停止条件等于没写；用户往往要跑满 `max_tokens` 才发现。
+        # A negative id is never sampled, so it would stop nothing,
+        # which users notice only when `max_tokens` has run out.
         ids = self.stop_token_ids
         if ids is not None and (not isinstance(ids, list | tuple) or not all(_is_int(i) and i >= 0 for i in ids)):
             raise ValueError(f"stop_token_ids={ids!r} must be a list of integers from 0 up")
@@ -90,8 +116,13 @@ class SamplingParams:
 
         Fields not implemented yet: an error is better than accepting and ignoring them.
         """
+        # 空字符串在任何文本的开头都找得到，等于一上来就停。
+        # An empty string is found at the start of any text, so it would stop at once.
         if self.stop == "" or (isinstance(self.stop, list) and "" in self.stop):
             raise ValueError("stop='' would end every output at once: give a string that is not empty")
+        # 暂不支持的字段也列在类里：从 vLLM 搬来的代码会得到一句明白话，而不是 TypeError。
+        # Fields not yet supported are in the class all the same:
+        # code written for vLLM gets a plain answer and no TypeError.
         defaults = {
             "min_tokens": 0,
             "stop": None,
@@ -102,6 +133,8 @@ class SamplingParams:
             "repetition_penalty": 1.0,
         }
         for name, default in defaults.items():
+            # 与默认值相等就放行：写明 `n=1` 的代码本来就没要求什么特别的东西。
+            # What equals the default passes: code that spells out `n=1` asks for nothing special.
             if getattr(self, name) != default:
                 raise NotImplementedError(f"SamplingParams.{name} is not supported yet: leave it at {default!r}")
 
@@ -111,6 +144,8 @@ class SamplingParams:
 
         The temperature is so low that the top score always wins.
         """
+        # 不写成 `== 0`：温度 1e-6 时，0.001 的分数差会放大成 1000，噪声翻不了盘，结果就是取最大值。
+        # Not `== 0`: at 1e-6 a score gap of 0.001 becomes 1000, no noise can turn that, and the result is the maximum.
         return self.temperature < GREEDY_TEMPERATURE
 
 
@@ -119,6 +154,8 @@ def _is_int(value: object) -> bool:
 
     An integer; a bool does not count.
     """
+    # Python 的 bool 是 int 的子类，不排除的话 `max_tokens=True` 就成了“最多输出 1 个”。
+    # Python's bool is a subclass of int; without this, `max_tokens=True` would mean at most 1 token.
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -127,4 +164,6 @@ def _is_number(value: object) -> bool:
 
     A real number; a bool does not count, and the caller's range check stops NaN.
     """
+    # 整数也算：`temperature=1` 是最常见的写法。
+    # Integers count as well: `temperature=1` is what most people write.
     return _is_int(value) or (isinstance(value, float) and not math.isnan(value))

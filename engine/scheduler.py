@@ -36,6 +36,12 @@ class ScheduledSequence(NamedTuple):
 
         Only if these complete the known tokens is there a next one to sample; a chunk that ends earlier yields none.
         """
+        # 例：提示 20 个，已算 12 个，这步 6 个：12 + 6 < 20，不采样；下一步 2 个：18 + 2 == 20，采样。
+        # Example: a prompt of 20, 12 computed, 6 in this step:
+        # 12 + 6 < 20, no sample; then 2: 18 + 2 == 20, it samples.
+        # 要在 `update` 之前问：它会推进 `num_computed_tokens`，之后等式两边都变了，答案没有意义。
+        # Ask before `update`: it moves `num_computed_tokens`,
+        # then both sides have changed and the answer means nothing.
         return self.seq.num_computed_tokens + self.num_new_tokens == self.seq.num_tokens
 
 
@@ -57,11 +63,18 @@ class Scheduler:
         strict: bool = False,
     ) -> None:
         self.block_manager = block_manager
+        # 两个上限：`max_num_seqs` 像连接数上限，`max_num_batched_tokens` 像一轮事件循环的工作量上限。
+        # Two caps: `max_num_seqs` is like a connection limit,
+        # `max_num_batched_tokens` like the work of one event-loop tick.
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.strict = strict
+        # 新请求从尾部进，被抢占的插回头部，两头都要 O(1)，所以用 deque。
+        # New requests join at the tail and preempted ones return to the head: a deque has both ends in O(1).
         self.waiting: deque[Sequence] = deque()
+        # 次序就是接纳的先后，越靠后来得越晚；抢占从末尾挑，全靠这一点。
+        # Its order is that of admission, the latest at the end; preemption relies on that when it takes from the end.
         self.running: list[Sequence] = []
         self.num_preemptions = 0
 
@@ -87,23 +100,57 @@ class Scheduler:
         Returns:
             one entry per sequence of this step; those with a single new token come first
         """
+        # 例，预算 8：A、B 在解码，C 是 20 个 token 的新提示；A、B 照样每步出 1 个 token，不必等 C 算完：
+        # Example, budget 8: A and B decode, C is a new prompt of 20 tokens;
+        # A and B still get 1 token a step and need not wait until C is through:
+        #     step 1   A 1   B 1   C 6     C computed  6/20
+        #     step 2   A 1   B 1   C 6     C computed 12/20
+        #     step 3   A 1   B 1   C 6     C computed 18/20
+        #     step 4   A 1   B 1   C 2     C computed 20/20, samples
+        #     step 5   A 1   B 1   C 1     C decodes
         scheduled: list[ScheduledSequence] = []
         budget = self.max_num_batched_tokens
         preempted = False
 
         # 1. 运行中的，按顺序。预算可能小于运行数，轮不到的原地等下一步。
         # 1. The running ones, in order. The budget may be smaller than their number; the rest keep their place.
+        # 运行中的先分：它们占着页，早结束就早归还；先放新人进来，反而更容易触发抢占。
+        # Running ones hold blocks, and the sooner they end the sooner these return;
+        # newcomers first means more preemption.
+        # 用 `while` 和下标，不用 `for`：循环体里会从 `self.running` 的末尾弹出元素。
+        # A `while` with an index, not a `for`: the loop's body pops from the end of `self.running`.
         index = 0
         while index < len(self.running) and budget > 0:
             seq = self.running[index]
+            # 解码时差额恰好是 1；没算完的提示差额很大，由预算截断，分块预填充就是这一个 `min`。
+            # The difference is just 1 when decoding; in an unfinished prompt the budget cuts it:
+            # chunked prefill is this `min`.
+            # 停在这里看 `seq`：`computed 12/20` 表示已知 20 个 token，算了 12 个。
+            # Stop here and look at `seq`: `computed 12/20` says that 20 tokens are known and 12 are computed.
             num_new = min(seq.num_tokens - seq.num_computed_tokens, budget)
             # 没有空页：牺牲最后接纳的那个，再试；牺牲者可能就是自己，那么它退出 `running`，循环也到了尽头。
             # No block free: sacrifice the one admitted last and try again; if that is this one, it leaves `running`.
+            # 例，共 4 页，页大小 4：A 要第 3 页，空闲 0 页，抢占末尾的 B；B 归还 2 页，A 取走 1 页。
+            # Example with 4 blocks of 4: A needs a block number 3, 0 are free, so B is preempted;
+            # it returns 2 and A takes 1.
+            #     before   A computed 8/9 blocks [0, 1]      B computed 6/7 blocks [2, 3]   free []
+            #     after    A computed 8/9 blocks [0, 1, 3]   B computed 0/7 blocks []       free [2]
+            # 页 2 还留着名字：只要 B 回来时它没被取走，就能命中 4 个 token，7 个里只重算 3 个。
+            # Block 2 keeps its name: unless taken before B is back,
+            # it is a hit of 4 tokens, and only 3 of 7 are recomputed.
+            # 不会死循环：只剩自己时全池都可用，而池子至少装得下一条 `max_model_len` 的序列。
+            # No endless loop: the last one left has the whole pool,
+            # which holds at least one sequence of `max_model_len`.
             while not self.block_manager.can_grow(seq, seq.num_computed_tokens + num_new):
                 preempted = True
                 if self._preempt_last() is seq:
                     break
             else:
+                # 这个 `else` 属于 `while`：没有 `break` 才会执行，也就是页够了，而且 `seq` 自己没被抢占。
+                # This `else` belongs to the `while`: it runs without a `break`,
+                # so blocks suffice and `seq` was not preempted.
+                # 被抢占的不是排在后面的，就是 `seq` 自己，所以已排进 `scheduled` 的行不会丢页。
+                # Only later ones or `seq` itself are ever preempted, so no row already in `scheduled` loses its blocks.
                 self.block_manager.grow(seq, seq.num_computed_tokens + num_new)
                 scheduled.append(ScheduledSequence(seq, num_new))
                 budget -= num_new
@@ -115,15 +162,32 @@ class Scheduler:
         # After a preemption admit nobody: blocks are short, and a newcomer would be preempted right away.
         while not preempted and self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             seq = self.waiting[0]
+            # 到接纳这一刻才查，不在 `add` 时查：等待期间别人可能登记了相同的开头，旧命中也可能已被淘汰。
+            # Looked up now and not in `add`: meanwhile others may have registered the same beginning,
+            # or old hits were evicted.
             hits = self.block_manager.find_prefix(seq)
             num_cached = len(hits) * self.block_manager.block_size
+            # 命中的部分不花预算：提示 1000 个、命中 960 个，只剩 40 个要算，首 token 因此来得早。
+            # Hits cost no budget: a prompt of 1000 with 960 hit has 40 left to compute,
+            # and its first token comes early.
             num_new = min(seq.num_tokens - num_cached, budget)
+            # 只看这一块要的页，不为后面的提示和输出预留，像内存超售：平时装得多，代价是偶尔抢占。
+            # Only this chunk's blocks are asked for, none are reserved for the rest or the output,
+            # like memory overcommit: more requests fit, and now and then one is preempted.
             if not self.block_manager.can_allocate(seq, hits, num_cached + num_new):
                 break
+            # 从查到占之间没有取过页，`hits` 才仍然有效；中间若取过，命中的页可能已经换了主人。
+            # `hits` still holds as no block was taken since the look-up; a block taken in between might be among them.
             self.waiting.popleft()
             self.block_manager.allocate(seq, hits, num_cached + num_new)
+            # 抢占后重新接纳时不改：用户该看到的是第一次省下多少，不是命中自己旧页的数。
+            # Not changed after a preemption: the user is to see what was saved at first,
+            # not hits on one's own old blocks.
             if seq.num_preemptions == 0:
                 seq.num_cached_tokens = num_cached
+            # 提示只排了一块也进 `running`：剩下的由下一步的第 1 段接着分，不再排队。
+            # With only a chunk of its prompt scheduled it joins `running` too:
+            # part 1 of the next step goes on with the rest.
             seq.status = SequenceStatus.RUNNING
             self.running.append(seq)
             scheduled.append(ScheduledSequence(seq, num_new))
@@ -131,6 +195,10 @@ class Scheduler:
 
         # 只有 1 个新 token 的行排到前面：它们走解码函数，其余走变长函数。排序是稳定的，组内次序不变。
         # Rows with 1 new token come first: they take the decode function, the rest the varlen one. The sort is stable.
+        # 键是布尔值，False 排在 True 前面；只动这一步的行，`running` 的次序不变。
+        # The key is a bool, and False sorts before True; only this step's rows move, `running` keeps its order.
+        #     before   [(A, 6), (B, 1), (C, 1)]
+        #     after    [(B, 1), (C, 1), (A, 6)]
         scheduled.sort(key=lambda row: row.num_new_tokens != 1)
         if self.strict:
             self._check(scheduled)
@@ -142,11 +210,20 @@ class Scheduler:
         Preempt the sequence admitted last: all its blocks go back, nothing counts as computed, and it waits at the
         very front, to recompute prompt and output later.
         """
+        # 牺牲最晚来的：它通常算得最少，重算最便宜，先来的也不会饿死。
+        # The latest pays: it has usually computed least, so redoing it is cheapest, and earlier ones never starve.
         seq = self.running.pop()
+        # 丢掉重算，而不是换出到内存：token 都还在 `seq.token_ids` 里，成批重算往往比来回搬 K、V 快。
+        # Dropped, not swapped out: the ids are still in `seq.token_ids`,
+        # and computing them anew in one go is often faster than copying K and V out and back.
         self.block_manager.free(seq)
         seq.status = SequenceStatus.WAITING
         seq.num_preemptions += 1
         self.num_preemptions += 1
+        # 插在最前面：一步抢占多个时从后往前弹，再依次插到前面，先来后到正好还原。
+        # At the very front: several are popped from the back and pushed to the front in turn, which keeps their order.
+        #     running [A, B, C, D] -> [A, B, C] -> [A, B]
+        #     waiting [E]          -> [D, E]    -> [C, D, E]
         self.waiting.appendleft(seq)
         return seq
 
@@ -163,8 +240,19 @@ class Scheduler:
             the sequences that finished in this step
         """
         finished = []
+        # `strict=True`：行数对不上就报错，而不是把后面几行的 token 悄悄丢掉。
+        # `strict=True`: lists of different lengths are an error,
+        # instead of rows at the end that silently lose their tokens.
         for (seq, num_new), tokens in zip(schedule, token_ids, strict=True):
+            # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没过模型，只是“已知”。
+            # K and V of these have just been written, so they count; the token just sampled is only "known" so far.
+            # 例：提示 5 个算完，已算 5；采到 1 个，已知 6。下一步的差额就是 1，解码不需要另外的状态。
+            # Example: 5 prompt tokens are done, so 5 are computed; sampling 1 makes 6 known.
+            # The next difference is 1, and decoding needs no state of its own.
             seq.num_computed_tokens += num_new
+            # 空列表说明提示还没算完：这个循环一次也不走，序列照样留在 `running` 里。
+            # An empty list means that the prompt is unfinished:
+            # this loop does nothing, the sequence stays in `running`.
             for token in tokens:
                 seq.token_ids.append(token)
                 seq.finish_reason = self._finish_reason(seq, token)
@@ -185,11 +273,16 @@ class Scheduler:
 
         Time to stop: a stop token came, or a length limit is reached.
         """
+        # 停止 token 先于长度：最后一个名额恰好采到停止 token，原因是 "stop" 而不是 "length"。
+        # Stop tokens come before lengths: if the last token allowed is a stop token,
+        # the reason is "stop", not "length".
         if token in seq.stop_token_ids:
             # 与 vLLM 一致：只有用户自己给的停止 id 才写进 `stop_reason`，模型自带的结束符不写。
             # As in vLLM: only a stop id that the user gave is named in `stop_reason`, not the model's own end token.
             seq.stop_reason = token if token in (seq.params.stop_token_ids or ()) else None
             return "stop"
+        # `max_tokens` 只数输出，`max_model_len` 数提示加输出：后者若为 100，提示 90 个，最多输出 10 个。
+        # `max_tokens` counts output, `max_model_len` prompt and output: if that is 100, a prompt of 90 leaves 10.
         if seq.num_output_tokens >= seq.params.max_tokens or seq.num_tokens >= self.max_model_len:
             return "length"
         return None
@@ -200,8 +293,12 @@ class Scheduler:
         Finished sequences return their blocks and leave the queues.
         """
         for seq in sequences:
+            # 等待中的没有页，`free` 就什么也不做；两种情况走同一条路，取消时便不会漏页。
+            # A waiting one holds no blocks and `free` does nothing; with one way for both cases an abort leaks none.
             self.block_manager.free(seq)
             seq.status = SequenceStatus.FINISHED
+        # 整体重建一次，而不是逐个 `remove`：后者每次都扫描列表，256 个同时结束就要扫 256 遍。
+        # Rebuilt once, not with a `remove` for each: that scans the list every time, 256 scans when 256 end at once.
         if sequences:
             self.running = [seq for seq in self.running if seq.status is SequenceStatus.RUNNING]
 
@@ -210,9 +307,14 @@ class Scheduler:
 
         Cancel a request, waiting or running; None if there is no such request any more.
         """
+        # 只在两步之间调用：前向途中归还的页若发给别人，里面还会被写进旧序列的 K、V。
+        # Called between steps only: a block returned during a forward pass may get a new owner and still be written to.
         for seq in chain(self.waiting, self.running):
             if seq.request_id == request_id:
                 seq.finish_reason = "abort"
+                # 遍历中删元素本来会出错；这里删完就 `return`，不再往下迭代，所以安全。
+                # To remove while iterating is normally an error;
+                # here a `return` follows and the iteration never goes on.
                 if seq.status is SequenceStatus.WAITING:
                     self.waiting.remove(seq)
                 self._retire([seq])

@@ -22,6 +22,9 @@ class SequenceStatus(enum.Enum):
     A request's three stages; a preempted one goes back to WAITING.
     """
 
+    # 唯一往回走的是抢占；取消可以从 `WAITING` 或 `RUNNING` 直接到 `FINISHED`。
+    # Only preemption goes back; an abort leads straight to `FINISHED`, from `WAITING` or from `RUNNING`.
+    #     WAITING <-> RUNNING -> FINISHED
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -34,12 +37,23 @@ class RequestMetrics:
     A request's points in time, in seconds (`time.monotonic`). The engine records them; the scheduler reads no clock.
     """
 
+    # 用单调时钟：系统对时可能把墙上时钟往回拨，算出来的延迟就成了负数。
+    # A monotonic clock: time synchronisation may set the wall clock back, and a latency would come out negative.
+    # 常用指标都是这些点的差，n 是输出 token 数：
+    # The usual metrics are differences of these points, with n output tokens:
+    #     queueing = first_scheduled_time - arrival_time
+    #     TTFT     = first_token_time - arrival_time
+    #     TPOT     = (finished_time - first_token_time) / (n - 1)
     arrival_time: float = 0.0
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
     finished_time: float | None = None
 
 
+# `eq=False`：请求是实体，不是值，按身份比较；`deque.remove` 删的就一定是这一个对象。
+# `eq=False`: a request is an entity, not a value, compared by identity; `deque.remove` removes this very object.
+# `slots=True`：属性名写错一个字母，赋值当场报错，而不是悄悄多出一个没人读的属性。
+# `slots=True`: assigning to a misspelt attribute fails at once, instead of adding one that nobody reads.
 @dataclass(slots=True, eq=False)
 class Sequence:
     """一个请求。
@@ -59,18 +73,33 @@ class Sequence:
     """
 
     request_id: str
+    # 提示和输出放在同一个列表里，只在末尾追加：抢占后的重算不过是一个更长的提示，不需要专门的代码。
+    # Prompt and output are one list that only grows at its end: recomputing after preemption is just a longer prompt,
+    # without code of its own.
     token_ids: list[int]
+    # 分界线。例：提示 5 个、输出 2 个，`token_ids` 长 7，输出从下标 5 开始。
+    # The border. Example: with 5 prompt and 2 output tokens, `token_ids` has 7 and the output starts at index 5.
     num_prompt_tokens: int
     params: SamplingParams
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     status: SequenceStatus = SequenceStatus.WAITING
+    # 调试时盯住它：`allocate` 让它从命中处起步，`update` 每步推进，`free`（抢占）让它归 0。
+    # Watch this one when debugging: `allocate` starts it behind the hits,
+    # `update` moves it, `free` (preemption) makes it 0.
     num_computed_tokens: int = 0
+    # 页表：第 p 个 token 在页 `block_table[p // block_size]` 的第 `p % block_size` 格，都从 0 数。
+    # The page table: token p is in block `block_table[p // block_size]` at offset `p % block_size`, all counted from 0.
+    #     block_size 16, block_table [9, 4, 7]:   p = 35  ->  block 7, offset 3
     block_table: list[int] = field(default_factory=list)
+    # 名字只取决于 token，与物理页无关，所以抢占收走了页，名字照样有效。
+    # Names depend on tokens alone and not on physical blocks, so they stay valid when preemption takes the blocks.
     block_keys: list[BlockKey] = field(default_factory=list)
     num_registered_blocks: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    # None 就是还没结束；除了取消，只有刚得到一个 token 之后才会变。
+    # None means unfinished; apart from an abort, it can change only when a token has just arrived.
     finish_reason: str | None = None
     stop_reason: int | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
@@ -81,6 +110,8 @@ class Sequence:
 
         Known tokens: prompt and output.
         """
+        # 现算，不另存一个计数：少一份状态，就少一处忘了同步的地方。
+        # Computed, not stored: a count of its own would be one more state to keep in step.
         return len(self.token_ids)
 
     @property
@@ -89,6 +120,9 @@ class Sequence:
 
         Output tokens so far.
         """
+        # 它也是采样噪声的“第几个输出”：抢占不删已有的输出，所以重算之后接着抽，抽到的不变。
+        # It is also the output index of the sampling noise:
+        # preemption keeps the output, so the next draw stays the same.
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
@@ -97,6 +131,8 @@ class Sequence:
 
         The prompt.
         """
+        # 切片是拷贝：用户改动拿到的结果，碰不到引擎里的列表。
+        # A slice is a copy: a user who changes the result does not touch the engine's list.
         return self.token_ids[: self.num_prompt_tokens]
 
     @property
@@ -108,6 +144,8 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     def __repr__(self) -> str:
+        # 调试器和严格模式的报错显示的就是这一行；`computed 12/20` 是“已知 20 个，已算 12 个”。
+        # The debugger and the errors of strict mode show this line; `computed 12/20` is "20 known, 12 computed".
         return (
             f"Sequence({self.request_id!r}, {self.status.value}, computed {self.num_computed_tokens}"
             f"/{self.num_tokens} tokens, blocks {self.block_table})"

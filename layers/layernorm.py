@@ -16,7 +16,9 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)  # [size]
+        # `eps`（Llama 3.2 是 1e-5）只为防止全 0 的向量除以 0；平时它比均方小得多，不影响结果。
+        # `eps` (1e-5 in Llama 3.2) only keeps an all-0 vector from dividing by 0; elsewhere it is too small to matter.
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,8 +32,16 @@ class RMSNorm(nn.Module):
         Returns:
             [..., size], dtype of x
         """
-        # 平方和在 bf16 里会丢精度，所以在 float32 里算；先转回原精度，再乘权重，与训练时的做法一致。
-        # A sum of squares loses precision in bf16, so use float32; cast back before the weight, as in training.
-        x32 = x.float() if x.dtype != torch.float64 else x
+        # 平方和要在 float32 里算：bf16 里 256 + 1 还是 256；float16 里分量 300 的平方 90000 超过上限 65504，成了 inf。
+        # Squares are summed in float32: in bf16 256 + 1 is 256, and in float16 300 squared is 90000, past its limit of
+        # 65504, so inf.
+        # float64 的输入不降精度：拿它跑出来的结果可以当标准答案，检验别的精度。
+        # float64 input keeps its precision, so that a run in float64 can judge the others.
+        x32 = x.float() if x.dtype != torch.float64 else x  # [..., size]
+        # 例：x = [3, 4]，均方是 12.5，均方根是 3.54，结果 [0.85, 1.13] 的均方根正好是 1。
+        # Example: x = [3, 4] has mean square 12.5 and root 3.54; the result [0.85, 1.13] has a root mean square of 1.
         scale = torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)  # [..., 1]
-        return (x32 * scale).to(x.dtype) * self.weight
+        # 先转回原精度，再乘权重，次序与训练时相同。次序反了只差最后一位，但几十层之后可能选出不同的 token。
+        # Cast back first, then apply the weight, as in training. The other order differs in the last bit only,
+        # yet after dozens of layers another token may win.
+        return (x32 * scale).to(x.dtype) * self.weight  # [..., size]

@@ -25,10 +25,16 @@ class Linear(nn.Module):
         # 在 CPU 上按转置的次序存放（形状不变）：解码时 x 只有 1 行，这样读权重更快。
         # On the CPU store it in transposed order (same shape): decoding has 1 row of x, and weights then read faster.
         if torch.get_default_device().type == "cpu":
-            weight = torch.empty(in_features, out_features).t()
+            weight = torch.empty(in_features, out_features).t()  # [out_features, in_features]
         else:
-            weight = torch.empty(out_features, in_features)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+            weight = torch.empty(out_features, in_features)  # [out_features, in_features]
+        # 断点停在这里，看 `weight.shape` 和 `weight.stride()`：
+        # 形状总是 (out, in)，步长在 CPU 上是 (1, out)，否则是 (in, 1)。
+        # Stop here and look at `weight.shape` and `weight.stride()`: the shape is always (out, in),
+        # the strides (1, out) on the CPU and (in, 1) elsewhere.
+        self.weight = nn.Parameter(weight, requires_grad=False)  # [out_features, in_features]
+        # Llama 3.2 和 Qwen3 的线性层都没有偏置，`config.json` 里写着 `attention_bias` 为假。
+        # The linear layers of Llama 3.2 and Qwen3 have no bias: `config.json` sets `attention_bias` to false.
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +48,14 @@ class Linear(nn.Module):
         Returns:
             [T, out_features]
         """
-        return F.linear(x, self.weight, self.bias)
+        # 权重的每一行与 x 做一次点积，得到输出的一个分量：
+        # Each row of the weight makes a dot product with x, and that is one component of the output:
+        #     x = [1, 2]    W = [[1, 0], [0, 1], [1, 1]]    y = [1, 2, 3]
+        # 解码 1 行时，每读 1 个权重只做 1 次乘加，时间全花在读权重上；
+        # 32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
+        # Decoding 1 row does 1 multiply-add per weight read, so reading is all the time it takes;
+        # 32 rows still read the weights 1 time and, on a GPU, take hardly longer.
+        return F.linear(x, self.weight, self.bias)  # [T, out_features]
 
 
 class FusedLinear(Linear):
@@ -58,11 +71,18 @@ class FusedLinear(Linear):
     """
 
     def __init__(self, in_features: int, sizes: dict[str, int], bias: bool = False) -> None:
+        # 输出的每个分量只用到权重的一行，所以把几个矩阵上下叠起来，等于把它们的输出首尾相接。
+        # Each output uses one row of the weight only, so stacking matrices by rows joins their outputs end to end.
         super().__init__(in_features, sum(sizes.values()), bias)
         self.pieces: dict[str, slice] = {}
         start = 0
         # 例：q 64 行、k 16 行、v 16 行：q 占 0 到 63，k 占 64 到 79，v 占 80 到 95。
         # Example: q 64 rows, k 16, v 16: q has rows 0 to 63, k has 64 to 79, v has 80 to 95.
+        # Llama-3.2-1B 的实数：q 2048 行，k、v 各 512 行，共 3072 行，k 占 2048 到 2559。
+        # In Llama-3.2-1B: q has 2048 rows, k and v 512 each, 3072 in all; k has rows 2048 to 2559.
         for name, size in sizes.items():
+            # Python 的字典记得插入次序；前向里 `split` 的次序必须与它相同，错了不会报错，因为 k 和 v 一样大。
+            # A dict keeps its order, and `split` in the forward pass must use the same;
+            # as k and v are equally large, a mix-up raises no error.
             self.pieces[name] = slice(start, start + size)
             start += size

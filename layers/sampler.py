@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# 低于这个温度就当作贪心：除以它会让 float32 溢出。
-# Below this temperature sampling is greedy: dividing by it would overflow float32.
+# 低于这个温度就当作贪心：分差 0.001 除以 1e-5 已是 100，而噪声的跨度不到 41，抽样的结果就是 argmax。
+# Below this, take the argmax: a gap of 0.001 over 1e-5 is 100, noise spans less than 41, so a draw is the argmax.
 GREEDY_TEMPERATURE = 1e-5
 
 
@@ -35,12 +35,19 @@ class SamplingInputs:
         any_min_p: some row uses min_p
     """
 
-    temperatures: Tensor
-    top_ps: Tensor
-    min_ps: Tensor
-    top_ks: Tensor
-    seeds: Tensor
-    output_indices: Tensor
+    # 列向量 [S, 1] 能与 [S, vocab_size] 逐行运算；若写成 [S]，S = 1 时碰巧能用，多行时就会报错或算错。
+    # Columns [S, 1] act row by row on [S, vocab_size]; as [S], S = 1 works by luck, more rows fail or mix up.
+    temperatures: Tensor  # [S, 1] float32
+    top_ps: Tensor  # [S, 1] float32
+    min_ps: Tensor  # [S, 1] float32
+    top_ks: Tensor  # [S, 1] int64
+    # 种子和序号代替了随机数发生器：被抢占的请求重算到序号 7 的输出时，取到的仍是那一份噪声。
+    # Seed and index stand in for a generator: a preempted request that comes to output 7 again draws the same noise.
+    seeds: Tensor  # [S] int64
+    output_indices: Tensor  # [S] int64
+    # 这两个布尔值在 CPU 上由参数算出；若在采样时对 GPU 张量做 `any`，每一步都要停下来等 GPU。
+    # Both flags are computed on the CPU from the parameters;
+    # `any` on a GPU tensor would wait for the GPU in every step.
     any_filter: bool
     any_min_p: bool
 
@@ -50,9 +57,15 @@ def _signed(value: int) -> int:
 
     An unsigned 64-bit constant as the two's complement that torch's int64 can hold.
     """
+    # 位不变，只换解释：64 位全部置位的无符号数，作为 int64 就是 -1。
+    # The bits stay, their meaning changes: the unsigned number of 64 set bits is -1 as an int64.
+    #     _signed(0xFFFFFFFFFFFFFFFF) -> -1     _signed(5) -> 5
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+# 2^64 除以黄金比例，取奇数：步长为奇数时，要走遍 2^64 个值才会重复，两个 token id 的计数不会相同。
+# 2^64 over the golden ratio, made odd: with an odd step nothing repeats before all 2^64 values,
+# so token ids never share a count.
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 
 
@@ -61,6 +74,9 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
     A logical shift: torch shifts int64 arithmetically and copies the sign down, so mask it off.
     """
+    # 例：-1 的 64 位全部置位，右移 63 位应得 1；torch 的结果仍是 -1，与掩码 `(1 << 1) - 1` 相与之后才是 1。
+    # Example: -1 has all 64 bits set and shifted by 63 should be 1;
+    # torch gives -1, and only the mask `(1 << 1) - 1` makes it 1.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -70,6 +86,9 @@ def _mix64(x: Tensor) -> Tensor:
     The finaliser of splitmix64: flip one input bit and half the output bits change on average. Integer products wrap
     around on overflow, as wanted. Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
     """
+    # 与哈希表打散 key 是一回事：相邻的输入 0、1、2 散到整个值域。每一步都可逆，所以不同的输入不会相撞。
+    # What a hash table does to its keys: neighbours 0, 1, 2 scatter over the whole range. Each step is invertible, so
+    # different inputs never collide.
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift_right(x, 31)
@@ -90,17 +109,26 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     Returns:
         [S, vocab_size] float32
     """
-    token_ids = torch.arange(vocab_size, device=seeds.device)
+    # 例：logits [2, 1, 0] 的 softmax 是 [0.665, 0.245, 0.090]；加噪声取 argmax，重复多次，选中的比例正是这 3 个数。
+    # Example: softmax of logits [2, 1, 0] is [0.665, 0.245, 0.090];
+    # over many draws the argmax of logits plus noise falls on the 3 tokens in just these shares.
+    token_ids = torch.arange(vocab_size, device=seeds.device)  # [vocab_size]
     # 两级计数器：先由（种子，序号）得到这一行的起点，再按 token id 一步一个黄金比例常数地走。
     # Two counters: (seed, index) gives the row's start, then one golden-ratio step per token id.
     row = _mix64(_mix64(seeds + _GOLDEN) + output_indices * _GOLDEN)  # [S]
     bits = _mix64(row[:, None] + token_ids * _GOLDEN)  # [S, vocab_size]
     # 取高 52 位，加 0.5，落在 (0, 1) 的开区间里，两次取对数都不会遇到 0。
     # Take the top 52 bits plus 0.5: strictly inside (0, 1), so neither logarithm meets 0.
-    uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
+    # 只取 52 位：加 0.5 后刚好占满 float64 的 53 位有效数字。若取 53 位，
+    # 最大值会舍入成 1.0，-log(1) = 0，再取对数得 inf。
+    # Only 52 bits: with 0.5 added they fill float64's 53 significant bits. From 53 bits the largest rounds to 1.0,
+    # -log(1) = 0, and the next logarithm is inf.
+    uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52  # [S, vocab_size] float64
     # 用 float64 取对数再转回：float32 的向量化尾部可能差 1 个末位，会让噪声随批大小变化。
     # Logarithms in float64, then cast: a float32 vector loop's tail may differ by 1 last bit with the batch size.
-    return -torch.log(-torch.log(uniform)).float()
+    # 噪声总在 -3.61 与 36.74 之间：`uniform` 最小是 2 的 -53 次方，最大是 1 减去它。
+    # Noise stays between -3.61 and 36.74: `uniform` is at least 2 to the power -53, and at most 1 minus that.
+    return -torch.log(-torch.log(uniform)).float()  # [S, vocab_size]
 
 
 def sample(logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
@@ -118,33 +146,58 @@ def sample(logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
     Returns:
         token ids [S] int64
     """
-    greedy = logits.argmax(dim=-1)
+    greedy = logits.argmax(dim=-1)  # [S]
     if inputs is None:
         return greedy
-    logits = logits.float()
+    logits = logits.float()  # [S, vocab_size]
     # 贪心行也跟着算，温度先用 1 代替以免除以 0，最后再换回 argmax 的结果。
     # Greedy rows go along, with 1 for a temperature so nothing divides by 0; argmax replaces them at the end.
     is_greedy = inputs.temperatures < GREEDY_TEMPERATURE  # [S, 1]
-    scores = logits / torch.where(is_greedy, 1.0, inputs.temperatures)
+    # 温度改变的是分差：小于 1 时拉大，大于 1 时缩小。
+    # Temperature changes the gaps: below 1 they widen, above 1 they shrink.
+    #     logits [2, 1]     T = 0.5 -> [4, 2]   -> softmax [0.881, 0.119]
+    #                       T = 1   -> [2, 1]   -> softmax [0.731, 0.269]
+    #                       T = 2   -> [1, 0.5] -> softmax [0.622, 0.378]
+    scores = logits / torch.where(is_greedy, 1.0, inputs.temperatures)  # [S, vocab_size]
     if inputs.any_min_p:
         # 概率低于“最大概率 * min_p”的去掉；在对数上就是低于“最大分数 + log(min_p)”，不必真算 softmax。
         # Drop what is below the top probability times min_p; in logs: below the top score plus log(min_p).
-        floor = scores.amax(dim=-1, keepdim=True) + inputs.min_ps.log()
-        scores = scores.masked_fill(scores < floor, float("-inf"))
-    noise = gumbel_noise(inputs.seeds, inputs.output_indices, logits.shape[-1])
+        # 没开 min_p 的行，`min_ps` 是 0，log(0) = -inf，什么都不会去掉，不必另外分支。
+        # Rows without min_p hold 0 in `min_ps`, log(0) = -inf, and nothing is dropped: no branch is needed.
+        #     scores [2, 1, -1]   softmax [0.705, 0.259, 0.035]   min_p 0.2 * 0.705 = 0.141
+        #     floor = 2 + ln 0.2 = 0.39                           -> [2, 1, -inf]
+        floor = scores.amax(dim=-1, keepdim=True) + inputs.min_ps.log()  # [S, 1]
+        scores = scores.masked_fill(scores < floor, float("-inf"))  # [S, vocab_size]
+    # 噪声按 token id 生成，先于排序：同一个请求换了 top_p，每个 token 的噪声也不变。
+    # Noise belongs to token ids and comes before the sort: with another top_p each token's noise is still the same.
+    noise = gumbel_noise(inputs.seeds, inputs.output_indices, logits.shape[-1])  # [S, vocab_size]
     if not inputs.any_filter:
-        sampled = (scores + noise).argmax(dim=-1)
+        sampled = (scores + noise).argmax(dim=-1)  # [S]
     else:
         # 排序后，top_k 就是名次小于 k，top_p 就是“排在我前面的概率和”小于 p；稳定排序让并列时 id 小的在前。
         # Sorted, top_k is rank < k and top_p is "the probability ahead of me" < p; stable: ties go to the lower id.
-        scores, order = scores.sort(dim=-1, descending=True, stable=True)
-        ranks = torch.arange(scores.shape[-1], device=scores.device)
-        scores = scores.masked_fill(ranks >= inputs.top_ks, float("-inf"))
-        probabilities = scores.softmax(dim=-1)
-        ahead = probabilities.cumsum(dim=-1) - probabilities
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)  # [S, vocab_size]
+        ranks = torch.arange(scores.shape[-1], device=scores.device)  # [vocab_size]
+        scores = scores.masked_fill(ranks >= inputs.top_ks, float("-inf"))  # [S, vocab_size]
+        # top_k 之后重新做 softmax，剩下的概率和又是 1：top_p 的门槛是对剩下的 token 算的。
+        # softmax after top_k makes what is left sum to 1 again: top_p's threshold applies to the tokens left.
+        #     probabilities  [0.50, 0.30, 0.15, 0.05]
+        #     ahead          [0.00, 0.50, 0.80, 0.95]     top_p = 0.7 -> ranks 0, 1
+        probabilities = scores.softmax(dim=-1)  # [S, vocab_size]
+        # 常见的错误是拿累加和（0.50、0.80）去与 p 比：p = 0.7 时会丢掉越过 p 的那个 token，p = 0.4 时一个不剩。
+        # A common bug compares the running sum (0.50, 0.80) with p:
+        # p = 0.7 loses the token that crosses p, p = 0.4 loses all.
+        ahead = probabilities.cumsum(dim=-1) - probabilities  # [S, vocab_size]
         # 名次 0 永远保留：它前面的概率和是 0，而 p 大于 0；p = 1 要显式放行，累加的舍入误差可能略超过 1。
         # Rank 0 always stays, nothing is ahead of it; p = 1 passes all, as rounding may push the sum past 1.
         scores = scores.masked_fill((ahead >= inputs.top_ps) & (inputs.top_ps < 1.0), float("-inf"))
-        best = (scores + noise.gather(-1, order)).argmax(dim=-1, keepdim=True)
-        sampled = order.gather(-1, best).squeeze(-1)
-    return torch.where(is_greedy.squeeze(-1), greedy, sampled)
+        # 分数已按名次排好，噪声也要换到同样的次序；选出名次后，再经 `order` 换回 token id。
+        # Scores are in rank order, so noise must be put in the same order;
+        # the chosen rank then becomes a token id by `order`.
+        #     order = [3, 0, 1, 2]    best rank 1 -> token id 0
+        best = (scores + noise.gather(-1, order)).argmax(dim=-1, keepdim=True)  # [S, 1]
+        sampled = order.gather(-1, best).squeeze(-1)  # [S]
+    # 两种结果都已算好，逐行挑选即可：没有按行的 `if`，贪心与采样的请求才能混在一批里。
+    # Both results exist, so this only picks row by row:
+    # with no `if` per row, greedy and sampled requests share a batch.
+    return torch.where(is_greedy.squeeze(-1), greedy, sampled)  # [S]

@@ -8,7 +8,7 @@ No code from the model folder is run; the file is read as JSON and nothing else.
 """
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ import torch
 
 from layers.rotary_embedding import Llama3Scaling
 
+# 白名单，而不是 `getattr(torch, name)`：后者会让文件里的一个字符串取到 torch 里的任何东西，例如 `torch.load`。
+# An allow list, not `getattr(torch, name)`: with that,
+# a string in the file could name anything in torch, `torch.load` say.
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -40,22 +43,63 @@ class ModelConfig:
         dtype: the dtype of the stored weights
     """
 
+    # 注册表的键，决定用哪个类来搭，见 `models/__init__.py`；Llama-3.2 写的是 `LlamaForCausalLM`。
+    # The registry's key, which picks the class, see `models/__init__.py`; Llama-3.2 has `LlamaForCausalLM` here.
     architecture: str
+    # 词表：嵌入表的行数，也是每个位置要算的 logits 个数。
+    # Llama-3.2 是 128256，即 128000 个普通 token 加 256 个特殊 token。
+    # The vocabulary: rows of the embedding, and logits per position.
+    # Llama-3.2 has 128256: 128000 ordinary tokens and 256 special ones.
+    # 它可以大于分词器的词表（Qwen3 就是如此），多出的行从不使用，因此判断 id 越界要看这里。
+    # It may exceed the tokenizer's (as in Qwen3); the extra rows are never used,
+    # and an id is checked against this number.
     vocab_size: int
+    # 宽：`hidden_size` 是残差流里每个 token 的向量长度，1B 是 2048，
+    # 3B 是 3072；MLP 中间升到 `intermediate_size`，都是 8192。
+    # Width: `hidden_size` is the length of each token's vector, 2048 in the 1B and 3072 in the 3B;
+    # inside the MLP it widens to `intermediate_size`, 8192 in both.
+    # 深：`num_hidden_layers` 是层数，1B 有 16 层，3B 有 28 层。权重、计算量和 KV 缓存都随它增长。
+    # Depth: `num_hidden_layers` is 16 in the 1B and 28 in the 3B; weights, work and KV cache all grow with it.
+    #     3B, per layer:   MLP 3 * 3072 * 8192 = 75,497,472    attention 25,165,824    ratio 3 : 1
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
+    # 3B 有 24 个 query 头，只有 8 个 KV 头：每个 KV 头供 3 个 query 头共用，KV 缓存因此只有三分之一。
+    # The 3B has 24 query heads and only 8 KV heads: each KV head serves 3 query heads,
+    # and the KV cache is a third of the size.
+    #     3B, KV bytes per token (bf16):   K, V 2 * 28 layers * 8 heads * 128 * 2 bytes = 114,688
     num_attention_heads: int
     num_key_value_heads: int
+    # 每个头的向量长度。1B：2048 / 32 = 64；3B：3072 / 24 = 128。
+    # The vector length of a head. 1B: 2048 / 32 = 64; 3B: 3072 / 24 = 128.
+    # 但不能一律这样除：Qwen3-0.6B 的 `hidden_size` 是 1024，16 个头，`head_dim` 却是 128，q 比 x 宽一倍（2048）。
+    # Yet do not always divide: Qwen3-0.6B has a `hidden_size` of 1024,
+    # 16 heads and a `head_dim` of 128, so q is 2048 wide.
     head_dim: int
+    # 模型支持的最长上下文，Llama-3.2 是 131072；引擎的 `max_model_len` 不能超过它。
+    # The longest context of the model, 131072 in Llama-3.2; the engine's `max_model_len` cannot exceed it.
     max_position_embeddings: int
+    # Llama-3.2 是 1e-5，Qwen3 是 1e-6：写死其中一个，另一个模型的结果就会差一点点，很难查。
+    # 1e-5 in Llama-3.2, 1e-6 in Qwen3: hard-wire either and the other model is off by a little, which is hard to find.
     rms_norm_eps: float
+    # 转得最慢的那对分量有多慢：theta 越大，波长越长，能分辨的距离越远。Llama-3.2 是 500000，早期 Llama 是 10000。
+    # How slow the slowest pair turns: a larger theta means longer waves, which tell larger distances apart. 500000 in
+    # Llama-3.2, 10000 in the early Llamas.
     rope_theta: float
     rope_scaling: Llama3Scaling | None
+    # 为真时，输出头就是词嵌入那张表，文件里没有 `lm_head.weight`。
+    # If true, the output head is the embedding's table and the file has no `lm_head.weight`.
+    #     3B:   128256 * 3072 * 2 bytes = 788 MB saved
     tie_word_embeddings: bool
+    # 线性层有没有偏置。Llama-3.2 和 Qwen3 都没有；保留这两个字段，是因为结构相同的其他模型可能有。
+    # Whether linear layers have a bias. Llama-3.2 and Qwen3 have none; other models of the same shape may.
     attention_bias: bool
     mlp_bias: bool
+    # 文件里权重的精度。实际用什么精度算，由引擎的 `dtype` 选项决定。
+    # The precision in the file. What the engine computes in is decided by its own `dtype` option.
     dtype: torch.dtype
+    # 遇到其中任何一个就停。Llama-3.2 有 3 个：128001 文本结束，128008 等待工具结果，128009 一轮对话结束。
+    # Any of them ends the output. Llama-3.2 has 3: 128001 end of text, 128008 waiting for a tool, 128009 end of turn.
     eos_token_ids: tuple[int, ...]
 
 
@@ -67,12 +111,19 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelLoadError: missing, unreadable, or not an object
     """
+    # 解析 JSON 不会执行代码；能出的错只有文件缺失、读不了、语法错，以及括号嵌套过深（`RecursionError`）。
+    # Parsing JSON runs no code; what can fail is a missing or unreadable file,
+    # bad syntax, or brackets nested too deeply (`RecursionError`).
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        # `from None` 去掉原来的异常链：用户看到的是一行说明，不是一串 traceback。
+        # `from None` drops the original exception: the user sees a line of explanation instead of chained tracebacks.
         raise ModelLoadError(f"{path} is missing: a model folder needs it; download the model again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read as JSON ({error}): download the model again") from None
+    # `[1, 2]` 和 `"abc"` 也是合法的 JSON，但后面的 `.get` 会失败，而且错得莫名其妙。
+    # `[1, 2]` and `"abc"` are valid JSON too, but `.get` would fail on them later with a puzzling message.
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
@@ -83,7 +134,12 @@ def _positive_int(raw: dict[str, Any], key: str, default: int | None = None) -> 
 
     Take a positive integer; a bool is an int in Python, so rule it out.
     """
+    # 写成 null 和没写同样处理：有的 `config.json` 里就有 `"head_dim": null`。
+    # null counts as absent: some `config.json` files do contain `"head_dim": null`.
     value = raw.get(key) if raw.get(key) is not None else default
+    # 上限是 int32：长度之后要存进 int32 张量（如 `cache_seqlens`），放不下的值现在就拒绝，免得到时回绕成负数。
+    # The limit is int32: lengths end up in int32 tensors such as `cache_seqlens`, so what does not fit is refused here
+    # rather than wrapping to a negative number.
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise ModelLoadError(f"config.json: {key} must be a positive integer, got {value!r}")
     return value
@@ -95,7 +151,11 @@ def _positive_number(raw: dict[str, Any], key: str, default: float | None = None
     Take a finite positive number.
     """
     value = raw.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    # JSON 的整数可以有几百位，装不进 float；与最大的 float 比较，NaN 和无穷也一并挡住。
+    # An integer in JSON may have hundreds of digits and fit no float; this bound stops NaN and infinity as well.
+    # 标准 JSON 没有 `NaN` 和 `Infinity`，Python 的解析器却接受；NaN 与任何数比较都是假，所以通不过。
+    # Standard JSON has no `NaN` or `Infinity`, but Python's parser takes them; every comparison with NaN is false.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
         raise ModelLoadError(f"config.json: {key} must be a positive number, got {value!r}")
     return float(value)
 
@@ -106,6 +166,8 @@ def _flag(raw: dict[str, Any], key: str, default: bool = False) -> bool:
     Take a boolean.
     """
     value = raw.get(key, default)
+    # 字符串 `"false"` 在 Python 里是真值；不检查类型的话，它会悄悄打开这个选项。
+    # The string `"false"` is truthy in Python; without this check it would quietly switch the option on.
     if not isinstance(value, bool):
         raise ModelLoadError(f"config.json: {key} must be true or false, got {value!r}")
     return value
@@ -116,13 +178,32 @@ def _read_rope(raw: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
 
     Two spellings: the older `rope_theta` plus `rope_scaling`, and the newer `rope_parameters` with `rope_theta` inside.
     """
+    # 同一个模型的两种写法，含义相同：
+    # Two spellings of the same model:
+    #     {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0, ...}}
+    #     {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 32.0, ...}}
+    # Qwen3 写的是 `"rope_scaling": null`：`or {}` 把 null 当作没有缩放。
+    # Qwen3 has `"rope_scaling": null`: `or {}` takes null for no scaling.
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ModelLoadError(f"config.json: rope_parameters/rope_scaling must be an object, got {rope!r}")
+    # 新写法把这一项也放在里面；只转一部分分量的模型这里不支持。
+    # The newer spelling keeps this one inside as well; models that rotate only a part are not supported.
+    partial = rope.get("partial_rotary_factor", 1.0)
+    if partial != 1.0:
+        raise ModelLoadError(f"config.json: partial_rotary_factor={partial!r} is not supported: only 1.0 is")
+    # 新写法只在里层有 theta。只看外层会得到默认的 10000：不报错，几乎每对分量的转速却都错了，输出悄悄变差。
+    # The newer spelling has theta inside only. Looking outside gives the default 10000:
+    # no error, but nearly every pair turns at a wrong speed and the output is quietly worse.
     theta = _positive_number(rope if "rope_theta" in rope else raw, "rope_theta", 10000.0)
+    # 更早的文件把 `rope_type` 叫作 `type`。
+    # Still older files call `rope_type` just `type`.
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type == "default":
         return theta, None
+    # yarn、linear、dynamic 等其他规则会改变频率；当作没看见的话，短提示看不出毛病，长提示才出错。
+    # Other rules, such as yarn, linear or dynamic, change the frequencies;
+    # ignored, only long prompts would show the damage.
     if rope_type != "llama3":
         raise ModelLoadError(f"config.json: rope type {rope_type!r} is not supported: use default or llama3")
     scaling = Llama3Scaling(
@@ -131,6 +212,8 @@ def _read_rope(raw: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
         high_freq_factor=_positive_number(rope, "high_freq_factor"),
         original_max_position_embeddings=_positive_int(rope, "original_max_position_embeddings"),
     )
+    # `inverse_frequencies` 要除以两者之差：相等就是除以 0。
+    # `inverse_frequencies` divides by their difference: if they are equal, it divides by 0.
     if scaling.low_freq_factor >= scaling.high_freq_factor:
         raise ModelLoadError("config.json: low_freq_factor must be smaller than high_freq_factor")
     return theta, scaling
@@ -141,6 +224,8 @@ def parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
 
     `eos_token_id` may be absent, one integer, or a list of them.
     """
+    # 三种写法统一成列表：Llama-3.2 是 [128001, 128008, 128009]，Qwen3 是单个 151645。
+    # All forms become a list: Llama-3.2 has [128001, 128008, 128009], Qwen3 the single 151645.
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise ModelLoadError(f"{where}: eos_token_id must be an integer or a list of integers, got {value!r}")
@@ -152,10 +237,19 @@ def _reject_unsupported(raw: dict[str, Any]) -> None:
 
     Options that would change the result and are not implemented: an error is better than looking away.
     """
+    # 键 -> （文件里的值，这里支持的值）。每一项若被忽略，模型照样能跑，只是输出不对，最难查。
+    # Key -> (value in the file, value supported here). Ignored,
+    # each would still run and give wrong output, which is hard to trace.
     required = {
         "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
+        # 量化的权重要乘上缩放因子才是真值；直接读进来，形状都对，数值全错。
+        # Quantized weights need their scales; read as they are, every shape fits and every value is wrong.
         "quantization_config": (raw.get("quantization_config"), None),
+        # 滑动窗口只看最近的若干 token，要用另一种掩码。
+        # A sliding window sees the last few tokens only and needs another mask.
         "use_sliding_window": (raw.get("use_sliding_window") or False, False),
+        # 小于 1 表示每个头只旋转一部分分量；`apply_rotary` 总是旋转全部。
+        # Below 1, only part of each head is rotated; `apply_rotary` always rotates all of it.
         "partial_rotary_factor": (raw.get("partial_rotary_factor", 1.0), 1.0),
     }
     for key, (value, supported) in required.items():
@@ -174,18 +268,30 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     architectures = raw.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise ModelLoadError(f"config.json: architectures must name the model class, got {architectures!r}")
+    # 先拒绝不支持的选项，再读形状：报错时说的是真正的原因。
+    # Refuse unsupported options before reading shapes, so that the error names the real cause.
     _reject_unsupported(raw)
     hidden_size = _positive_int(raw, "hidden_size")
     num_heads = _positive_int(raw, "num_attention_heads")
+    # 没写 KV 头数就是普通的多头注意力：每个 query 头都有自己的 KV 头。
+    # Without a number of KV heads it is plain multi-head attention: each query head has its own KV head.
     num_kv_heads = _positive_int(raw, "num_key_value_heads", num_heads)
     head_dim = _positive_int(raw, "head_dim", hidden_size // num_heads)
+    # 24 个 query 头除以 8 个 KV 头，每组 3 个；若是 24 除以 7，最后一组就凑不齐。
+    # 24 query heads over 8 KV heads makes groups of 3; 24 over 7 would leave the last group short.
     if num_heads % num_kv_heads:
         raise ModelLoadError(
             f"config.json: {num_heads} query heads do not divide among {num_kv_heads} KV heads"
         )
+    # RoPE 把分量 i 与 i + D/2 配成一对，奇数配不成对。
+    # RoPE pairs component i with i + D/2, which an odd D does not allow.
     if head_dim % 2:
         raise ModelLoadError(f"config.json: head_dim={head_dim} must be even for rotary embedding")
+    # `dtype` 是新写法，`torch_dtype` 是旧写法；都没有就当作 float32。
+    # `dtype` is the newer spelling, `torch_dtype` the older; with neither it is taken for float32.
     dtype_name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    # 先查类型：值若是列表，不能做字典的键，`in` 会抛出 `TypeError`。
+    # The type first: a list cannot be a key, and `in` would raise `TypeError`.
     if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
         raise ModelLoadError(f"config.json: dtype {dtype_name!r} is not supported: use {', '.join(_DTYPES)}")
     theta, scaling = _read_rope(raw)
@@ -206,6 +312,9 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         attention_bias=_flag(raw, "attention_bias"),
         mlp_bias=_flag(raw, "mlp_bias"),
         dtype=_DTYPES[dtype_name],
+        # `generation_config.json` 里可能还有别的结束符，由引擎合并；这里只读 `config.json` 的。
+        # `generation_config.json` may list more of them, which the engine adds;
+        # only those of `config.json` are read here.
         eos_token_ids=parse_token_ids(raw.get("eos_token_id"), "config.json"),
     )
 
@@ -218,6 +327,8 @@ def load_config(folder: Path) -> ModelConfig:
     Raises:
         ModelLoadError: the folder or the file is missing, or the file is wrong
     """
+    # 先查文件夹：路径打错是最常见的错误，值得一句专门的提示。
+    # The folder first: a mistyped path is the most common mistake and earns a message of its own.
     if not folder.is_dir():
         raise ModelLoadError(f"model folder {folder} does not exist: check --model, or download the model first")
     return parse_config(read_json(folder / "config.json"))

@@ -31,14 +31,22 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
         super().__init__()
+        # Llama-3.2-1B：q 有 32 * 64 = 2048 维，k、v 各有 8 * 64 = 512 维，`qkv_proj` 的权重是 3072 行、2048 列。
+        # Llama-3.2-1B: q has 32 * 64 = 2048 components, k and v 8 * 64 = 512 each;
+        # `qkv_proj` has 3072 rows and 2048 columns.
         self.head_dim = config.head_dim
         self.q_size = config.num_attention_heads * config.head_dim
         self.kv_size = config.num_key_value_heads * config.head_dim
+        # 三个投影的输入都是 x，所以合成一次乘法；键是权重文件里的名字，次序与下面的 `split` 相同。
+        # All three projections read x, so they are one product;
+        # the keys are the file's names, in the order of `split` below.
         self.qkv_proj = FusedLinear(
             config.hidden_size,
             {"q_proj": self.q_size, "k_proj": self.kv_size, "v_proj": self.kv_size},
             bias=config.attention_bias,
         )
+        # 各头的结果拼在一起后，由 `o_proj` 混合；在它之前，头与头之间没有任何往来。
+        # `o_proj` mixes the heads once their results are joined; before it, nothing passes from head to head.
         self.o_proj = Linear(self.q_size, config.hidden_size, bias=config.attention_bias)
         self.attn = Attention(backend, config.head_dim)
 
@@ -47,7 +55,9 @@ class LlamaAttention(nn.Module):
 
         Llama does not normalise q and k; Qwen3 overrides this.
         """
-        return q, k
+        # 留这个空方法，是为了让 Qwen3 只写不同的那一步，不必抄一遍 `forward`。
+        # This empty step is there so that Qwen3 writes only what differs and need not copy `forward`.
+        return q, k  # [T, Hq, D], [T, Hkv, D]
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, metadata: AttentionMetadata) -> Tensor:
         """一层自注意力。
@@ -62,16 +72,27 @@ class LlamaAttention(nn.Module):
             [T, hidden]
         """
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 * Hkv) * D]
-        q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
+        # 三者是同一块内存的三个窗口，没有拷贝：相邻两行相距 3072 个元素（1B），所以 v 不连续，核函数要看步长。
+        # All three are windows into one memory, nothing is copied: rows are 3072 elements apart (1B),
+        # so v is not contiguous and kernels must use its strides.
+        q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)  # [T, Hq*D], [T, Hkv*D], [T, Hkv*D]
         # 把最后一维拆成“头 × 每头的维度”，各头从此互不相干。
         # Split the last dimension into heads × head_dim; from here on the heads do not mix.
+        # 例：D = 64，一行 2048 个数里下标 130 的那个，是头 2（130 // 64）的分量 2（130 % 64）。
+        # Example: with D = 64, number 130 of a row of 2048 is head 2 (130 // 64), component 2 (130 % 64).
         q = q.unflatten(-1, (-1, self.head_dim))  # [T, Hq, D]
         k = k.unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
         v = v.unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
-        q, k = self.normalize_heads(q, k)
+        q, k = self.normalize_heads(q, k)  # [T, Hq, D], [T, Hkv, D]
         # 位置信息只加在 q、k 上，v 不转：位置决定“看谁”，不改变“看到的内容”。
         # Only q and k carry position, v does not: position decides whom to look at, not what is seen there.
-        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        # k 先旋转再存入缓存，所以缓存里的 k 自带位置，以后每一步都不必再转。
+        # k is rotated before it is stored, so a cached k carries its position and no later step turns it again.
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # [T, Hq, D], [T, Hkv, D]
+        # 断点停在这里，看 `q.shape` 和 `k.shape`：头数不同，是分组查询注意力；
+        # 历史的 K、V 不在参数里，在 `self.attn.kv_cache` 里。
+        # Stop here and look at `q.shape` and `k.shape`: the heads differ, by grouped-query attention;
+        # the history's K and V are no arguments but in `self.attn.kv_cache`.
         return self.o_proj(self.attn(q, k, v, metadata).flatten(1))  # [T, hidden]
 
 
@@ -83,6 +104,8 @@ class LlamaMLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        # 先门后值，`silu_and_mul` 按这个次序对半切。
+        # Gate before value: `silu_and_mul` cuts in this order.
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
         self.gate_up_proj = FusedLinear(config.hidden_size, sizes, bias=config.mlp_bias)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
@@ -98,7 +121,9 @@ class LlamaMLP(nn.Module):
         Returns:
             [T, hidden]
         """
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        # 1B 的宽度变化：2048 -> 16384（gate 与 up 各 8192）-> 8192 -> 2048。
+        # Widths in the 1B: 2048 -> 16384 (gate and up, 8192 each) -> 8192 -> 2048.
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))  # [T, hidden]
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -107,10 +132,16 @@ class LlamaDecoderLayer(nn.Module):
     One layer: attention and MLP, each with a residual connection.
     """
 
+    # 子类换掉这个类属性就换了注意力，`__init__` 不必重写；同样的手法见 `LlamaForCausalLM.layer_class`。
+    # A subclass swaps the attention by this class attribute,
+    # with no `__init__` of its own; see `LlamaForCausalLM.layer_class`.
     attention_class: type[LlamaAttention] = LlamaAttention
 
     def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
         super().__init__()
+        # 属性名就是权重文件里的名字，例如 `model.layers.0.input_layernorm.weight`；改名会让加载失败。
+        # Attribute names are names in the weight file,
+        # such as `model.layers.0.input_layernorm.weight`; renamed, loading fails.
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = self.attention_class(config, backend)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -127,8 +158,11 @@ class LlamaDecoderLayer(nn.Module):
         Returns:
             [T, hidden]
         """
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, metadata)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        # 归一化的结果只喂给子层，x 本身从不归一化。写成 `x = norm(x)` 再相加，残差就断了，是移植时常见的错误。
+        # The normalised value feeds the sub-layer only; x itself is never normalised.
+        # With `x = norm(x)` before the sum the residual is lost, a common porting bug.
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, metadata)  # [T, hidden]
+        return x + self.mlp(self.post_attention_layernorm(x))  # [T, hidden]
 
 
 class LlamaModel(nn.Module):
@@ -142,7 +176,12 @@ class LlamaModel(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        # 整个模型只有 1 份：角度只取决于位置，每层都一样。
+        # There is 1 for the whole model: angles depend on positions alone and are the same in each layer.
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, config.rope_scaling)
+        # `ModuleList` 给各层编号，权重名里的 `layers.0`、`layers.1` 由此而来；普通列表里的层，加载器看不见。
+        # `ModuleList` numbers the layers, hence `layers.0`,
+        # `layers.1` in weight names; the loader cannot see into a plain list.
         self.layers = nn.ModuleList(layer_class(config, backend) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -157,11 +196,24 @@ class LlamaModel(nn.Module):
         Returns:
             [T, hidden]
         """
+        # 例：A 解码第 9 个位置，B 是 3 个 token 的新提示，
+        # `input_ids` 是 [A9, B0, B1, B2]，`positions` 是 [9, 0, 1, 2]，T = 4。
+        # Example: A decodes position 9, B is a new prompt of 3 tokens:
+        # `input_ids` is [A9, B0, B1, B2], `positions` [9, 0, 1, 2], T = 4.
+        # 没有填充，也没有 batch 这一维：除了注意力，每一步都是逐行计算，不在乎一行属于哪条序列。
+        # No padding and no batch dimension:
+        # apart from attention all work is row by row and need not know whose row it is.
         x = self.embed_tokens(input_ids)  # [T, hidden]
         cos, sin = self.rotary(positions)  # [T, D // 2]
         for layer in self.layers:
-            x = layer(x, cos, sin, metadata)
-        return self.norm(x)
+            # 想看某一层对 token 的改动，在这里比较循环前后的 `x[0]`：形状始终不变，变的是内容。
+            # To see what a layer does to a token, compare `x[0]` before and after:
+            # its shape never changes, its content does.
+            x = layer(x, cos, sin, metadata)  # [T, hidden]
+        # 残差流一路累加，到最后可能很大；输出头之前再归一化一次，漏掉它 logits 就全错。
+        # The residual stream has grown with each addition;
+        # normalise a last time before the output head, or all logits are wrong.
+        return self.norm(x)  # [T, hidden]
 
 
 class LlamaForCausalLM(nn.Module):
@@ -175,6 +227,8 @@ class LlamaForCausalLM(nn.Module):
     def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
         super().__init__()
         self.config = config
+        # 属性名 `model` 和 `lm_head` 正是权重名的前缀：`model.norm.weight`、`lm_head.weight`。
+        # The names `model` and `lm_head` are the prefixes in the file: `model.norm.weight`, `lm_head.weight`.
         self.model = LlamaModel(config, backend, self.layer_class)
         self.lm_head = LMHead(self.model.embed_tokens, config.tie_word_embeddings)
 
@@ -189,7 +243,7 @@ class LlamaForCausalLM(nn.Module):
         Returns:
             [T, hidden]
         """
-        return self.model(input_ids, positions, metadata)
+        return self.model(input_ids, positions, metadata)  # [T, hidden]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """输出头：只对要采样的那几行算，词表很大，每少算一行都值得。
@@ -202,13 +256,22 @@ class LlamaForCausalLM(nn.Module):
         Returns:
             [S, vocab_size] float32
         """
-        return self.lm_head(hidden).float()
+        # 1000 个 token 的提示只有最后一行要采样：float32 的 logits 从 513 MB 降到 0.5 MB。
+        # A prompt of 1000 tokens samples from its last row only: float32 logits shrink from 513 MB to 0.5 MB.
+        #     1000 * 128256 * 4 bytes = 513,024,000
+        # bf16 在 16 到 32 之间的间隔是 0.125，转成 float32 找不回精度，但之后除以温度、做 softmax 不会再损失。
+        # Between 16 and 32, bf16 has steps of 0.125;
+        # float32 cannot bring back what is lost, but loses no more in what follows.
+        return self.lm_head(hidden).float()  # [S, vocab_size] float32
 
     def attention_layers(self) -> list[Attention]:
         """各层的注意力，从浅到深；KV 缓存按这个顺序绑定。
 
         The attention of each layer, first to last; KV caches are bound in this order.
         """
+        # `modules` 按登记次序深度优先地走，所以第 0 个就是 `model.layers.0` 的注意力，与页池的第 0 层对应。
+        # `modules` walks depth first in order of registration,
+        # so entry 0 is the attention of `model.layers.0` and gets layer 0 of the pool.
         return [module for module in self.modules() if isinstance(module, Attention)]
 
 
@@ -217,8 +280,13 @@ def randomize_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
 
     Fill in random weights, for measuring speed, which does not depend on their values.
     """
+    # 发生器必须与参数在同一设备上，否则 `normal_` 会报错；自带种子，不受全局随机状态影响。
+    # The generator must live on the parameters' device or `normal_` fails; its own seed keeps global state out.
     generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
     for name, parameter in model.named_parameters():
+        # 归一化的权重取 1，各层输出的量级才像真模型；`input_layernorm.weight`、`q_norm.weight` 都以此结尾。
+        # Norm weights are 1, so that each layer's output has a real model's scale;
+        # `input_layernorm.weight` and `q_norm.weight` both end so.
         if name.endswith("norm.weight"):
             parameter.fill_(1.0)
         else:

@@ -18,6 +18,9 @@ from layers.linear import FusedLinear
 from models.config import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
 
+# Hugging Face 的固定文件名：小模型一个文件，大模型切成几片，由索引说明哪个张量在哪一片。
+# Hugging Face's fixed names: a small model is one file, a large one several shards, and the index says what lies where.
+#     {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", ...}}
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
 
@@ -30,6 +33,8 @@ def shard_files(folder: Path) -> list[Path]:
     Raises:
         ModelLoadError: none there, a shard missing, or a shard name that leaves the folder
     """
+    # 有索引就以索引为准：两种都有时，单个文件可能是另一次下载留下的。
+    # If there is an index, it decides: a single file beside it may be left from another download.
     if not (folder / _INDEX_FILE).exists():
         if not (folder / _SINGLE_FILE).exists():
             raise ModelLoadError(
@@ -40,15 +45,23 @@ def shard_files(folder: Path) -> list[Path]:
     weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelLoadError(f"{folder / _INDEX_FILE}: weight_map must be an object that names the shards")
-    names = set(weight_map.values())
+    # 先逐个检查，最后才取集合：值若是列表，`set` 会抛出 `TypeError`，用户就看不到下面那句说明。
+    # Check one by one and build the set last:
+    # for a list as a value `set` raises `TypeError`, and the message below is lost.
+    names = list(weight_map.values())
     for name in names:
         # 索引是外来数据：“../../别处”这样的名字会读到文件夹外面去，只接受单纯的文件名。
         # The index is foreign data: a name such as "../../elsewhere" would leave the folder; plain names only.
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ModelLoadError(f"{folder / _INDEX_FILE}: shard name {name!r} is not a plain file name")
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelLoadError(
+                f"{folder / _INDEX_FILE}: shard name {name!r} is not a plain file name that ends in .safetensors"
+            )
         if not (folder / name).exists():
             raise ModelLoadError(f"{folder / name} is missing: {_INDEX_FILE} lists it; download it again")
-    return [folder / name for name in sorted(names)]
+    # 几百个张量只在几片里，取集合，每片只读一次；排序让每次加载的次序都相同。
+    # Hundreds of tensors lie in a few shards: the set reads each shard once,
+    # the sort makes every load go in the same order.
+    return [folder / name for name in sorted(set(names))]
 
 
 def weight_targets(model: nn.Module) -> dict[str, Tensor]:
@@ -56,6 +69,9 @@ def weight_targets(model: nn.Module) -> dict[str, Tensor]:
 
     The tensor name in the file -> where it goes: a parameter, or a slice of a fused one.
     """
+    # 一张核对清单：文件里的名字 -> 目的地。装完后清单上每一项都要打勾，多一个、少一个都是错误。
+    # A checklist: name in the file -> destination.
+    # In the end every item must be ticked; one too many or too few is an error.
     targets: dict[str, Tensor] = dict(model.named_parameters())
     for module_name, module in model.named_modules():
         if not isinstance(module, FusedLinear):
@@ -63,10 +79,15 @@ def weight_targets(model: nn.Module) -> dict[str, Tensor]:
         # 例：`self_attn.qkv_proj` 由 `self_attn.q_proj`、`self_attn.k_proj`、`self_attn.v_proj` 拼成。
         # Example: `self_attn.qkv_proj` is made of `self_attn.q_proj`, `self_attn.k_proj` and `self_attn.v_proj`.
         parent = module_name.rpartition(".")[0]
+        # `kind` 是 `weight`，有偏置时还有 `bias`；偏置同样按行拼接。
+        # `kind` is `weight`, and `bias` where there is one; biases are joined by rows as well.
         for kind, parameter in list(module.named_parameters(recurse=False)):
             del targets[f"{module_name}.{kind}"]
             for piece, rows in module.pieces.items():
-                targets[f"{parent}.{piece}.{kind}"] = parameter[rows]
+                # 切片是视图，不是拷贝：往里 `copy_` 就直接写进了融合的权重。1B 的 `k_proj` 对应 2048 到 2559 行。
+                # A slice is a view and no copy: `copy_` into it writes the fused weight itself.
+                # In the 1B, `k_proj` is rows 2048 to 2559.
+                targets[f"{parent}.{piece}.{kind}"] = parameter[rows]  # [rows, in_features]
     return targets
 
 
@@ -76,8 +97,14 @@ def _iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     Read one file's tensors one by one, so that memory never holds all weights twice.
     """
     try:
+        # 文件开头是一段 JSON：每个张量的 dtype、形状和字节区间。打开时只读它，用到哪个张量才读哪一段。
+        # The file begins with JSON: each tensor's dtype, shape and byte range.
+        # Opening reads that; a tensor's bytes follow on demand.
         with safe_open(str(path), framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118
+                # `try` 只管这里读文件的错误：调用者在循环体里抛出的异常不会传进生成器，不会被误报成“文件损坏”。
+                # The `try` catches reading errors only: what the caller's loop raises does not enter a generator,
+                # so it is never mistaken for a damaged file.
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelLoadError(f"{path} is truncated or corrupt ({error}): download it again") from None
@@ -88,13 +115,20 @@ def _fill(name: str, target: Tensor, tensor: Tensor) -> None:
 
     Check shape and kind, then copy; `copy_` converts the dtype.
     """
+    # 必须自己比形状：`copy_` 会广播，一个 [1] 的张量会悄悄填满整个 [2048] 的参数。
+    # Compare shapes ourselves: `copy_` broadcasts, and a tensor of [1] would quietly fill a parameter of [2048].
     if tensor.shape != target.shape:
         raise ModelLoadError(
             f"tensor {name} has shape {list(tensor.shape)}, the model needs {list(target.shape)}: "
             "config.json and the weights do not belong together"
         )
+    # 整数权重是量化过的，缺了缩放因子就没有意义；`copy_` 却会照样把它们转成浮点数。
+    # Integer weights are quantized and mean nothing without their scales, yet `copy_` would turn them into floats.
     if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         raise ModelLoadError(f"tensor {name} has dtype {tensor.dtype}: only floating-point weights are supported")
+    # 文件是 bf16，而参数在 CPU 上是 float32 时，转换就发生在这里；参数在 GPU 上时，搬运也发生在这里。
+    # If the file is bf16 and the parameter float32, as on a CPU,
+    # the conversion happens here; so does the copy to a GPU.
     target.copy_(tensor)
 
 
@@ -112,6 +146,8 @@ def load_weights(
         ModelLoadError: a tensor is missing, unexpected, wrongly shaped, or a file is damaged
     """
     targets = weight_targets(model)
+    # `loaded` 记下已打勾的名字，最后与清单相减，剩下的就是缺失的。
+    # `loaded` holds the names ticked so far; subtracted from the checklist in the end, it leaves what is missing.
     loaded: set[str] = set()
     for path in shard_files(folder):
         for name, tensor in _iterate_tensors(path):
@@ -123,8 +159,11 @@ def load_weights(
             # Old files carry RoPE's frequencies; they follow from the configuration and are not read.
             if name.endswith("rotary_emb.inv_freq"):
                 continue
+            # 多余的张量也是错误：例如带 `q_norm` 的 Qwen3 权重配上 Llama 的配置，跳过它就会输出错的结果。
+            # A tensor too many is an error too: Qwen3 weights with `q_norm` under a
+            # Llama configuration would compute wrong results if it were skipped.
             if name not in targets:
-                raise ModelLoadError(f"unexpected tensor {name} {list(tensor.shape)} in {path.name}: wrong model?")
+                raise ModelLoadError(f"unexpected tensor {name!r} {list(tensor.shape)} in {path.name}: wrong model?")
             # 同一个参数出现两次时，两份内容必须相同，否则不知道该信哪一份。
             # Where a parameter comes twice, both must be equal, or nobody knows which to believe.
             if name in loaded and not torch.equal(targets[name], tensor.to(targets[name])):
@@ -133,6 +172,9 @@ def load_weights(
             loaded.add(name)
             if on_progress:
                 on_progress(len(loaded), len(targets))
+    # 没填的参数里是 `torch.empty` 的垃圾值，模型能跑，却在胡说：所以少一个就整个失败。
+    # An unfilled parameter holds what `torch.empty` left:
+    # the model would run and talk nonsense, so any gap fails the load.
     missing = sorted(targets.keys() - loaded)
     if missing:
         shape = list(targets[missing[0]].shape)

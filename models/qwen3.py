@@ -20,6 +20,9 @@ class Qwen3Attention(LlamaAttention):
 
     def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
         super().__init__(config, backend)
+        # 权重只有 `head_dim` 个数（0.6B 是 128），不是 16 * 128 = 2048 个：逐头归一化，不是把所有头合起来归一化。
+        # The weight has `head_dim` numbers (128 in the 0.6B), not 16 * 128 = 2048:
+        # each head is normalised by itself, not all heads together.
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
@@ -32,7 +35,13 @@ class Qwen3Attention(LlamaAttention):
             q: [T, Hq, D]
             k: [T, Hkv, D]
         """
-        return self.q_norm(q), self.k_norm(k)
+        # 归一化后每个头的长度约为 sqrt(128) = 11.3（权重为 1 时），q·k / 11.3 的绝对值最多 11.3，不会无限增大。
+        # Normalised, a head has length sqrt(128) = 11.3 (weights of 1),
+        # so q·k / 11.3 is at most 11.3 and cannot grow without end.
+        # 必须在旋转之前：权重逐维不同，先旋转再乘权重，配对的两维会乘上不同的数，旋转就变了形。
+        # It must precede the rotation: weights differ by component,
+        # and applied after it they would stretch the two of a pair unequally and distort the angle.
+        return self.q_norm(q), self.k_norm(k)  # [T, Hq, D], [T, Hkv, D]
 
 
 class Qwen3DecoderLayer(LlamaDecoderLayer):

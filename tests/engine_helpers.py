@@ -187,7 +187,7 @@ def small_model_folder(folder: Path, **overrides: Any) -> Path:
 
     make_hf_model("llama", **overrides).save_pretrained(folder)
     save_tokenizer(folder)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(2, 2304, 12))}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(2, 2304, 24))}))
     return folder
 
 
@@ -211,10 +211,10 @@ def mixed_requests(vocab_size: int, count: int = 64, seed: int = 7) -> list[Requ
     shared = [[rng.randrange(vocab_size) for _ in range(size)] for size in (16, 48, 64)]
     requests = []
     for index in range(count):
-        head = rng.choice(shared) if index % 3 == 0 else []
+        head = rng.choice(shared) if index % 4 == 0 else []
         # 长度也要包括页大小的整数倍。
         # Lengths include multiples of the block size.
-        size = rng.choice([1, 8, 16, 32, 64]) if index % 5 == 0 else rng.randint(1, 90)
+        size = rng.choice([1, 8, 16, 32, 64]) if index % 5 == 0 else rng.randint(1, 90 if index % 3 == 1 else 24)
         tail = [rng.randrange(vocab_size) for _ in range(max(1, size - len(head)))]
         prompt = shared[1] if index % 16 == 3 else head + tail
         sampled = dict(
@@ -225,8 +225,8 @@ def mixed_requests(vocab_size: int, count: int = 64, seed: int = 7) -> list[Requ
             seed=rng.choice([None, 0, 11, 2**62]),
         )
         params = SamplingParams(
-            max_tokens=rng.randint(1, 40),
-            ignore_eos=index % 2 == 0,
+            max_tokens=rng.choice([rng.randint(1, 40), rng.randint(24, 40)]),
+            ignore_eos=index % 3 != 0,
             **(dict(temperature=0.0) if index % 4 == 1 else sampled),  # type: ignore[arg-type]
         )
         requests.append(Request(list(prompt), params))

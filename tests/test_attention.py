@@ -315,11 +315,20 @@ def test_tensors_that_change_between_calls_are_read_again(target: Target) -> Non
 
     check()
     check()
+    # 换上全新的张量：改写次数与旧的一样，内容不同。
+    # Brand-new tensors: written as often as the old ones, with other contents.
+    lengths = torch.tensor([2, 9, 4], dtype=torch.int32, device=device)
+    check()
+    table = problem.block_table[[0, 2, 1]].to(device)
+    lengths = torch.tensor([5, 5, 5], dtype=torch.int32, device=device)
+    check()
+    table = problem.block_table[[1, 1, 0]].to(device)
+    check()
     check(causal=False)
     check(queries=q[:, :1])
     lengths.copy_(torch.tensor([17, 3, 2], dtype=torch.int32))
     check()
-    table[[0, 1]] = table[[1, 0]]
+    table[[0, 2]] = table[[2, 0]]
     check()
     lengths.zero_()
     check()

@@ -15,6 +15,7 @@ import torch
 import backends
 from backends import BackendUnavailableError, backend_names, backend_status, create_backend
 from backends.base import AttentionBackend
+from backends.torch_backend import TorchBackend
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSING = "package_that_nobody_has"
@@ -27,14 +28,12 @@ def register(monkeypatch: pytest.MonkeyPatch, name: str, module: str, packages: 
     monkeypatch.setitem(backends._REGISTRY, name, backends._Entry(module, "FakeBackend", packages))
 
 
-class FakeBackend(AttentionBackend):
-    """只在 `meta` 设备上能用的后端，函数都没有实现。
-    A backend that can be used on the `meta` device only and implements nothing.
+class FakeBackend(TorchBackend):
+    """只在 `meta` 设备上能用的后端。
+    A backend that can be used on the `meta` device only.
     """
 
     name = "fake"
-    default_block_size = 256
-    __abstractmethods__ = frozenset()
 
     @classmethod
     def why_unusable(cls, device: torch.device) -> str | None:

@@ -238,9 +238,9 @@ def test_embedding_and_tied_head() -> None:
 @pytest.mark.parametrize("name", ["torch", "sdpa"])
 @pytest.mark.parametrize("num_decodes", [0, 2, 4])
 def test_attention_layer_serves_decodes_and_prefills_in_one_batch(name: str, num_decodes: int) -> None:
-    # 前两条各 1 个新 token；后两条是上下文的尾段。新 token 的 K、V 还没有写进缓存。
-    # The first two bring 1 token, the last two the tail of a context. The new tokens' K and V are not stored yet.
-    new, contexts = ([1, 1, 1, 1] if num_decodes == 4 else [1, 1, 5, 3] if num_decodes == 2 else [4, 2, 5, 3]), []
+    # 解码行各带 1 个新 token，其余带上下文的尾段；新 token 的 K、V 要由这一层自己写进缓存。
+    # Decode rows bring 1 new token, the others a tail; the layer itself has to store the new tokens' K and V.
+    new = {0: [4, 2, 5, 3], 2: [1, 1, 5, 3], 4: [1, 1, 1, 1]}[num_decodes]
     contexts = [17, 1, 5, 16] if num_decodes else [17, 2, 5, 16]
     case = Case(6, 2, 32, 8, causal=True)
     problem = make_problem(case, new, contexts)
@@ -304,6 +304,9 @@ def inputs(
 def test_greedy_takes_the_first_of_equals() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0], [-1.0, -2.0, -3.0, -0.5]])
     assert sample(logits, None).tolist() == [1, 0, 3]
+    wide = torch.zeros(3, 2304)
+    wide[:, [700, 701, 2000]] = 5.0
+    assert sample(wide, None).tolist() == [700] * 3
     # 贪心行与采样行同批，也带着过滤时，结果不变。
     # Greedy rows beside sampling ones, filters included, give the same.
     for options in ({}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.3}):

@@ -4,7 +4,9 @@ State-machine tests of scheduler and block manager: any order of adding, abortin
 books and the contents of every slot are checked.
 """
 
+from collections import Counter
 from itertools import count
+from typing import ClassVar
 
 import hypothesis.strategies as st
 import pytest
@@ -35,6 +37,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     """
 
     hash_values: int | None = None
+    reached: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,6 +88,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         said = self.expected[seq.request_id]
         assert seq.output_token_ids == said[: seq.num_output_tokens]
         self.live.remove(seq)
+        self.reached["aborts of admitted requests"] += seq.request_id in self.admitted
         if seq.request_id not in self.admitted:
             self.added.remove(seq.request_id)
 
@@ -113,18 +117,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_schedule(self, schedule: list[ScheduledSequence], before: list[Sequence], preempted: bool) -> None:
         scheduler = self.scheduler
         assert schedule, "a step with live requests schedules something"
-        counts = [count for _, count in rows(schedule)]
-        assert sum(counts) <= scheduler.max_num_batched_tokens and min(counts) >= 1
+        new_tokens = [row.num_new_tokens for row in schedule]
+        assert sum(new_tokens) <= scheduler.max_num_batched_tokens and min(new_tokens) >= 1
         assert len(scheduler.running) <= scheduler.max_num_seqs
         # 只有 1 个新 token 的行在前，两组各自保持运行的次序。
         # Rows of 1 new token come first, and both groups keep the running order.
         place = {seq.request_id: index for index, seq in enumerate(scheduler.running)}
         keys = [(row.num_new_tokens != 1, place[row.seq.request_id]) for row in schedule]
         assert keys == sorted(keys)
-        for seq, count in schedule:
-            assert seq.num_computed_tokens + count <= seq.num_tokens
-            assert (seq.num_computed_tokens + count == seq.num_tokens) == ScheduledSequence(seq, count).samples
-            assert len(seq.block_table) * scheduler.block_manager.block_size >= seq.num_computed_tokens + count
+        for row in schedule:
+            computed = row.seq.num_computed_tokens + row.num_new_tokens
+            assert computed <= row.seq.num_tokens and row.samples == (computed == row.seq.num_tokens)
+            assert len(row.seq.block_table) == scheduler.block_manager.num_blocks_needed(computed)
         # 原来在运行的，留下的是一个前缀；新接纳的排在后面，抢占的那一步没有新接纳的。
         # Of those that ran before, a prefix remains; newcomers follow, and there are none in a step with a preemption.
         kept = [seq for seq in before if seq.status is SequenceStatus.RUNNING]
@@ -172,6 +176,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 steps += 1
                 assert steps < 2000, "the scheduler makes no progress"
             assert_all_free(self.scheduler.block_manager)
+            self.reached["preemptions"] += self.scheduler.num_preemptions
+            self.reached["hits"] += self.scheduler.block_manager.stats.hit
         finally:
             if self._hashes:
                 self._hashes.__exit__(None, None, None)
@@ -184,6 +190,7 @@ class CollidingMachine(SchedulerMachine):
     """
 
     hash_values = 3
+    reached: ClassVar[Counter[str]] = Counter()
 
 
 @pytest.mark.parametrize("machine", [SchedulerMachine, CollidingMachine])
@@ -191,10 +198,14 @@ def test_scheduler_machine(machine: type[SchedulerMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60,
+            max_examples=250,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
     )
+    # 机器若从没遇到抢占、命中和取消，上面的通过就不说明什么。
+    # Passing would mean little had the machine never met a preemption, a hit or an abort.
+    for what in ("preemptions", "hits", "aborts of admitted requests"):
+        assert machine.reached[what] > 100, machine.reached

@@ -1,0 +1,333 @@
+"""DESIGN 4.7 的不合法输入：每一行给出该给的错误，旁边的请求照常完成。
+
+The bad input of DESIGN 4.7: each row gives its error, and the requests beside it finish.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_helpers import assert_all_free, small_model_folder
+
+from engine.llm import LLM
+from engine.outputs import RequestOutput
+from engine.sampling_params import SamplingParams
+from models.config import ModelLoadError
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model_folder(tmp_path_factory.mktemp("bad") / "model")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """一份可以弄坏的模型文件夹。
+
+    A model folder to be damaged.
+    """
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def make_llm(folder: Path | str | None, **options: Any) -> LLM:
+    return LLM(folder, **{"device": "cpu", "num_kvcache_blocks": 16, "max_model_len": 100, "strict": True, **options})
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> LLM:
+    return make_llm(folder)
+
+
+def one_line(error: BaseException) -> str:
+    assert "\n" not in str(error), f"more than one line: {error}"
+    return str(error)
+
+
+# ---- 请求 ----
+# ---- requests ----
+
+BAD_REQUESTS: dict[str, tuple[Any, SamplingParams | None, str]] = {
+    "empty string": ("", None, "prompt is empty"),
+    "no tokens": ([], None, "prompt is empty"),
+    "as long as max_model_len": ([1] * 100, None, "100 tokens.*max_model_len=100.*at most 99"),
+    "longer than max_model_len": ([1] * 1000, None, "1000 tokens.*max_model_len=100.*at most 99"),
+    "negative token": ([1, -1], None, "token id -1.*2304"),
+    "token beyond the embedding": ([1, 2304], None, "token id 2304.*2304"),
+    "huge token": ([2**70], None, f"token id {2**70}"),
+    "not a prompt": (None, None, "string or a list of token ids"),
+    "a number": (5, None, "string or a list of token ids"),
+    "list of strings inside": (["a"], None, "string or a list of token ids"),
+    "float tokens": ([1.0], None, "string or a list of token ids"),
+    "bool tokens": ([True], None, "string or a list of token ids"),
+    "stop token beyond the embedding": ([1], SamplingParams(stop_token_ids=[5, 2304]), "stop token id 2304.*2304"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_generate_adds_nothing_if_one_request_is_bad(llm: LLM, name: str) -> None:
+    prompt, params, message = BAD_REQUESTS[name]
+    added = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llm.engine.scheduler, "add", added.append)
+        # 坏的排在中间：前面的好请求也不该已经加入。
+        # The bad one is in the middle: the good ones before it must not have been added either.
+        with pytest.raises(ValueError, match=message) as info:
+            llm.generate([[1, 2], prompt, [3]], [GREEDY, params or GREEDY, GREEDY], progress=False)
+    assert one_line(info.value).startswith("request ")
+    assert added == [] and not llm.engine.has_unfinished()
+    assert_all_free(llm.engine.block_manager)
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_in_a_running_engine_the_others_go_on(llm: LLM, name: str) -> None:
+    prompt, params, message = BAD_REQUESTS[name]
+    engine = llm.engine
+    expected = llm.generate([[1, 2], [3]], GREEDY, progress=False)
+    engine.add_request([1, 2], GREEDY, "a")
+    engine.step()
+    with pytest.raises(ValueError, match=f"request bad: .*{message}"):
+        engine.add_request(prompt, params or GREEDY, "bad")
+    engine.add_request([3], GREEDY, "b")
+    results: dict[str, RequestOutput] = {}
+    while engine.has_unfinished():
+        results.update({output.request_id: output for output in engine.step()})
+    assert set(results) == {"a", "b"}
+    assert [results[i].outputs[0].token_ids for i in "ab"] == [output.outputs[0].token_ids for output in expected]
+    assert_all_free(engine.block_manager)
+
+
+def test_the_longest_prompt_allowed_is_max_model_len_minus_1(llm: LLM) -> None:
+    output = llm.generate([[1] * 99], GREEDY, progress=False)[0]
+    assert len(output.outputs[0].token_ids) == 1 and output.outputs[0].finish_reason == "length"
+
+
+def test_a_request_id_in_use_is_refused_and_may_be_used_again_later(llm: LLM) -> None:
+    engine = llm.engine
+    engine.add_request([1], GREEDY, "same")
+    with pytest.raises(ValueError, match="request same"):
+        engine.add_request([2], GREEDY, "same")
+    assert len(engine.scheduler.waiting) == 1
+    engine.abort("same")
+    engine.add_request([2], GREEDY, "same")
+    engine.abort("same")
+    assert not engine.has_unfinished()
+
+
+def test_a_flat_list_of_ids_is_not_a_list_of_prompts(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="list of token ids"):
+        llm.generate([1, 2, 3], GREEDY, progress=False)  # type: ignore[list-item]
+
+
+# ---- 中断与出错 ----
+# ---- interruption and failure ----
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_ctrl_c_aborts_the_running_requests_and_frees_their_blocks(folder: Path, error: type[BaseException]) -> None:
+    llm = make_llm(folder, max_num_batched_tokens=30, max_num_seqs=2)
+    engine, real, steps = llm.engine, llm.engine.model_runner.execute, [0]
+
+    def execute(batch: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 3:
+            assert engine.block_manager.num_free_blocks < 16
+            raise error("stop")
+        return real(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.model_runner, "execute", execute)
+        with pytest.raises(error):
+            llm.generate([[1] * 40, [2] * 5, [3]], GREEDY, progress=False)
+    assert not engine.has_unfinished()
+    assert engine.scheduler.running == [] and not engine.scheduler.waiting
+    assert_all_free(engine.block_manager)
+    # 引擎之后照常可用。
+    # The engine is as good as new afterwards.
+    again = llm.generate([[1] * 40], GREEDY, progress=False)[0].outputs[0].token_ids
+    assert again == make_llm(folder).generate([[1] * 40], GREEDY, progress=False)[0].outputs[0].token_ids
+
+
+# ---- 构造 ----
+# ---- construction ----
+
+
+def test_unknown_keyword_is_a_type_error(folder: Path) -> None:
+    with pytest.raises(TypeError, match="tensor_parallel"):
+        LLM(folder, tensor_parallel=2)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("max_model_len", value) for value in (0, -1, 1.5, "100", True)],
+        *[("max_num_seqs", value) for value in (0, -1, None)],
+        ("max_num_batched_tokens", 0),
+        ("num_kvcache_blocks", 0),
+        *[("kvcache_block_size", value) for value in (0, 4, 12, 100)],
+        *[("gpu_memory_utilization", value) for value in (0, -0.1, 1.1, float("nan"))],
+        ("dtype", "float64"),
+        ("device", "tpu"),
+        ("device", "mps"),
+        ("device", "cuda:99"),
+        *[("seed", value) for value in (-1, 2**63)],
+    ],
+)
+def test_a_bad_option_names_itself_and_its_value(folder: Path, option: str, value: Any) -> None:
+    with pytest.raises(ValueError) as info:
+        make_llm(folder, **{option: value})
+    message = one_line(info.value)
+    assert option.removeprefix("kvcache_") in message.replace("block size", "block_size")
+    assert str(value) in message
+
+
+def test_an_unknown_backend_lists_the_names(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"nope.*auto, torch, sdpa"):
+        make_llm(folder, backend="nope")
+
+
+def test_an_explicit_length_that_does_not_fit_says_what_would(folder: Path) -> None:
+    # 200 个 token 要 13 页 16，只有 5 页，装得下 80。
+    # 200 tokens need 13 blocks of 16; there are 5, which hold 80.
+    with pytest.raises(ValueError, match=r"max_model_len=200.*13 blocks of 16.*there are 5.*<= 80") as info:
+        make_llm(folder, max_model_len=200, num_kvcache_blocks=5)
+    one_line(info.value)
+    assert make_llm(folder, max_model_len=80, num_kvcache_blocks=5).engine.model_runner.max_model_len == 80
+    # 13 页恰好够。
+    # 13 blocks are just enough.
+    assert make_llm(folder, max_model_len=200, num_kvcache_blocks=13).engine.model_runner.max_model_len == 200
+
+
+def test_an_explicit_length_beyond_the_model_is_an_error(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_model_len=513.*512"):
+        make_llm(folder, max_model_len=513, num_kvcache_blocks=100)
+
+
+def test_without_an_explicit_length_it_is_reduced_with_one_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        llm = make_llm(folder, max_model_len=None, num_kvcache_blocks=3)
+    assert llm.engine.model_runner.max_model_len == 48
+    assert len(caplog.records) == 1
+    message = one_line(AssertionError(caplog.records[0].getMessage()))
+    assert "48" in message and "512" in message and "最大长度" in message
+    # 生成时不再重复，够大时一声不吭。
+    # It is not repeated while generating, and a pool that is large enough says nothing.
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        output = llm.generate([[1] * 40], SamplingParams(temperature=0, max_tokens=99, ignore_eos=True), progress=False)
+        make_llm(folder, max_model_len=None, num_kvcache_blocks=32)
+    assert len(output[0].outputs[0].token_ids) == 8
+    assert caplog.records == []
+
+
+def test_a_pool_of_one_block_still_answers(folder: Path) -> None:
+    llm = make_llm(folder, max_model_len=None, num_kvcache_blocks=1)
+    outputs = llm.generate([[1, 2, 3], [4] * 15, [5]], GREEDY, progress=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [8, 1, 8]
+    with pytest.raises(ValueError, match="max_model_len=16"):
+        llm.generate([[1] * 16], GREEDY, progress=False)
+    assert_all_free(llm.engine.block_manager)
+
+
+# ---- 模型文件夹 ----
+# ---- the model folder ----
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="does not exist") as info:
+        make_llm(tmp_path / "nowhere")
+    one_line(info.value)
+
+
+def test_a_hub_id_that_is_not_in_the_cache_says_how_to_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelLoadError, match="hf download nobody/no-such-model") as info:
+        make_llm("nobody/no-such-model")
+    one_line(info.value)
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    """改 JSON 文件里的几个字段。
+
+    Change fields of a JSON file.
+    """
+
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: void((folder / name).write_bytes(content))
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def truncate(name: str, size: int) -> Callable[[Path], None]:
+    return lambda folder: void((folder / name).write_bytes((folder / name).read_bytes()[:size]))
+
+
+def void(_: object) -> None:
+    """丢掉返回值。
+
+    Drop a value.
+    """
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no config": (remove("config.json"), "config.json is missing"),
+    "config not JSON": (write("config.json", b"{oops"), "config.json cannot be read"),
+    "config a list": (write("config.json", b"[]"), "config.json must hold a JSON object"),
+    "unknown architecture": (edit("config.json", architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
+    "unknown rope type": (edit("config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "yarn"),
+    "no weights": (remove("model.safetensors"), "model.safetensors"),
+    "truncated weights": (truncate("model.safetensors", 5000), "truncated or corrupt"),
+    "empty weights": (truncate("model.safetensors", 0), "truncated or corrupt"),
+    "weights not safetensors": (write("model.safetensors", b"\x80\x04pickle" * 99), "truncated or corrupt"),
+    "wrong shape": (edit("config.json", intermediate_size=128), "shape"),
+    "missing tensor": (edit("config.json", num_hidden_layers=3), "layers.2"),
+    "no tokenizer": (remove("tokenizer.json"), "tokenizer.json"),
+    "no tokenizer config": (remove("tokenizer_config.json"), "tokenizer_config.json"),
+    "tokenizer not JSON": (write("tokenizer.json", b"{oops\n\n"), "tokenizer"),
+    "tokenizer config not JSON": (write("tokenizer_config.json", b"{\noops"), "tokenizer"),
+    "generation config not JSON": (write("generation_config.json", b"oops"), "generation_config.json"),
+    "bad default temperature": (edit("generation_config.json", temperature=-1), r"generation_config.json.*temperature"),
+    "bad stop ids": (edit("generation_config.json", eos_token_id="x"), r"generation_config.json.*eos_token_id"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_folder_is_a_one_line_error(
+    copy: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, message = DAMAGE[name]
+    damage(copy)
+    with pytest.raises(ModelLoadError, match=message) as info:
+        make_llm(copy)
+    one_line(info.value)
+    # 命令行：同一个错误，一行，返回 2。
+    # The command line: the same error in one line, and 2.
+    import mini_llama
+
+    capsys.readouterr()
+    assert mini_llama.main(["--model", str(copy), "--device", "cpu", "--prompt", "hi"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("mini_llama.py: error: ")

@@ -1,0 +1,340 @@
+"""命令行：DESIGN 4.8 的选项、帮助、退出码，以及重定向后的纯文本。
+
+The command line: the options of DESIGN 4.8, help, exit codes, and plain text where the output is redirected.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from engine_helpers import ROOT, python
+
+import mini_llama
+from backends import backend_names
+from engine.model_runner import ModelRunner
+from engine.tokenizer import Tokenizer
+
+HAN = re.compile(r"[\u4e00-\u9fff]")
+LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
+
+
+def environment() -> dict[str, str]:
+    """去掉会让 rich 强制着色的变量。
+
+    Without the variables that make rich use colours by force.
+    """
+    return {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE")}
+
+
+def run_cli(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """像用户那样，在另一个进程里运行。
+
+    Run in a process of its own, as a user would.
+    """
+    command = [python(), str(ROOT / "mini_llama.py"), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
+
+
+def assert_one_line_error(stderr: str) -> None:
+    lines = stderr.splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("mini_llama.py: error: ")
+
+
+def main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """在本进程里运行，省去导入的时间。
+
+    Run in this process, which saves the imports.
+    """
+    code = mini_llama.main([*arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+# ---- 回答 ----
+# ---- answers ----
+
+
+def test_without_arguments_it_answers_the_built_in_prompts() -> None:
+    result = run_cli()
+    assert result.returncode == 0, result.stderr
+    for prompt in mini_llama.BUILT_IN_PROMPTS:
+        assert f"> {prompt}\n" in result.stdout
+    # 内嵌模型认真回答了其中几个。
+    # The embedded model really answers some of them.
+    for answer in ("北京", "68", "97"):
+        assert answer in result.stdout
+    assert "<|" not in result.stdout
+    # 重定向后是纯文本：没有转义码，也没有进度条的残迹。
+    # Redirected output is plain text: no escape codes and no traces of a progress bar.
+    for stream in (result.stdout, result.stderr):
+        assert "\x1b" not in stream and "\r" not in stream
+    assert "Traceback" not in result.stderr
+
+
+def test_it_runs_from_any_folder(tmp_path: Path) -> None:
+    result = run_cli("--backend", "torch", "--prompt", "hi", "--max-tokens", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "> hi\n" in result.stdout and "torch, cpu" in result.stdout
+
+
+def test_prompt_is_repeatable_and_keeps_its_order(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = main(capsys, "--prompt", "What is 23 + 45?", "--prompt", "中国的首都是哪里？")
+    assert code == 0
+    positions = [out.index(text) for text in ("> What is 23 + 45?\n", "68", "> 中国的首都是哪里？\n", "北京")]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("prompt", ["what is [/] ?", "[red]x[/b] list[0]", "a\\[b]", "emoji :smile:"])
+def test_a_prompt_with_brackets_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], prompt: str) -> None:
+    code, out, _ = main(capsys, "--prompt", prompt, "--max-tokens", "1")
+    assert code == 0
+    assert f"> {prompt}\n" in out
+
+
+def test_an_answer_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "[/] [red]x[/b] :key: a\\[b] list[0] " + "word " * 60 + "\n  indented"
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, skip_special_tokens=True: text)
+    code, out, _ = main(capsys, "--prompt", "hi", "--max-tokens", "1")
+    assert code == 0 and text in out
+
+
+def test_a_long_prompt_is_not_wrapped_when_redirected(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "word " * 60 + "end"
+    code, out, _ = main(capsys, "--prompt", prompt, "--max-tokens", "1")
+    assert code == 0 and f"> {prompt}\n" in out
+
+
+def test_max_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = main(capsys, "--prompt", "list all prime numbers within 100", "--max-tokens", "3")
+    assert re.search(r"output tokens 输出\s*│ 3 \(", out)
+
+
+def test_sampling_options_reach_the_engine_and_the_seed_fixes_the_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = mini_llama.LLM.chat
+    monkeypatch.setattr(mini_llama.LLM, "chat", lambda self, c, p: seen.append(p) or real(self, c, p))
+    options = ["--temperature", "1.5", "--top-p", "0.9", "--top-k", "7", "--max-tokens", "9"]
+
+    def answer(seed: str) -> str:
+        code, out, _ = main(capsys, "--prompt", "tell me", *options, "--seed", seed)
+        assert code == 0
+        return out.split("summary")[0]
+
+    assert answer("3") == answer("3")
+    params = seen[0]
+    assert (params.temperature, params.top_p, params.top_k, params.max_tokens, params.seed) == (1.5, 0.9, 7, 9, 3)
+    # 不给选项时用模型建议的值（贪心），最多 256 个 token。
+    # Without options the model's recommendation holds (greedy), and 256 tokens at most.
+    main(capsys, "--prompt", "hi")
+    assert seen[-1].greedy and seen[-1].max_tokens == 256 and seen[-1].seed is None
+
+
+# ---- 帮助与列表 ----
+# ---- help and lists ----
+
+
+def test_help_explains_each_flag_in_both_languages() -> None:
+    flags = {flag for action in mini_llama.build_parser()._actions for flag in action.option_strings}
+    expected = "model backend prompt device dtype max-tokens temperature top-p top-k seed enforce-eager list-backends"
+    assert {f"--{name}" for name in [*expected.split(), "compare", "help"]} <= flags
+    for action in mini_llama.build_parser()._actions:
+        if action.dest == "help":
+            continue
+        assert action.help and HAN.search(action.help), f"{action.option_strings}: no Chinese"
+        english = action.help.split("/")[-1]
+        assert LATIN_WORD.search(english) and not HAN.search(english), f"{action.option_strings}: no English"
+    description = mini_llama.build_parser().description or ""
+    assert HAN.search(description) and LATIN_WORD.search(description)
+
+
+def test_help_prints_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        mini_llama.main(["--help"])
+    assert info.value.code == 0
+    out = capsys.readouterr().out
+    assert "--compare A B" in out and "温度" in out
+    assert all(name in out for name in backend_names())
+
+
+def test_list_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = main(capsys, "--list-backends", "--device", "cpu")
+    assert code == 0 and err == ""
+    for name in backend_names():
+        assert re.search(rf"│ {name} +│ (yes 是|no 否) ", out)
+    assert re.search(r"│ torch +│ yes 是 ", out) and re.search(r"│ sdpa +│ yes 是 ", out)
+
+
+def test_list_backends_loads_no_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mini_llama, "LLM", None)
+    assert main(capsys, "--list-backends")[0] == 0
+
+
+# ---- 对比 ----
+# ---- compare ----
+
+
+def test_compare_two_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = main(
+        capsys, "--compare", "torch", "sdpa", "--prompt", "What is 23 + 45?", "--prompt", "hi", "--max-tokens", "6"
+    )
+    assert code == 0
+    verdict = out.splitlines()[-1]
+    match = re.fullmatch(r"torch vs sdpa: max \|Δlogit\| (\S+), tokens equal 全部相同", verdict)
+    assert match and 0 < float(match[1]) < 1e-3
+    steps = re.findall(r"^│ (\d+) +│ (\d+) +│ (\S+) +│ -", out, flags=re.MULTILINE)
+    assert [int(step) for step, _, _ in steps] == list(range(1, len(steps) + 1))
+    assert 1 < len(steps) <= 6
+    assert max(float(difference) for _, _, difference in steps) == float(match[1])
+
+
+def test_compare_finds_a_backend_that_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backends.sdpa import SDPABackend
+
+    real = SDPABackend.flash_attn_with_kvcache
+    # 把 sdpa 的解码结果反号：对比必须看得出来，而且两边仍然同步走完。
+    # Negate what sdpa's decode returns: the comparison must show it, and both must still walk in step.
+    monkeypatch.setattr(SDPABackend, "flash_attn_with_kvcache", lambda self, *a, **k: -real(self, *a, **k))
+    code, out, _ = main(capsys, "--compare", "torch", "sdpa", "--prompt", "introduce yourself", "--max-tokens", "8")
+    assert code == 0
+    match = re.search(r"max \|Δlogit\| (\S+), (\d+) tokens differ", out)
+    assert match and float(match[1]) > 0.1 and int(match[2]) > 0
+
+
+def test_compare_takes_no_more_memory_than_it_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # 几个引擎同住一台设备：谁也不许按“剩余显存”去占。
+    # Several engines share a device: none may size its pool by the memory that is free.
+    monkeypatch.setattr(ModelRunner, "_affordable_blocks", None)
+    pools = []
+    real = ModelRunner._allocate_pool
+    monkeypatch.setattr(ModelRunner, "_allocate_pool", lambda self, count: pools.append(count) or real(self, count))
+    code, out, err = main(capsys, "--compare", "torch", "sdpa", "--prompt", "hi", "--prompt", "hi", "--max-tokens", "9")
+    assert code == 0 and "tokens equal" in out and err == "" and caplog.records == []
+    assert pools[0] == 1 and pools[1] == pools[2] < 20
+
+
+# ---- 错误与退出码 ----
+# ---- errors and exit codes ----
+
+
+def test_an_unknown_backend_exits_2_with_one_line() -> None:
+    result = run_cli("--backend", "nope")
+    assert result.returncode == 2 and result.stdout == ""
+    assert_one_line_error(result.stderr)
+    assert "nope" in result.stderr and "torch" in result.stderr
+
+
+def test_a_missing_model_exits_2_with_one_line(tmp_path: Path) -> None:
+    result = run_cli("--model", str(tmp_path / "nowhere"))
+    assert result.returncode == 2 and result.stdout == ""
+    assert_one_line_error(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--prompt", "hi", "--temperature", "3"], "temperature"),
+        (["--prompt", "hi", "--temperature", "nan"], "temperature"),
+        (["--prompt", "hi", "--top-p", "0"], "top_p"),
+        (["--prompt", "hi", "--top-k", "-2"], "top_k"),
+        (["--prompt", "hi", "--max-tokens", "0"], "max_tokens"),
+        (["--prompt", "hi", "--seed", "-1"], "seed"),
+        (["--prompt", "word " * 5000], "max_model_len"),
+        (["--prompt", "hi", "--prompt", "word " * 5000], "request 1"),
+        (["--dtype", "int8"], "dtype"),
+        (["--device", "abacus"], "device"),
+        (["--device", "cuda:99"], "CUDA"),
+        (["--model", "nobody/no-such-model"], "hf download"),
+        (["--compare", "torch", "nope", "--prompt", "hi"], "nope"),
+        (["--compare", "nope", "torch", "--prompt", "hi"], "nope"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line_and_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    code, out, err = main(capsys, *arguments)
+    assert code == 2 and out == ""
+    assert_one_line_error(err)
+    assert says in err
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-flag"], ["--max-tokens", "many"], ["--compare", "torch"], ["stray"]])
+def test_wrong_usage_exits_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        mini_llama.main(arguments)
+    assert info.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import mini_llama
+from engine.llm_engine import LLMEngine
+from engine.model_runner import ModelRunner
+engines, steps, real = [], [], ModelRunner.execute
+start = LLMEngine.__init__
+def init(self, *arguments):
+    start(self, *arguments)
+    engines.append(self)
+def execute(self, batch):
+    steps.append(1)
+    if len(steps) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(self, batch)
+LLMEngine.__init__, ModelRunner.execute = init, execute
+code = mini_llama.main(["--device", "cpu"])
+engine = engines[0]
+engine.block_manager.check_integrity([])
+print("steps", len(steps), "unfinished", engine.has_unfinished(),
+      "held", engine.block_manager.num_blocks - engine.block_manager.num_free_blocks)
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT to oneself works differently on Windows")
+def test_ctrl_c_exits_130_with_the_blocks_freed() -> None:
+    result = subprocess.run(
+        [python(), "-c", INTERRUPTED],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert result.returncode == 130, result.stderr
+    assert result.stdout == "steps 3 unfinished False held 0\n"
+    assert "interrupted 已中断" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    process = subprocess.Popen(
+        [python(), str(ROOT / "mini_llama.py"), "--list-backends"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    stderr = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+    assert "Traceback" not in stderr and "BrokenPipe" not in stderr
+
+
+def test_the_public_face() -> None:
+    for name in mini_llama.__all__:
+        assert getattr(mini_llama, name) is not None
+    assert {"LLM", "SamplingParams"} <= set(mini_llama.__all__)
