@@ -188,8 +188,14 @@ def _compare(console: Console, config: EngineConfig, args: argparse.Namespace, p
     """
     # 分词器和默认参数从一个引擎里取；它不生成，1 页的池就够，显存留给要比较的两个。
     # Tokenizer and defaults come from an engine that generates nothing: a pool of 1 block leaves memory to the two.
-    pool = {"max_model_len": 1, "num_kvcache_blocks": 1}
-    engine = LLM(config.model, backend=args.compare[0], device=config.device, dtype=config.dtype, **pool).engine
+    engine = LLM(
+        config.model,
+        backend=args.compare[0],
+        device=config.device,
+        dtype=config.dtype,
+        max_model_len=1,
+        num_kvcache_blocks=1,
+    ).engine
     params = _params(args, engine.generation_defaults)
     token_ids = [engine.tokenizer.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
     # float32 应在 1e-3 以内。bf16 不同：16 到 32 之间的相邻两数就差 0.125，只差一个末位便有这么多。

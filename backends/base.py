@@ -118,8 +118,10 @@ class AttentionBackend(ABC):
 
         Return why it cannot run on `device`, with the remedy, or None if it can.
         """
-        # 默认哪里都能跑；要 CUDA 的后端覆盖它，返回一句写明缺什么的话。
-        # By default it runs anywhere; a backend that needs CUDA overrides this with a line on what is missing.
+        # 默认哪里都能跑，只要设备真的在；要求更多的后端覆盖它，返回一句写明缺什么的话。
+        # By default it runs anywhere, if the device is there; a backend that needs more overrides this and says what.
+        if device.type == "cuda" and not torch.cuda.is_available():
+            return "no CUDA device here; use device='cpu'"
         return None
 
     @classmethod

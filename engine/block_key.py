@@ -11,7 +11,7 @@ cache contents.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import xxhash
 
@@ -19,8 +19,6 @@ import xxhash
 # `eq=False`：自动生成的比较会沿 `parent` 递归，131072 个 token、页大小 16 就是 8192 层，超过递归上限。
 # `eq=False`: a generated comparison recurses along `parent`; 131072 tokens in blocks of 16 are 8192 levels,
 # beyond the recursion limit.
-# 调试时看 `key.token_ids` 和 `key.hash`，不要打印整个 `key`：它会把前面整条链都带出来。
-# In the debugger look at `key.token_ids` and `key.hash`, not at all of `key`: that prints the whole chain before it.
 @dataclass(frozen=True, eq=False, slots=True)
 class BlockKey:
     """链式的名字：指向前一页的名字，所以比较两个名字就是比较两段完整的前缀。
@@ -32,15 +30,18 @@ class BlockKey:
     # A hash of 64 bits is no proof of identity: xxh64 is fast but no defence against collisions made on purpose,
     # so the tokens are kept as well.
     hash: int
-    parent: BlockKey | None
+    # `repr=False`：调试器里看一个名字，不该把前面整条链都打印出来。
+    # `repr=False`: looking at a name in the debugger should not print the whole chain before it.
+    parent: BlockKey | None = field(repr=False)
     # 一页 16 个 id 只有几百字节；同一页的 K、V 在 Llama-3.2-3B 的 bf16 缓存里是 1.75 MiB。
     # The 16 ids of a block are a few hundred bytes; its K and V in a bf16 cache of Llama-3.2-3B are 1.75 MiB.
     token_ids: tuple[int, ...]
 
     def same_prefix(self, other: BlockKey) -> bool:
-        """逐页比较 token，哈希碰撞也骗不过它；通常第一页就是同一个对象，立刻得出结果。
+        """逐页比较 token，哈希碰撞也骗不过它；链的开头多半是同一个对象，走到那里就有结果。
 
-        Compare tokens block by block, which no hash collision can fool; usually both chains soon share an object.
+        Compare tokens block by block, which no hash collision can fool; chains that began with a hit share objects, and
+        comparing ends there.
         """
         mine: BlockKey | None = self
         theirs: BlockKey | None = other

@@ -88,13 +88,15 @@ class EngineConfig:
                 raise ValueError(f"{name}={value!r} is out of range: use an integer from 1 up")
         # 有人会写 90，意思是百分之九十；让它过去，到分配显存时才会莫名其妙地失败。
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
-        if not 0 < self.gpu_memory_utilization <= 1:
+        share = self.gpu_memory_utilization
+        if not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(
                 f"gpu_memory_utilization={self.gpu_memory_utilization!r} is out of range: use a share in (0, 1]"
             )
         if self.dtype != "auto" and self.dtype not in _DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
-        if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**63):
+        seed = self.seed
+        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
             raise ValueError(f"seed={self.seed!r} is out of range: use an integer from 0 to 2**63 - 1, or None")
 
     def resolve_device(self) -> torch.device:

@@ -192,7 +192,7 @@ class LLM:
             with generation_progress(self.engine, len(sequences), progress) as bar:
                 # 引擎里可能还有别人加的请求，它们同步前进，但不算在这里的结果里。
                 # Others may have added requests to the engine; they go on beside ours but are not among our results.
-                while len(results) < len(sequences):
+                while len(results) < len(sequences) and self.engine.has_unfinished():
                     # 初读源码从这里“单步进入”。多数步返回空列表，只有请求结束的那一步才有结果。
                     # First reading: step into this call. Most return an empty list; results come when a request ends.
                     finished = self.engine.step()
@@ -208,4 +208,9 @@ class LLM:
                     self.engine.abort(seq.request_id)
         # 完成的次序不等于提交的次序：短的先完成。按提交次序取出，`outputs[i]` 才对得上 `prompts[i]`。
         # Short requests finish first; results go back in order, so that `outputs[i]` answers `prompts[i]`.
-        return [results[seq.request_id] for seq in sequences]
+        # 中途被别处 `abort` 掉的请求没有走到结束那一步，这里补上它的结果，已输出的部分照样返回。
+        # A request that somebody else's `abort` ended has no result yet; make it here, with what it had put out.
+        return [
+            results.get(seq.request_id) or self.engine.make_output(seq, prompt if isinstance(prompt, str) else None)
+            for seq, prompt in zip(sequences, prompts)
+        ]

@@ -90,7 +90,7 @@ class LLMEngine:
         # 两边叫法不同的只有一项：`max_new_tokens` 是 transformers 的叫法，这里和 vLLM 一样叫 `max_tokens`。
         # One name differs: transformers say `max_new_tokens`, here and in vLLM it is `max_tokens`.
         names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
-        names["max_new_tokens"] = "max_tokens"
+        names |= {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
         # JSON 里的 null 读进来是 None，当作没写；否则 `temperature=None` 会被当成不合法的值。
         # A JSON null becomes None and counts as absent; otherwise `temperature=None` would be refused as a bad value.
         #   {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": null}  ->  {"temperature": 0.6, "top_p": 0.9}
@@ -323,25 +323,35 @@ class LLMEngine:
         return self.update(schedule, token_ids)
 
     def _finish(self, seq: Sequence) -> RequestOutput:
-        """把结束的序列变成给用户的结果。
+        """请求结束：记下时间，让出它的 id，交出结果。
 
-        Turn a finished sequence into the user's result.
+        A request has ended: note the time, free its id, hand out the result.
         """
         seq.metrics.finished_time = time.monotonic()
+        # 用 `pop` 而不是取值：引擎可以跑上几周，不删就是内存泄漏，这个 id 也永远不能再用。
+        # `pop`, not a look-up: an engine runs for weeks, and entries left behind leak memory and block ids.
+        return self.make_output(seq, self._prompts.pop(seq.request_id))
+
+    def make_output(self, seq: Sequence, prompt: str | None) -> RequestOutput:
+        """把序列变成给用户的结果。
+
+        Turn a sequence into the user's result.
+        """
+        # 停止 token 留在 `token_ids` 里，但不进文字：它是信号，不是回答的一部分。
+        # The stop token stays in `token_ids` but out of the text: it is a signal and no part of the answer.
+        shown = seq.output_token_ids[:-1] if seq.finish_reason == "stop" else seq.output_token_ids
         completion = CompletionOutput(
             index=0,
             # 整段一起解码，不逐个拼接：一个汉字可能由几个 token 组成，拆开解码只会得到乱码符号。
             # Decoded as a whole: a Chinese character may span several tokens, each of which alone decodes to garbage.
-            text=self.tokenizer.decode(seq.output_token_ids, seq.params.skip_special_tokens),
+            text=self.tokenizer.decode(shown, seq.params.skip_special_tokens),
             token_ids=seq.output_token_ids,
             finish_reason=seq.finish_reason,
             stop_reason=seq.stop_reason,
         )
         return RequestOutput(
             request_id=seq.request_id,
-            # 用 `pop` 而不是取值：引擎可以跑上几周，不删就是内存泄漏，这个 id 也永远不能再用。
-            # `pop`, not a look-up: an engine runs for weeks, and entries left behind leak memory and block ids.
-            prompt=self._prompts.pop(seq.request_id),
+            prompt=prompt,
             prompt_token_ids=seq.prompt_token_ids,
             outputs=[completion],
             num_cached_tokens=seq.num_cached_tokens,

@@ -21,6 +21,7 @@ from backends import create_backend
 from backends.base import AttentionMetadata, KVCache
 from engine.batch import Batch
 from engine.config import EngineConfig
+from layers.sampler import SamplingInputs, sample
 from models import create_model
 from models.config import load_config
 from models.loader import load_weights
@@ -169,7 +170,10 @@ class ModelRunner:
         # The peak is an all-time high: without a reset, an older one (loading, say) would count and shrink the pool.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
-        self.execute(self._dummy_batch(tokens, num_blocks))
+        logits = self.execute(self._dummy_batch(tokens, num_blocks))
+        # 采样也算在峰值里：排序和噪声都是 [S, vocab_size] 的临时张量，256 行时每个就有几百 MB。
+        # Sampling belongs to the peak: the sort and the noise are [S, vocab_size], hundreds of MB each at 256 rows.
+        sample(logits, SamplingInputs.costliest(logits.shape[0], self.device))
         # 核函数是异步执行的：在这里等它们跑完，出错就在这里报，而不是在后面某个无关的调用里。
         # Kernels run asynchronously: wait here, so that an error shows here and not in some unrelated call later.
         torch.cuda.synchronize(self.device)

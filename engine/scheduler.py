@@ -265,7 +265,7 @@ class Scheduler:
                 finished.append(seq)
         self._retire(finished)
         if self.strict:
-            self.block_manager.check_integrity([*self.running, *self.waiting, *finished])
+            self.block_manager.check_integrity([*self.running, *self.waiting])
         return finished
 
     def _finish_reason(self, seq: Sequence, token: int) -> str | None:

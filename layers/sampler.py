@@ -51,6 +51,16 @@ class SamplingInputs:
     any_filter: bool
     any_min_p: bool
 
+    @classmethod
+    def costliest(cls, num_rows: int, device: torch.device) -> "SamplingInputs":
+        """每一步都要走到的参数，用来量采样的显存峰值。
+
+        Parameters that take every step, to measure the peak memory of sampling.
+        """
+        column = torch.full((num_rows, 1), 0.5, device=device)  # [S, 1]
+        ids = torch.arange(num_rows, device=device)  # [S]
+        return cls(column, column, column, ids[:, None] + 1, ids, ids, any_filter=True, any_min_p=True)
+
 
 def _signed(value: int) -> int:
     """把无符号 64 位常数写成 torch 的 int64 能装下的补码。
@@ -67,6 +77,7 @@ def _signed(value: int) -> int:
 # 2^64 over the golden ratio, made odd: with an odd step nothing repeats before all 2^64 values,
 # so token ids never share a count.
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MASK32 = 0xFFFFFFFF
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -94,6 +105,17 @@ def _mix64(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def _mix32(x: Tensor) -> Tensor:
+    """32 位的混合，装在 int64 里算，每次乘法之后只留低 32 位。
+
+    A mix of 32 bits, computed in int64; only the low 32 bits are kept after each product.
+    Source: the constants are Chris Wellons' "lowbias32".
+    """
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
 def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tensor:
     """每行每个 token 一个标准 Gumbel 噪声。
 
@@ -113,22 +135,24 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     # Example: softmax of logits [2, 1, 0] is [0.665, 0.245, 0.090];
     # over many draws the argmax of logits plus noise falls on the 3 tokens in just these shares.
     token_ids = torch.arange(vocab_size, device=seeds.device)  # [vocab_size]
-    # 两级计数器：先由（种子，序号）得到这一行的起点，再按 token id 一步一个黄金比例常数地走。
-    # Two counters: (seed, index) gives the row's start, then one golden-ratio step per token id.
-    row = _mix64(_mix64(seeds + _GOLDEN) + output_indices * _GOLDEN)  # [S]
-    bits = _mix64(row[:, None] + token_ids * _GOLDEN)  # [S, vocab_size]
-    # 取高 52 位，加 0.5，落在 (0, 1) 的开区间里，两次取对数都不会遇到 0。
-    # Take the top 52 bits plus 0.5: strictly inside (0, 1), so neither logarithm meets 0.
-    # 只取 52 位：加 0.5 后刚好占满 float64 的 53 位有效数字。若取 53 位，
-    # 最大值会舍入成 1.0，-log(1) = 0，再取对数得 inf。
-    # Only 52 bits: with 0.5 added they fill float64's 53 significant bits. From 53 bits the largest rounds to 1.0,
-    # -log(1) = 0, and the next logarithm is inf.
-    uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52  # [S, vocab_size] float64
+    # 两级计数器：先由（种子，序号）混出这一行的 64 位密钥，再拿它的高低两半去打散每个 token id。
+    # Two counters: (seed, index) mix into a key of 64 bits for the row, whose halves then scatter each token id.
+    key = _mix64(_mix64(seeds + _GOLDEN) + output_indices * _GOLDEN)[:, None]  # [S, 1]
+    low, high = key & _MASK32, _shift_right(key, 32)  # [S, 1]
+    # 逐 token 的部分用 32 位：词表超过 100000 个 token，GPU 上 64 位乘法要拆成好几条指令。
+    # Each token's part takes 32 bits: there are over 100000 tokens, and a GPU makes several instructions of a 64-bit
+    # product.
+    bits = _mix32(_mix32((token_ids + low) & _MASK32) ^ high)  # [S, vocab_size]
+    # 加 0.5 再除以 2 的 32 次方，落在 (0, 1) 的开区间里，两次取对数都不会遇到 0。
+    # Plus 0.5, over 2 to the power 32: strictly inside (0, 1), so neither logarithm meets 0.
+    uniform = (bits.double() + 0.5) * 2.0**-32  # [S, vocab_size] float64
+    # 大噪声来自很小的 `uniform`：写成 log1p(-u) 而不是 log(1 - u)，小数才不会被 1 淹没。
+    # Large noise comes from a small `uniform`: log1p(-u), not log(1 - u), where the 1 would drown it.
     # 用 float64 取对数再转回：float32 的向量化尾部可能差 1 个末位，会让噪声随批大小变化。
     # Logarithms in float64, then cast: a float32 vector loop's tail may differ by 1 last bit with the batch size.
-    # 噪声总在 -3.61 与 36.74 之间：`uniform` 最小是 2 的 -53 次方，最大是 1 减去它。
-    # Noise stays between -3.61 and 36.74: `uniform` is at least 2 to the power -53, and at most 1 minus that.
-    return -torch.log(-torch.log(uniform)).float()  # [S, vocab_size]
+    # 噪声总在 -3.14 与 22.88 之间：`uniform` 最小是 2 的 -33 次方，最大是 1 减去它。
+    # Noise stays between -3.14 and 22.88: `uniform` is at least 2 to the power -33, and at most 1 minus that.
+    return -torch.log(-torch.log1p(-uniform)).float()  # [S, vocab_size]
 
 
 def sample(logits: Tensor, inputs: SamplingInputs | None) -> Tensor:

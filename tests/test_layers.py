@@ -462,21 +462,27 @@ def test_noise_is_a_pure_function_of_seed_index_and_token() -> None:
 
 
 def test_noise_matches_the_published_algorithm() -> None:
-    # 用 Python 的大整数重写 splitmix64，种子相同的请求在以后的版本里也抽到同样的 token。
-    # splitmix64 again in Python's big integers: a seed draws the same tokens in later versions too.
+    # 用 Python 的大整数重写一遍，种子相同的请求在以后的版本里也抽到同样的 token。
+    # Once more in Python's big integers: a seed draws the same tokens in later versions too.
     mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
 
-    def mix(x: int) -> int:
+    def mix64(x: int) -> int:
         x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
         x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
         return x ^ x >> 31
 
+    def mix32(x: int) -> int:
+        x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
+        x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
+        return x ^ x >> 16
+
     for seed, index in ((0, 0), (42, 3), (-5, 77), (2**63 - 1, 2**31)):
-        row = mix(mix(seed + golden & mask) + index * golden & mask)
+        key = mix64(mix64(seed + golden & mask) + index * golden & mask)
         noise = gumbel_noise(torch.tensor([seed]), torch.tensor([index]), 40)[0]
         for token in (0, 1, 39):
-            uniform = ((mix(row + token * golden & mask) >> 12) + 0.5) / 2**52
-            assert float(noise[token]) == pytest.approx(-math.log(-math.log(uniform)), rel=1e-6)
+            bits = mix32(mix32(token + key & 0xFFFFFFFF) ^ key >> 32)
+            expected = -math.log(-math.log1p(-(bits + 0.5) / 2**32))
+            assert float(noise[token]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_request_draws_the_same_alone_and_in_any_batch() -> None:
