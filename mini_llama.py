@@ -17,7 +17,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -96,6 +98,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _table(console: Console, *headers: str, **options: Any) -> Table:
+    """终端里画框线；重定向到文件时只留对齐的纯文本，方便 grep。
+
+    With lines in a terminal; where the output is redirected, aligned plain text that grep can read.
+    """
+    return Table(*headers, box=box.HEAVY_HEAD if console.is_terminal else None, **options)
+
+
 def _list_backends(console: Console, config: EngineConfig) -> None:
     """打印后端表。
 
@@ -104,7 +114,7 @@ def _list_backends(console: Console, config: EngineConfig) -> None:
     # 能不能用取决于设备：同一台机器上，`--device cpu` 和 `--device cuda` 的表可以不同。
     # Usable depends on the device: on one machine the tables of `--device cpu` and `--device cuda` may differ.
     device = config.resolve_device()
-    table = Table("backend 后端", "usable 可用", "why not 原因", title=f"device 设备: {device}")
+    table = _table(console, "backend 后端", "usable 可用", "why not 原因", title=f"device 设备: {device}")
     # 用不了的也列出来并写明原因：用户要知道的往往正是“为什么不行”。
     # Unusable ones are listed with their reason: "why not" is often exactly what the user wants to know.
     for status in backend_status(device):
@@ -164,7 +174,7 @@ def _print_summary(console: Console, llm: LLM, outputs: list[RequestOutput], sta
     # 没有首词元的请求（例如被取消）按 `end` 算，不会让 `min` 遇到 None 而报错。
     # A request without a first token, aborted for instance, counts as `end`, so `min` never meets a None.
     first = min(output.metrics.first_token_time or end for output in outputs)
-    table = Table(show_header=False, title="summary 小结")
+    table = _table(console, show_header=False, title="summary 小结")
     table.add_row("backend 后端", f"{runner.backend.name}, {runner.device}, {runner.dtype}")
     table.add_row("requests 请求", str(len(outputs)))
     # 除数至少 1e-9：全部在同一时刻结束时也不会除以 0。
@@ -200,7 +210,7 @@ def _compare(console: Console, config: EngineConfig, args: argparse.Namespace, p
     token_ids = [engine.tokenizer.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
     # float32 应在 1e-3 以内。bf16 不同：16 到 32 之间的相邻两数就差 0.125，只差一个末位便有这么多。
     # In float32 expect less than 1e-3. Not so in bf16: from 16 to 32 its neighbours lie 0.125 apart, just one last bit.
-    table = Table("step 步", "tokens", "max |Δlogit|", "different tokens 不同的 token")
+    table = _table(console, "step 步", "tokens", "max |Δlogit|", "different tokens 不同的 token")
     worst, parted = 0.0, 0
     for result in compare_backends(config, tuple(args.compare), token_ids, params):
         # 用 `!r` 打印并保留特殊词元：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
