@@ -5,7 +5,7 @@ What the tests share: folders with small random models, a small tokenizer, engin
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,18 @@ def make_model_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """小张量用不上多线程；机器忙时，多线程互相等待反而慢许多倍。
+
+    Small tensors gain nothing from threads, and on a busy machine threads that wait for each other are far slower.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

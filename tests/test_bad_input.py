@@ -18,6 +18,8 @@ from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from models.config import ModelLoadError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 
 
@@ -235,6 +237,14 @@ def test_a_pool_of_one_block_still_answers(folder: Path) -> None:
     with pytest.raises(ValueError, match="max_model_len=16"):
         llm.generate([[1] * 16], GREEDY, progress=False)
     assert_all_free(llm.engine.block_manager)
+
+
+def test_a_default_that_is_not_built_yet_is_not_ignored(copy: Path) -> None:
+    edit("generation_config.json", repetition_penalty=1.0)(copy)
+    make_llm(copy)
+    edit("generation_config.json", repetition_penalty=1.1)(copy)
+    with pytest.raises(NotImplementedError, match="repetition_penalty"):
+        make_llm(copy)
 
 
 # ---- 模型文件夹 ----

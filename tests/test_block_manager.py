@@ -377,6 +377,27 @@ def test_keys_compare_whole_prefixes() -> None:
     assert not a.same_prefix(longer) and not longer.same_prefix(a)
 
 
+def test_equal_prompts_share_their_names_so_comparing_stays_short() -> None:
+    # 2000 页的提示重复一次：若每比一页都走回开头，就是两百万步。
+    # A prompt of 2000 blocks, repeated: walking back to the start for every block would be two million steps.
+    manager = make(4002)
+    tokens = [index % 7 for index in range(2000 * SIZE + 1)]
+    first, second = make_seq("a", tokens), make_seq("b", tokens)
+    admit(manager, first)
+    assert len(manager.find_prefix(second)) == 2000
+    assert all(mine is theirs for mine, theirs in zip(first.block_keys, second.block_keys))
+    # 同时算完的两个：后登记的也改用先登记的名字。
+    # Two computed at the same time: the later one takes the earlier one's names as well.
+    manager = make()
+    pair = [make_seq(name, [*prompt(10, 20), 1]) for name in "cd"]
+    for seq in pair:
+        manager.allocate(seq, [], 9)
+        seq.num_computed_tokens = 9
+    for seq in pair:
+        manager.register_full_blocks(seq)
+    assert pair[0].block_keys[1] is pair[1].block_keys[1]
+
+
 def test_the_hash_depends_on_parent_and_tokens() -> None:
     parent = make_block_key(None, (1, 2))
     hashes = {

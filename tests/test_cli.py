@@ -16,6 +16,8 @@ from backends import backend_names
 from engine.model_runner import ModelRunner
 from engine.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HAN = re.compile(r"[\u4e00-\u9fff]")
 LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
 
@@ -73,6 +75,7 @@ def test_without_arguments_it_answers_the_built_in_prompts() -> None:
     # Redirected output is plain text: no escape codes and no traces of a progress bar.
     for stream in (result.stdout, result.stderr):
         assert "\x1b" not in stream and "\r" not in stream
+    assert not re.search("[\u2500-\u257f]", result.stdout), "lines of a table"
     assert "Traceback" not in result.stderr
 
 
@@ -111,7 +114,7 @@ def test_a_long_prompt_is_not_wrapped_when_redirected(capsys: pytest.CaptureFixt
 
 def test_max_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = main(capsys, "--prompt", "list all prime numbers within 100", "--max-tokens", "3")
-    assert re.search(r"output tokens 输出\s*│ 3 \(", out)
+    assert re.search(r"output tokens 输出 +3 \(", out)
 
 
 def test_sampling_options_reach_the_engine_and_the_seed_fixes_the_answer(
@@ -167,8 +170,9 @@ def test_list_backends(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = main(capsys, "--list-backends", "--device", "cpu")
     assert code == 0 and err == ""
     for name in backend_names():
-        assert re.search(rf"│ {name} +│ (yes 是|no 否) ", out)
-    assert re.search(r"│ torch +│ yes 是 ", out) and re.search(r"│ sdpa +│ yes 是 ", out)
+        assert re.search(rf"^ {name} +(yes 是|no 否) ", out, flags=re.MULTILINE)
+    assert re.search(r"^ torch +yes 是 ", out, flags=re.MULTILINE)
+    assert re.search(r"^ sdpa +yes 是 ", out, flags=re.MULTILINE)
 
 
 def test_list_backends_loads_no_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +192,7 @@ def test_compare_two_backends(capsys: pytest.CaptureFixture[str]) -> None:
     verdict = out.splitlines()[-1]
     match = re.fullmatch(r"torch vs sdpa: max \|Δlogit\| (\S+), tokens equal 全部相同", verdict)
     assert match and 0 < float(match[1]) < 1e-3
-    steps = re.findall(r"^│ (\d+) +│ (\d+) +│ (\S+) +│ -", out, flags=re.MULTILINE)
+    steps = re.findall(r"^ (\d+) +(\d+) +(\d\S+) +- *$", out, flags=re.MULTILINE)
     assert [int(step) for step, _, _ in steps] == list(range(1, len(steps) + 1))
     assert 1 < len(steps) <= 6
     assert max(float(difference) for _, _, difference in steps) == float(match[1])

@@ -5,7 +5,6 @@ interface.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,20 +26,10 @@ import layers.sampler
 from engine.llm import LLM
 from engine.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 MAX_LEN = 160
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """小张量用不上多线程；机器忙时，多线程互相等待反而慢许多倍。
-
-    Small tensors gain nothing from threads, and on a busy machine threads that wait for each other are far slower.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +304,10 @@ def test_a_stop_token_of_the_user(small: LLM) -> None:
     stopped = small.generate([[1, 2, 3]], params, progress=False)[0].outputs[0]
     assert stopped.token_ids == said.token_ids[: said.token_ids.index(stop) + 1]
     assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
+    # 停止 token 留在 token_ids 里，不进文字。
+    # The stop token stays in token_ids but out of the text.
+    assert stopped.text == small.engine.tokenizer.decode(stopped.token_ids[:-1])
+    assert said.text == small.engine.tokenizer.decode(said.token_ids)
 
 
 def test_the_models_own_stop_tokens_are_the_union_of_both_files(folder: Path, tmp_path: Path) -> None:
@@ -452,6 +445,25 @@ def test_generate_while_the_engine_serves_others(folder: Path) -> None:
     # The others' long request goes on.
     assert [seq.request_id for seq in llm.engine.scheduler.running] == ["long"]
     assert llm.engine.scheduler.running[0].num_output_tokens == 6
+
+
+def test_a_request_aborted_from_elsewhere_returns_what_it_had(folder: Path) -> None:
+    llm = make_llm(folder, num_kvcache_blocks=64)
+    engine, real, steps = llm.engine, llm.engine.step, [0]
+
+    def step() -> list[Any]:
+        steps[0] += 1
+        if steps[0] == 4:
+            engine.abort(engine.scheduler.running[0].request_id)
+        return real()
+
+    engine.step = step  # type: ignore[method-assign]
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    aborted, other = llm.generate(["hello", [2]], params, progress=False)
+    assert (aborted.outputs[0].finish_reason, other.outputs[0].finish_reason) == ("abort", "length")
+    assert [len(tokens) for tokens in tokens_of([aborted, other])] == [3, 6]
+    assert aborted.prompt == "hello"
+    assert_all_free(engine.block_manager)
 
 
 def test_automatic_ids_skip_those_in_use(folder: Path) -> None:

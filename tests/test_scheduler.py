@@ -254,13 +254,15 @@ def test_the_last_running_sequence_is_preempted_to_the_front_of_the_queue() -> N
 
 
 def test_nobody_is_admitted_in_the_step_of_a_preemption_even_if_it_would_fit() -> None:
-    scheduler = make_scheduler(num_blocks=5, max_model_len=20)
+    scheduler = make_scheduler(num_blocks=5, max_model_len=20, caching=False)
     scheduler.add(make_seq("a", [1] * 4, max_tokens=9))
     scheduler.add(make_seq("b", [2] * 15, max_tokens=5))
     assert step(scheduler) == [("a", 4), ("b", 15)]
     scheduler.add(make_seq("c", [3], max_tokens=1))
-    # a 要第 2 页：抢占 b，还回 4 页，a 只用 1 页；剩 3 页空着，但这一步不接纳。
-    # a needs a second block: b gives back 4 and a takes 1; 3 stay free, yet nobody is admitted in this step.
+    # a 要第 2 页：抢占 b，还回 4 页，a 只用 1 页；剩 3 页，b 的 7 个 token 和 c 都放得下，但这一步谁也不接纳。
+    # a needs a second block: b gives back 4 and a takes 1; in the 3 left, 7 tokens of b and c would fit, yet nobody
+    # is admitted in this step.
+    scheduler.max_num_batched_tokens = 8
     assert step(scheduler) == [("a", 1)]
     assert scheduler.block_manager.num_free_blocks == 3
     assert ids(list(scheduler.waiting)) == ["b", "c"]
