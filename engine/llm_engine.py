@@ -101,7 +101,7 @@ class LLMEngine:
             values["temperature"] = 0.0
         try:
             return SamplingParams(**values)  # type: ignore[arg-type]
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:
             # 错在文件，不在用户的参数：换成点出文件名的错误，免得用户去检查自己没写过的 `temperature`。
             # The file is wrong, not the user: name it, or the user looks for a `temperature` that nobody typed.
             raise ModelLoadError(f"generation_config.json: {error}") from None

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# 低于这个温度就当作贪心：分差 0.001 除以 1e-5 已是 100，而噪声的跨度不到 41，抽样的结果就是 argmax。
-# Below this, take the argmax: a gap of 0.001 over 1e-5 is 100, noise spans less than 41, so a draw is the argmax.
+# 低于这个温度就当作贪心：分差 0.001 除以 1e-5 已是 100，而噪声的跨度不到 27，抽样的结果就是 argmax。
+# Below this, take the argmax: a gap of 0.001 over 1e-5 is 100, noise spans less than 27, so a draw is the argmax.
 GREEDY_TEMPERATURE = 1e-5
 
 
@@ -73,9 +73,9 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-# 2^64 除以黄金比例，取奇数：步长为奇数时，要走遍 2^64 个值才会重复，两个 token id 的计数不会相同。
+# 2^64 除以黄金比例，取奇数：步长为奇数时，要走遍 2^64 个值才会重复，两个输出序号的计数不会相同。
 # 2^64 over the golden ratio, made odd: with an odd step nothing repeats before all 2^64 values,
-# so token ids never share a count.
+# so output indices never share a count.
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _MASK32 = 0xFFFFFFFF
 
