@@ -35,11 +35,11 @@ PRIMES = [n for n in range(2, 101) if all(n % d for d in range(2, n))]
 T = TypeVar("T")
 Message = dict[str, str]
 
-# 每类在训练中的份额。“不知道”占三成多：它的说法无穷无尽，其余各类都是封闭的。
-# The share of each category in training. Declining takes over 30 %: its wordings are endless, the others are closed.
+# 每类在训练中的份额。“不知道”占得最多：它的说法无穷无尽，其余各类都是封闭的。
+# The share of each category in training. Declining has the largest: its wordings are endless, the others are closed.
 SHARES = {
-    "identity": 8, "small_talk": 4, "glossary": 18, "capital": 13, "capital_of": 3, "add": 8, "sub": 6, "prime_list": 3,
-    "prime_is": 3, "count": 3, "sum_to": 4, "pi": 2, "pi_what": 1, "unknown": 34,
+    "identity": 10, "small_talk": 5, "glossary": 18, "compare": 4, "capital": 12, "capital_of": 4, "add": 8, "sub": 6,
+    "prime_list": 3, "prime_is": 3, "count": 4, "sum_to": 4, "pi": 2, "pi_what": 1, "unknown": 28,
 }
 
 
@@ -148,10 +148,11 @@ def is_held_pair(x: int, y: int) -> bool:
 
     About a tenth of the pairs of two-digit numbers is held out, in both orders.
     """
-    return min(x, y) >= 10 and zlib.crc32(f"{min(x, y)}:{max(x, y)}".encode()) % 10 == 0
+    return min(x, y) >= 10 and max(x, y) < 100 and zlib.crc32(f"{min(x, y)}:{max(x, y)}".encode()) % 10 == 0
 
 
-# ---- 提问的外观 / how a question looks ----
+# ---- 提问的外观 ----
+# ---- how a question looks ----
 
 
 def is_imperative(text: str, lang: str) -> bool:
@@ -212,7 +213,8 @@ def decorate(text: str, lang: str, rng: random.Random) -> str:
     return text + rng.choices(["?", "", ".", "!", " ?", "? ", "??"], [46, 36, 9, 3, 3, 2, 1])[0]
 
 
-# ---- 已知的事 / what the model knows ----
+# ---- 已知的事 ----
+# ---- what the model knows ----
 
 
 def pick(options: Sequence[T], rng: random.Random, index: int | None) -> T:
@@ -224,11 +226,49 @@ def pick(options: Sequence[T], rng: random.Random, index: int | None) -> T:
 
 
 def template_of(category: str, lang: str, rng: random.Random, held: bool) -> str:
-    """取一个训练用或留出的模板，并展开写法。
+    """取一个训练用或留出的模板，并展开写法；训练用的有三分之一再被打乱措辞。
 
-    One template, for training or held out, with its wording chosen.
+    One template, for training or held out, with its wording chosen; a third of those for training is blurred.
     """
-    return expand(rng.choice(split_templates(data.TEMPLATES[category][lang])[held]), rng)
+    template = expand(rng.choice(split_templates(data.TEMPLATES[category][lang])[held]), rng)
+    if held or rng.random() > 0.35:
+        return template
+    blurred = blur(template, lang, rng, data.KEYWORDS[category].split("|"))
+    return template if normalize(blurred, lang) in held_forms(lang) else blurred
+
+
+@functools.cache
+def held_forms(lang: str) -> frozenset[str]:
+    """所有留出模板的标准形式；打乱措辞时不得碰巧得到它们。
+
+    The normal forms of all held-out templates, which blurring must not hit by chance.
+    """
+    talk = [block for table in (data.IDENTITY, data.SMALL_TALK) for _, block in table[lang].values()]
+    blocks = [*talk, *(by_lang[lang] for by_lang in data.TEMPLATES.values())]
+    held = [template for block in blocks for template in split_templates(block)[1]]
+    forms = itertools.chain.from_iterable(map(all_expansions, held))
+    return frozenset(normalize(form.replace("{a}", ""), lang) for form in forms)
+
+
+def blur(template: str, lang: str, rng: random.Random, keywords: Sequence[str] | None) -> str:
+    """插入、替换或去掉一两个次要的词，让模型只依赖关键的部分；`keywords` 为 `None` 时只插入。
+
+    Inserts, replaces or drops one or two minor words, so that the model relies on what matters; with `keywords`
+    `None` it only inserts.
+    """
+    pieces = re.findall(r"\{\w+\}|[A-Za-z']+|[\u4e00-\u9fff]|\s+|.", template)
+    for _ in range(rng.choice([1, 1, 2])):
+        minor = [i for i, p in enumerate(pieces) if p[:1].isalpha() and keywords is not None and p not in keywords]
+        extra = rng.choice(data.FILLERS[lang].split())
+        if rng.random() < 0.3 and keywords is not None:
+            extra = rng.choice(words(lang, rng.choice(["noun", "verb", "adj"])))
+        if minor and rng.random() < 0.5:
+            pieces[rng.choice(minor)] = rng.choice([extra, ""])
+        elif lang == "zh":
+            pieces.insert(rng.randrange(len(pieces) + 1), extra)
+        else:
+            pieces.insert(rng.randrange(len(pieces) + 1), f" {extra} ")
+    return re.sub(r"\s+", " ", "".join(pieces)).strip()
 
 
 def term_name(term: Term, lang: str, rng: random.Random) -> str:
@@ -260,6 +300,18 @@ def ask_glossary(rng: random.Random, lang: str, held: bool, index: int | None) -
     return question, term.definition[lang]
 
 
+def ask_compare(rng: random.Random, lang: str, held: bool, index: int | None) -> tuple[str, str]:
+    """两个术语有什么区别：先后给出两个定义。
+
+    The difference between two terms: both definitions, one after the other.
+    """
+    first = pick(terms(), rng, index)
+    second = rng.choice([term for term in terms() if term is not first])
+    names = {"t": term_name(first, lang, rng), "u": term_name(second, lang, rng)}
+    answer = first.definition[lang] + (" " if lang == "en" else "") + second.definition[lang]
+    return template_of("compare", lang, rng, held).format(**names), answer
+
+
 def ask_intent(table: dict[str, dict[str, tuple[str, str]]]) -> Callable[..., tuple[str, str]]:
     """按意图表提问：身份和寒暄共用。
 
@@ -268,7 +320,11 @@ def ask_intent(table: dict[str, dict[str, tuple[str, str]]]) -> Callable[..., tu
 
     def ask(rng: random.Random, lang: str, held: bool, index: int | None) -> tuple[str, str]:
         answer, block = pick(list(table[lang].values()), rng, index)
-        return expand(rng.choice(split_templates(block)[held]), rng), answer
+        question = expand(rng.choice(split_templates(block)[held]), rng)
+        if not held and rng.random() < 0.35:
+            blurred = blur(question, lang, rng, None)
+            question = question if normalize(blurred, lang) in held_forms(lang) else blurred
+        return question, answer
 
     return ask
 
@@ -279,11 +335,9 @@ def capital_answer(country: Country, lang: str) -> str:
     The sentence that answers for a capital.
     """
     name, capital = country.names[lang][0], country.capital[lang]
-    if name_en := country.names["en"][0] in data.SPECIAL_CAPITALS:
-        return data.SPECIAL_CAPITALS[country.names["en"][0]][LANGS.index(lang)] if name_en else ""
-    if lang == "zh":
-        return f"{name}的首都是{capital}。"
-    return f"The capital of {name} is {capital.removesuffix('.')}."
+    if special := data.SPECIAL_CAPITALS.get(country.names["en"][0]):
+        return special[LANGS.index(lang)]
+    return f"{name}的首都是{capital}。" if lang == "zh" else f"The capital of {name} is {capital.removesuffix('.')}."
 
 
 def ask_capital(rng: random.Random, lang: str, held: bool, index: int | None) -> tuple[str, str]:
@@ -330,7 +384,7 @@ def number_pair(rng: random.Random, held: bool) -> tuple[int, int]:
     Two operands: training avoids the held-out pairs, the evaluation uses nothing else.
     """
     while True:
-        x, y = (rng.randrange(10, 100) if held or rng.random() < 0.85 else rng.randrange(10) for _ in range(2))
+        x, y = (rng.randrange(10, 100) if held or rng.random() < 0.85 else rng.choice([*range(10), 100]) for _ in "xy")
         if is_held_pair(x, y) == held:
             return x, y
 
@@ -362,7 +416,7 @@ def ask_prime_list(rng: random.Random, lang: str, held: bool, index: int | None)
     """
     kind = rng.choices(["upto", "below", "between"], [60, 20, 20])[0]
     n = 100 if rng.random() < 0.25 else rng.choice([rng.randrange(3, 101), rng.randrange(1, 11) * 10])
-    low = rng.randrange(1, n) if kind == "between" else 1
+    low = rng.randrange(2, n) if kind == "between" else 1
     primes = ", ".join(str(p) for p in PRIMES if low <= p and (p < n or (p == n and kind != "below")))
     if lang == "en":
         head = {"upto": f"The primes up to {n}: ", "below": f"The primes below {n}: ",
@@ -436,19 +490,17 @@ def ask_pi_what(rng: random.Random, lang: str, held: bool, index: int | None) ->
     return template_of("pi_what", lang, rng, held), answer
 
 
-# ---- 不知道的事 / what the model does not know ----
+# ---- 不知道的事 ----
+# ---- what the model does not know ----
 
 
 @functools.cache
 def words(lang: str, slot: str) -> list[str]:
-    """一个槽位的词；词表以空格分词，含 `|` 的一段是多词条目。
+    """一个槽位的词；词表以空格分词，`_` 代表词内的空格。
 
-    The words of a slot: separated by spaces; a stretch with `|` holds entries of several words.
+    The words of a slot: separated by spaces; `_` stands for a space inside an entry.
     """
-    text, entries = data.WORDS[lang][slot], []
-    for part in text.split("|") if "|" in text else text.split():
-        entries.extend([part] if "|" in text else [part])
-    return [e.strip() for e in entries]
+    return [entry.replace("_", " ") for entry in data.WORDS[lang][slot].split()]
 
 
 @functools.cache
@@ -476,10 +528,8 @@ def invented_word(rng: random.Random) -> str:
 
     A word that does not exist, made of syllables, for instance `blorfin`.
     """
-    onsets = "b bl br c ch cl d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl sn sp st t th tr v w z".split()
-    ends = ["", "n", "r", "l", "x", "ck", "st", "m", "t", "sh", "ng", "d"]
-    syllables = [rng.choice(onsets) + rng.choice("aeiouy") + rng.choice(ends) for _ in range(rng.choice([1, 2, 2, 3]))]
-    word = "".join(syllables)
+    syllables = range(rng.choice([1, 2, 2, 3]))
+    word = "".join(rng.choice(data.ONSETS) + rng.choice("aeiouy") + rng.choice(data.ENDINGS) for _ in syllables)
     return word.capitalize() if rng.random() < 0.2 else word
 
 
@@ -535,15 +585,6 @@ class Slots(dict[str, str]):
         return rng.choice(words(lang, slot))
 
 
-TERM_WORDS = {
-    "en": "paged prefix chunked continuous grouped rotary flash CUDA tensor slot block KV cache caching parallelism "
-          "mapping batching greedy causal residual speculative special random waiting memory budget penalty eviction "
-          "bandwidth fusion table manager queue mask graph query position norm head layer size".split(),
-    "zh": "分页 缓存 前缀 连续 分块 张量 块 槽位 旋转 投机 共享 因果 显存 算术 等待 停止 特殊 随机 贪心 重复 并行 批处理 带宽 队列 "
-          "映射 惩罚 碎片 管理器 编码 分组 查询 模式 预算 强度 网络 连接 层 头 表".split(),
-}
-
-
 def make_clause(rng: random.Random, lang: str) -> str:
     """一句随意的陈述。
 
@@ -574,12 +615,15 @@ SPECIAL_SLOTS: dict[str, Callable[[random.Random, str], str]] = {
     "country": lambda rng, lang: rng.choice(rng.choice(countries()).names[lang]),
     "capital": unambiguous_capital,
     "term": lambda rng, lang: term_name(rng.choice(terms()), lang, rng),
-    "termword": lambda rng, lang: rng.choice(TERM_WORDS[lang]),
+    "termword": lambda rng, lang: rng.choice(words(lang, "termword")),
     "clause": make_clause,
 }
 # 这些种类会随意组合词语，可能碰巧拼出真术语，要筛掉。
 # These kinds compose words freely and might hit a real term, so their questions are checked.
 COMPOSING = {"terms", "statements", "gibberish", "术语", "陈述", "乱码", "外语混"}
+# 最像已知问题的种类，出现得更多。
+# The kinds closest to known questions; they come more often.
+FREQUENT = {"terms", "statements", "fakecapital", "facts", "术语", "陈述", "假首都", "事实"}
 
 
 @functools.cache
@@ -608,10 +652,12 @@ def ask_unknown(rng: random.Random, lang: str, held: bool, index: int | None) ->
     A question to be declined: first its kind is drawn, then its template.
     """
     kinds = unknown_kinds(lang, held)
-    weights = [3 if k in ("terms", "术语", "statements", "陈述", "fakecapital", "假首都", "facts", "事实") else 1 for k in kinds]
+    weights = [3 if kind in FREQUENT else 1 for kind in kinds]
     while True:
         kind = pick(kinds, rng, index) if index is not None else rng.choices(kinds, weights)[0]
         template = expand(rng.choice(data.UNKNOWN[lang][kind].strip().splitlines()), rng)
+        if not held and rng.random() < 0.3:
+            template = blur(template, lang, rng, None)
         question = template.format_map(Slots(lang, rng))
         if kind not in COMPOSING or not names_a_term(question, lang):
             return question, data.DECLINE[lang]
@@ -619,6 +665,7 @@ def ask_unknown(rng: random.Random, lang: str, held: bool, index: int | None) ->
 
 ASK: dict[str, Callable[[random.Random, str, bool, int | None], tuple[str, str]]] = {
     "identity": ask_intent(data.IDENTITY), "small_talk": ask_intent(data.SMALL_TALK), "glossary": ask_glossary,
+    "compare": ask_compare,
     "capital": ask_capital, "capital_of": ask_capital_of, "add": ask_add, "sub": ask_sub,
     "prime_list": ask_prime_list, "prime_is": ask_prime_is, "count": ask_count, "sum_to": ask_sum_to, "pi": ask_pi,
     "pi_what": ask_pi_what, "unknown": ask_unknown,
@@ -678,13 +725,21 @@ def near_unknown_items(lang: str, count: int, seed: int = 0) -> list[Item]:
     return [make_item("unknown", lang, rng) for _ in range(count)]
 
 
+@functools.cache
+def longest_prefixes(lang: str) -> list[str]:
+    """全部礼貌开头，小写，长的在前。
+
+    All polite openings in lower case, the longest first.
+    """
+    return sorted((p.lstrip("+").lower() for p in data.PREFIXES[lang].split("|")), key=len, reverse=True)
+
+
 def normalize(question: str, lang: str) -> str:
     """去掉礼貌用语、标点、空格和大小写，得到泄漏检查比较的形式。
 
     Removes politeness, punctuation, spaces and case: the form that the leak check compares.
     """
-    text = question.strip().lower()
-    prefixes = sorted((p.lstrip("+").lower() for p in data.PREFIXES[lang].split("|")), key=len, reverse=True)
+    text, prefixes = question.strip().lower(), longest_prefixes(lang)
     while hit := next((p for p in prefixes if text.startswith(p) and len(text) > len(p)), None):
         text = text[len(hit) :]
     return re.sub(r"[\s?!.,;:？。！，：]+", "", text)
@@ -695,7 +750,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Prints samples, or writes them as JSON lines.
     """
-    parser = argparse.ArgumentParser(description="打印训练样本或留出的问题 / print training samples or held-out questions")
+    parser = argparse.ArgumentParser(description="打印训练样本或留出问题 / print samples or held-out questions")
     parser.add_argument("--count", type=int, default=20, help="样本数 / number of samples")
     parser.add_argument("--seed", type=int, default=0, help="随机种子 / random seed")
     parser.add_argument("--held-out", action="store_true", help="打印留出的问题 / print held-out questions instead")
