@@ -17,7 +17,14 @@ import torch
 
 from backends.base import AttentionBackend, BackendUnavailableError
 
-__all__ = ["BackendStatus", "BackendUnavailableError", "backend_names", "backend_status", "create_backend"]
+__all__ = [
+    "BackendStatus",
+    "BackendUnavailableError",
+    "backend_names",
+    "backend_status",
+    "choose_backend",
+    "create_backend",
+]
 
 
 class _Entry(NamedTuple):
@@ -41,7 +48,14 @@ class _Entry(NamedTuple):
 _REGISTRY: dict[str, _Entry] = {
     "torch": _Entry("backends.torch_backend", "TorchBackend"),
     "sdpa": _Entry("backends.sdpa", "SDPABackend"),
+    "triton": _Entry("backends.triton", "TritonBackend", ("triton",)),
+    "flash": _Entry("backends.flash", "FlashBackend", ("flash_attn", "triton")),
 }
+
+# `auto` 在 CUDA 上依次尝试的后端，按实测的快慢排：解码和预填充都是 `triton` 更快，见 `docs/zh/performance.md`。
+# What `auto` tries on CUDA, in the order measured: `triton` is faster in decode and prefill; see
+# `docs/zh/performance.md`.
+_AUTO_ON_CUDA = ("triton", "flash")
 
 
 class BackendStatus(NamedTuple):
@@ -108,10 +122,27 @@ def backend_status(device: str | torch.device) -> list[BackendStatus]:
     return [BackendStatus(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 
-def create_backend(name: str, device: str | torch.device) -> AttentionBackend:
-    """按名字创建后端；`auto` 选 `sdpa`，它不需要额外安装，CPU 和 CUDA 都能跑。
+def choose_backend(
+    device: str | torch.device, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16
+) -> str:
+    """`auto` 的选择：CUDA 上第一个能用、又支持这个模型的快后端，否则 `sdpa`；不知道是哪个模型时，按常见的形状算。
 
-    Create a backend by name; `auto` takes `sdpa`, which needs no extra install and runs on CPU and CUDA.
+    What `auto` means: on CUDA the first fast backend that is usable and supports this model, else `sdpa`; with no model
+    known, a common shape is assumed.
+    """
+    device = torch.device(device)
+    # 解释模式下的 `triton` 在 CPU 上也“能用”，但慢得多，所以先看设备。
+    # Interpreted, `triton` is usable on a CPU as well, but far slower, so the device comes first.
+    for name in _AUTO_ON_CUDA if device.type == "cuda" else ():
+        if _why_unusable(name, device) is None and _load(name).why_unsupported(head_dim, dtype) is None:
+            return name
+    return "sdpa"
+
+
+def create_backend(name: str, device: str | torch.device) -> AttentionBackend:
+    """按名字创建后端；`auto` 由 `choose_backend` 换成具体的名字。
+
+    Create a backend by name; `choose_backend` turns `auto` into one.
 
     Raises:
         ValueError: unknown name
@@ -121,7 +152,7 @@ def create_backend(name: str, device: str | torch.device) -> AttentionBackend:
     # Both `"cuda"` and `torch.device("cuda")` are welcome; made uniform, what follows handles one type.
     device = torch.device(device)
     if name == "auto":
-        name = "sdpa"
+        name = choose_backend(device)
     # 名字写错和机器不支持是两种错误：前者改拼写，后者装包或换后端，所以类型不同，消息也不同。
     # A wrong name and an unfit machine differ: one wants its spelling mended,
     # the other a package or another backend, so the errors differ.
@@ -133,4 +164,4 @@ def create_backend(name: str, device: str | torch.device) -> AttentionBackend:
     if reason:
         usable = ", ".join(status.name for status in backend_status(device) if status.usable)
         raise BackendUnavailableError(f"backend '{name}' cannot run on {device}: {reason}. Usable here: {usable}")
-    return _load(name)()
+    return _load(name)(device)

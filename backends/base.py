@@ -93,6 +93,95 @@ class AttentionMetadata:
     max_seqlen_k: int
 
 
+class FusedKernels(ABC):
+    """融合步骤：后端若提供，模型层就用它代替逐个写出的几步；没有（默认）或 `enforce_eager` 时，走逐步的写法。
+
+    每个方法旁边都有一个逐步写出的孪生兄弟，在 `layers/` 和 `models/` 里；测试保证两者结果相同。
+
+    Fused steps: where a backend has them, the layers use them instead of the steps written out; without them (the
+    default) or with `enforce_eager` the written-out steps run.
+    Each has its plain twin in `layers/` or `models/`, and tests hold the two equal.
+    """
+
+    @abstractmethod
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """残差相加再归一化；孪生兄弟是 `RMSNorm.add_and_norm`。
+
+        Add the residual, then normalise; the twin is `RMSNorm.add_and_norm`.
+
+        Args:
+            x, residual: [T, size]
+
+        Returns:
+            normalised [T, size], sum [T, size]
+        """
+
+    @abstractmethod
+    def gemv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """只有 1 行输入的线性层；孪生兄弟是 `Linear.forward`。
+
+        A linear layer whose input has 1 row; the twin is `Linear.forward`.
+
+        Args:
+            x: [1, in_features]
+            weight: [out_features, in_features]
+
+        Returns:
+            [1, out_features]
+        """
+
+    @abstractmethod
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """门控激活；孪生兄弟是 `layers/activation.py`。
+
+        The gated activation; the twin is `layers/activation.py`.
+
+        Args:
+            gate_up: [T, 2 * size]
+
+        Returns:
+            [T, size]
+        """
+
+    @abstractmethod
+    def qk_norm_rope_store(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        norm_weights: tuple[Tensor, Tensor] | None,
+        eps: float,
+        kv_cache: KVCache,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        """拆分、归一化（若有）、旋转、写缓存；孪生兄弟是 `LlamaAttention.forward` 的那几行。
+
+        Split, normalise (if the model does), rotate, store; the twin is those lines of `LlamaAttention.forward`.
+
+        Args:
+            qkv: [T, (Hq + 2 * Hkv) * D]
+            cos, sin: [T, D // 2] float32
+            norm_weights: those of q and k, each [D]
+
+        Returns:
+            q [T, Hq, D]
+        """
+
+    @abstractmethod
+    def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor) -> Tensor:
+        """不带过滤的采样；孪生兄弟是 `layers/sampler.py` 的 `sample`。
+
+        Sampling without filters; the twin is `sample` in `layers/sampler.py`.
+
+        Args:
+            logits: [S, vocab_size]
+            temperatures: [S] float32; seeds, output_indices: [S] int64
+
+        Returns:
+            [S] int64
+        """
+
+
 class AttentionBackend(ABC):
     """一个注意力后端：声明自己支持什么，并实现三个函数。
 
@@ -111,6 +200,10 @@ class AttentionBackend(ABC):
     # A CUDA graph replays recorded kernels;
     # a backend that reads lengths back to the CPU cannot be recorded: False by default.
     supports_cuda_graphs: ClassVar[bool] = False
+    fused: FusedKernels | None = None
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     @classmethod
     def why_unusable(cls, device: torch.device) -> str | None:

@@ -197,7 +197,8 @@ class SDPABackend(AttentionBackend):
 
     name = "sdpa"
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
         # 只记最近一步：下一步换了张量，计划就重做，旧的随之释放，不会越积越多。
         # Only the latest step is kept: the next brings new tensors, the plan is made anew and the old one freed.
         self._plan: _DecodePlan | None = None

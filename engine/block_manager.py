@@ -200,7 +200,10 @@ class BlockManager:
         # and who hits such a block reads junk.
         # 例，页大小 4：已知 8 个、已算 7 个，7 // 4 = 1，所以第 2 页要等下一步才登记。
         # Example with blocks of 4: 8 known and 7 computed, 7 // 4 = 1, so block number 2 is registered one step later.
-        while seq.num_registered_blocks < seq.num_computed_tokens // self.block_size:
+        # 重叠循环里末尾的 token 可能还没读到，含有它的页没法起名字，等读到了再说。
+        # In the overlapped loop the last token may not be read yet; a block that holds it has no name until it is.
+        num_ready = min(seq.num_computed_tokens, seq.num_tokens - seq.num_pending_tokens)
+        while seq.num_registered_blocks < num_ready // self.block_size:
             index = seq.num_registered_blocks
             key = self._key(seq, index)
             # 前一页查不到（碰撞了，或已被淘汰），这一页登记了也没人走得到，索性不登记。

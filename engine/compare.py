@@ -96,7 +96,7 @@ def compare_backends(
             num_tokens=sum(count for _, count in rows_a),
             # 只有中间块的一步没有 logits：空张量取 `max` 会报错，记为 0。
             # A step of middle chunks only has no logits: `max` of an empty tensor is an error, so it counts as 0.
-            max_difference=float((logits_a - logits_b).abs().max()) if logits_a.numel() else 0.0,
+            max_difference=float((logits_a.float() - logits_b.float()).abs().max()) if logits_a.numel() else 0.0,
             different=[
                 (request_id, a[0], b[0])
                 for (request_id, _), a, b in zip(rows_a, tokens_a, tokens_b)

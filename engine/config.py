@@ -35,7 +35,8 @@ class EngineConfig:
         num_kvcache_blocks: size of the pool; None is what the memory allows
         gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1]
         enable_prefix_caching: share blocks of equal prefixes
-        enforce_eager: never capture CUDA graphs
+        enforce_eager: no CUDA graphs, no fused kernels, no overlapped loop; for debugging
+        load_format: "auto" reads the weights, "dummy" makes random ones (for measuring speed)
         seed: where the seeds of requests without one come from
         strict: check every invariant in every step (slow; for tests and for learning)
 
@@ -68,6 +69,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
+    load_format: str = "auto"
     seed: int | None = None
     strict: bool = False
 
@@ -93,6 +95,8 @@ class EngineConfig:
             raise ValueError(
                 f"gpu_memory_utilization={self.gpu_memory_utilization!r} is out of range: use a share in (0, 1]"
             )
+        if self.load_format not in ("auto", "dummy"):
+            raise ValueError(f"load_format={self.load_format!r} is unknown: use auto or dummy")
         if self.dtype != "auto" and self.dtype not in _DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
         seed = self.seed

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from engine.config import EngineConfig
-from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
+from engine.overlapped_engine import create_engine
 from engine.progress import generation_progress, loading_progress
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Message
@@ -63,6 +63,7 @@ class LLM:
         # 调试时设为真：每个操作都由 Python 逐行发出，断点才停得住。
         # Set it when debugging: Python issues every operation line by line, so breakpoints are hit.
         enforce_eager: bool = False,
+        load_format: str = "auto",
         seed: int | None = None,
         strict: bool = False,
         progress: bool = False,
@@ -84,6 +85,7 @@ class LLM:
             gpu_memory_utilization=gpu_memory_utilization,
             enable_prefix_caching=enable_prefix_caching,
             enforce_eager=enforce_eager,
+            load_format=load_format,
             seed=seed,
             strict=strict,
         )
@@ -91,11 +93,11 @@ class LLM:
             # `with` 保证出错时也收起进度条，否则错误信息会和没画完的进度条搅在一起。
             # `with` closes the bar on an error too, or the message would be mixed up with a bar half drawn.
             with loading_progress() as bar:
-                self.engine = LLMEngine(config, bar)
+                self.engine = create_engine(config, bar)
         else:
             # 作为库使用时默认不显示：进度条是给命令行看的，服务的日志里不需要它。
             # As a library it is silent by default: bars are for the command line, a service's log has no use for them.
-            self.engine = LLMEngine(config)
+            self.engine = create_engine(config)
 
     def generate(
         self,

@@ -25,7 +25,6 @@ from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from layers.sampler import sample
 from models.config import ModelLoadError, parse_token_ids, read_json
 
 
@@ -233,10 +232,10 @@ class LLMEngine:
     # ---- 一步 ----
     # ---- one step ----
 
-    def schedule(self) -> tuple[list[ScheduledSequence], Batch]:
-        """一步的前半：决定谁运行，摊平成张量。
+    def plan(self) -> list[ScheduledSequence]:
+        """决定谁运行，并记下第一次轮到它的时间。
 
-        The first half of a step: decide who runs and flatten it into tensors.
+        Decide who runs, and note when each had its first turn.
         """
         schedule = self.scheduler.schedule()
         # 钟由引擎看，不由调度器看：同样的请求得到同样的决定，出了问题才能重放。
@@ -247,6 +246,14 @@ class LLMEngine:
                 # 只记第一次：被抢占后会再次排上。它减去 `arrival_time` 就是排队时间。
                 # The first time only: a preempted one returns here. Minus `arrival_time`, it is the queueing time.
                 row.seq.metrics.first_scheduled_time = now
+        return schedule
+
+    def schedule(self) -> tuple[list[ScheduledSequence], Batch]:
+        """一步的前半：决定谁运行，摊平成张量。
+
+        The first half of a step: decide who runs and flatten it into tensors.
+        """
+        schedule = self.plan()
         # 必须在 `update` 之前摊平：`build_batch` 从 `num_computed_tokens` 起取 token，`update` 会把它往前推。
         # Flatten before `update`: `build_batch` takes tokens from `num_computed_tokens` on, and `update` moves that.
         return schedule, build_batch(schedule, self.model_runner.block_size, self.model_runner.device)
@@ -267,7 +274,7 @@ class LLMEngine:
         inputs = build_sampling_inputs(schedule, logits.shape[-1], logits.device)
         # CUDA 上的核函数是异步的，结果要到 `tolist` 才非等不可；一次取回 S 个，别写成 S 次 `.item()`。
         # Kernels on CUDA run asynchronously; at `tolist` we must wait: one transfer of S ids, not S calls of `.item()`.
-        sampled = iter(sample(logits, inputs).tolist())
+        sampled = iter(self.model_runner.sample(logits, inputs).tolist())
         # 每行是一个列表，不是一个数：将来一步得到几个 token（如投机解码），接口也不用改。
         # A list a row, not a number: speculative decoding yields several tokens a step, and the interface would stay.
         #   samples [True, False, True], sampled [42, 7]  ->  [[42], [], [7]]
@@ -278,13 +285,21 @@ class LLMEngine:
 
         The second half of a step: record tokens, retire what finished.
         """
+        # 断点停在这里，走过前后对比 `self.scheduler.running`：结束的请求离开，它的 `block_table` 变空。
+        # Stop here, step over, compare `self.scheduler.running`: a finished one has left, its `block_table` is empty.
+        return self.record(schedule, token_ids, self.scheduler.update(schedule, token_ids))
+
+    def record(
+        self, schedule: list[ScheduledSequence], token_ids: list[list[int]], finished: list[Sequence]
+    ) -> list[RequestOutput]:
+        """计数、记时间，把结束的序列变成结果。
+
+        Count, note times, and turn finished sequences into results.
+        """
         # 重算也计入：这个数若远大于提示与输出之和，说明抢占太频繁，页池该加大了。
         # Recomputation counts: far more than prompts plus outputs means too many preemptions, so the pool is too small.
         self.num_computed_tokens += sum(row.num_new_tokens for row in schedule)
         self.num_generated_tokens += sum(map(len, token_ids))
-        # 断点停在这里，走过前后对比 `self.scheduler.running`：结束的请求离开，它的 `block_table` 变空。
-        # Stop here, step over, compare `self.scheduler.running`: a finished one has left, its `block_table` is empty.
-        finished = self.scheduler.update(schedule, token_ids)
         now = time.monotonic()
         for row, tokens in zip(schedule, token_ids):
             # 首词元时间在 token 取回之后才记，包含 GPU 的时间；记在前向调用之后就会偏小，因为那时 GPU 可能还在算。

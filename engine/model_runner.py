@@ -17,13 +17,15 @@ from torch import Tensor
 
 # 本文件只认识后端的注册表和合同：用哪个后端由配置里的名字决定，换后端不用改这里。
 # This file knows the registry and the contract of backends only; a name in the configuration picks one.
-from backends import create_backend
+from backends import choose_backend, create_backend
 from backends.base import AttentionMetadata, KVCache
 from engine.batch import Batch
 from engine.config import EngineConfig
+from engine.decode_graphs import DecodeGraphs
 from layers.sampler import SamplingInputs, sample
 from models import create_model
 from models.config import load_config
+from models.llama import randomize_weights
 from models.loader import load_weights
 
 logger = logging.getLogger(__name__)
@@ -68,9 +70,16 @@ class ModelRunner:
         # 先做不花钱的检查，再做花钱的加载：选错后端应当立刻报错，而不是读完 6 GB 权重之后。
         # Cheap checks come before the expensive load: a wrong backend fails at once, not after reading 6 GB of weights.
         self.device = config.resolve_device()
-        self.backend = create_backend(config.backend, self.device)
         self.model_config = load_config(folder)
         self.dtype = config.resolve_dtype(self.model_config.dtype, self.device)
+        name = config.backend
+        if name == "auto":
+            name = choose_backend(self.device, self.model_config.head_dim, self.dtype)
+        self.backend = create_backend(name, self.device)
+        # 单步调试时逐个执行：融合内核里没有可以停的地方。
+        # One step after the other for debugging: inside a fused kernel there is nowhere to stop.
+        if config.enforce_eager:
+            self.backend.fused = None
         # “能在这台机器上跑”和“支持这个模型”是两回事：前者 `create_backend` 已查过，后者要知道 `head_dim` 才能查。
         # Two questions: `create_backend` answered "does it run here"; "does it suit this model" needs `head_dim`.
         reason = self.backend.why_unsupported(self.model_config.head_dim, self.dtype)
@@ -100,7 +109,10 @@ class ModelRunner:
         # Parameters are garbage from `torch.empty` so far: one left out means nonsense, so `load_weights` checks each.
         # 断点停在这里，打印 `self.model`：整个网络的模块树就在眼前，名字与权重文件里的对应。
         # Stop here and print `self.model`: the tree of all modules, whose names follow the weight files.
-        load_weights(self.model, folder, on_progress)
+        if config.load_format == "dummy":
+            randomize_weights(self.model, seed=0)
+        else:
+            load_weights(self.model, folder, on_progress)
 
         # 超过 `limit` 的位置，RoPE 的角度模型没有见过：不会报错，只会越说越乱，所以在这里拒绝。
         # Beyond `limit` the model has never seen RoPE's angles: no error, just worse and worse text, so refuse here.
@@ -115,6 +127,26 @@ class ModelRunner:
         self.num_blocks = config.num_kvcache_blocks or self._affordable_blocks(config.gpu_memory_utilization)
         self.max_model_len = self._fit_length(config.max_model_len, limit)
         self.kv_pool = self._allocate_pool(self.num_blocks)
+        self.graphs: DecodeGraphs | None = None
+        if self.device.type == "cuda" and not config.enforce_eager:
+            self._prepare_graphs()
+
+    def _prepare_graphs(self) -> None:
+        """录 CUDA graph；后端声明自己录不了，就说一声，改为逐个启动。
+
+        Record the CUDA graphs; a backend that declares it cannot gets a message and is launched kernel by kernel.
+        """
+        if not self.backend.supports_cuda_graphs or self.backend.fused is None:
+            logger.warning(
+                "backend '%s' cannot be recorded in CUDA graphs, its kernels are launched one by one "
+                "/ 后端 '%s' 录不了 CUDA graph，内核逐个启动",
+                self.backend.name, self.backend.name,
+            )  # fmt: skip
+            return
+        max_blocks = -(-self.max_model_len // self.block_size)
+        self.graphs = DecodeGraphs(
+            self.model, self.backend, self.max_num_seqs, max_blocks, self.block_size, self.device
+        )
 
     def _block_bytes(self) -> int:
         """一页在所有层里共占多少字节：K 和 V 各一份。
@@ -278,6 +310,19 @@ class ModelRunner:
 
     # 推理不求梯度：`inference_mode` 连张量的版本号和视图关系都不记，每个操作花在主机上的时间更少。
     # No gradients here: `inference_mode` skips even the versions and views of tensors, so the host works less.
+    def sample(self, logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
+        """选 token；后端有融合采样、又没有行要过滤时，用融合的。
+
+        Choose tokens, with the backend's fused sampling where it has one and no row filters.
+
+        Args:
+            logits: [S, vocab_size]
+
+        Returns:
+            [S] int64
+        """
+        return sample(logits, inputs, self.backend.fused)
+
     @torch.inference_mode()
     def execute(self, batch: Batch) -> Tensor:
         """一次前向：全批的 token 走完所有层，只有要采样的行变成 logits。

@@ -139,6 +139,14 @@ class SamplingParams:
                 raise NotImplementedError(f"SamplingParams.{name} is not supported yet: leave it at {default!r}")
 
     @property
+    def filters(self) -> bool:
+        """用到 top_k、top_p 或 min_p，采样前要先筛掉一部分 token。
+
+        Uses top_k, top_p or min_p, so tokens are filtered before sampling.
+        """
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
     def greedy(self) -> bool:
         """温度低到等于总选最大值。
 

@@ -18,7 +18,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from engine.block_manager import BlockManager
-from engine.sequence import Sequence, SequenceStatus
+from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
 
 
 class ScheduledSequence(NamedTuple):
@@ -122,6 +122,11 @@ class Scheduler:
         index = 0
         while index < len(self.running) and budget > 0:
             seq = self.running[index]
+            # 重叠循环里：算上还没读到的 token 已到长度上限，它必然结束，不必再为它发一步。
+            # In the overlapped loop: if it is at its limit with the token not read yet, it will end; launch no more.
+            if seq.num_pending_tokens and self._at_length_limit(seq, seq.num_tokens):
+                index += 1
+                continue
             # 解码时差额恰好是 1；没算完的提示差额很大，由预算截断，分块预填充就是这一个 `min`。
             # The difference is just 1 when decoding; in an unfinished prompt the budget cuts it:
             # chunked prefill is this `min`.
@@ -239,22 +244,50 @@ class Scheduler:
         Returns:
             the sequences that finished in this step
         """
-        finished = []
-        # `strict=True`：行数对不上就报错，而不是把后面几行的 token 悄悄丢掉。
-        # `strict=True`: lists of different lengths are an error,
-        # instead of rows at the end that silently lose their tokens.
-        for (seq, num_new), tokens in zip(schedule, token_ids, strict=True):
+        self.advance(schedule, [len(tokens) > 0 for tokens in token_ids])
+        return self.commit(schedule, token_ids)
+
+    def advance(self, schedule: list[ScheduledSequence], samples: list[bool]) -> None:
+        """`update` 的前半：这一步的 K、V 算数了，采样的行先占一个位置，token 是几稍后再填。
+
+        同步循环里紧接着就是 `commit`；重叠循环里隔着一步，占位的 token 已经足够让调度器安排下一步。
+
+        The first half of `update`: this step's K and V count, and rows that sample reserve a place whose token comes
+        later. In the synchronous loop `commit` follows at once; in the overlapped loop one step lies between, and the
+        placeholder is all that the scheduler needs to plan the next step.
+        """
+        for row, sampled in zip(schedule, samples, strict=True):
             # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没过模型，只是“已知”。
             # K and V of these have just been written, so they count; the token just sampled is only "known" so far.
             # 例：提示 5 个算完，已算 5；采到 1 个，已知 6。下一步的差额就是 1，解码不需要另外的状态。
             # Example: 5 prompt tokens are done, so 5 are computed; sampling 1 makes 6 known.
             # The next difference is 1, and decoding needs no state of its own.
-            seq.num_computed_tokens += num_new
+            row.seq.num_computed_tokens += row.num_new_tokens
+            if sampled:
+                row.seq.token_ids.append(PENDING_TOKEN)
+                row.seq.num_pending_tokens += 1
+
+    def commit(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[Sequence]:
+        """`update` 的后半：填上 token，登记写满的页，收走结束的请求。
+
+        The second half of `update`: fill in the tokens, register full blocks, retire finished requests.
+        """
+        finished = []
+        # `strict=True`：行数对不上就报错，而不是把后面几行的 token 悄悄丢掉。
+        # `strict=True`: lists of different lengths are an error,
+        # instead of rows at the end that silently lose their tokens.
+        for (seq, _), tokens in zip(schedule, token_ids, strict=True):
+            # 重叠循环里，这一步还在算的时候，它可能已经结束或被取消：多算的这一个 token 丢掉，页早已归还过一次。
+            # In the overlapped loop it may have ended or been aborted while this step ran: the extra token is dropped,
+            # and its blocks went back already.
+            if seq.status is SequenceStatus.FINISHED:
+                continue
             # 空列表说明提示还没算完：这个循环一次也不走，序列照样留在 `running` 里。
             # An empty list means that the prompt is unfinished:
             # this loop does nothing, the sequence stays in `running`.
             for token in tokens:
-                seq.token_ids.append(token)
+                seq.token_ids[-seq.num_pending_tokens] = token
+                seq.num_pending_tokens -= 1
                 seq.finish_reason = self._finish_reason(seq, token)
                 if seq.finish_reason:
                     break
@@ -283,9 +316,14 @@ class Scheduler:
             return "stop"
         # `max_tokens` 只数输出，`max_model_len` 数提示加输出：后者若为 100，提示 90 个，最多输出 10 个。
         # `max_tokens` counts output, `max_model_len` prompt and output: if that is 100, a prompt of 90 leaves 10.
-        if seq.num_output_tokens >= seq.params.max_tokens or seq.num_tokens >= self.max_model_len:
-            return "length"
-        return None
+        return "length" if self._at_length_limit(seq, seq.num_tokens - seq.num_pending_tokens) else None
+
+    def _at_length_limit(self, seq: Sequence, num_tokens: int) -> bool:
+        """有了这么多 token（提示加输出）之后，是否到了长度上限。
+
+        Whether so many tokens, prompt and output, reach a length limit.
+        """
+        return num_tokens - seq.num_prompt_tokens >= seq.params.max_tokens or num_tokens >= self.max_model_len
 
     def _retire(self, sequences: list[Sequence]) -> None:
         """结束的序列交还页，离开队列。
@@ -296,6 +334,12 @@ class Scheduler:
             # 等待中的没有页，`free` 就什么也不做；两种情况走同一条路，取消时便不会漏页。
             # A waiting one holds no blocks and `free` does nothing; with one way for both cases an abort leaks none.
             self.block_manager.free(seq)
+            # 末尾若还有占位（下一步已经发出），那个 token 不再有意义。
+            # A placeholder at the end, of a step already launched, means nothing any more.
+            del seq.token_ids[len(seq.token_ids) - seq.num_pending_tokens :]
+            seq.num_pending_tokens = 0
+            if seq.status is SequenceStatus.WAITING:
+                self.waiting.remove(seq)
             seq.status = SequenceStatus.FINISHED
         # 整体重建一次，而不是逐个 `remove`：后者每次都扫描列表，256 个同时结束就要扫 256 遍。
         # Rebuilt once, not with a `remove` for each: that scans the list every time, 256 scans when 256 end at once.
@@ -315,8 +359,6 @@ class Scheduler:
                 # 遍历中删元素本来会出错；这里删完就 `return`，不再往下迭代，所以安全。
                 # To remove while iterating is normally an error;
                 # here a `return` follows and the iteration never goes on.
-                if seq.status is SequenceStatus.WAITING:
-                    self.waiting.remove(seq)
                 self._retire([seq])
                 return seq
         return None

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from engine.block_key import BlockKey
 from engine.sampling_params import SamplingParams
 
+# 占位：token 已在设备上采出，主机还没读到。任何真实的 id 都不是负数。
+# A placeholder: the token is sampled on the device and not read by the host yet. No real id is negative.
+PENDING_TOKEN = -1
+
 
 class SequenceStatus(enum.Enum):
     """请求的三个阶段；被抢占的请求回到 WAITING。
@@ -65,6 +69,8 @@ class Sequence:
         seed: noise seed, fixed when the request is added
         stop_token_ids: every id that ends this request: its own and, unless ignore_eos, the model's
         num_computed_tokens: tokens whose K and V are in the cache
+        num_pending_tokens: tokens at the end that are sampled on the device but not read yet (overlapped loop only)
+        sample_row: its row among the tokens that the latest step sampled (overlapped loop only)
         block_table: physical block ids in logical order; the block manager owns it
         block_keys: names of the full blocks, computed as far as needed; they survive preemption
         num_registered_blocks: leading blocks that the block manager has offered for sharing
@@ -88,6 +94,8 @@ class Sequence:
     # Watch this one when debugging: `allocate` starts it behind the hits,
     # `update` moves it, `free` (preemption) makes it 0.
     num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    sample_row: int = -1
     # 页表：第 p 个 token 在页 `block_table[p // block_size]` 的第 `p % block_size` 格，都从 0 数。
     # The page table: token p is in block `block_table[p // block_size]` at offset `p % block_size`, all counted from 0.
     #     block_size 16, block_table [9, 4, 7]:   p = 35  ->  block 7, offset 3

@@ -6,8 +6,10 @@ The SwiGLU activation: the gate inside the MLP; `models/llama.py` calls it.
 import torch.nn.functional as F
 from torch import Tensor
 
+from backends.base import FusedKernels
 
-def silu_and_mul(gate_up: Tensor) -> Tensor:
+
+def silu_and_mul(gate_up: Tensor, fused: FusedKernels | None = None) -> Tensor:
     """SwiGLU：silu(gate) * up，其中 silu(x) = x * sigmoid(x)。
 
     SwiGLU: silu(gate) * up, where silu(x) = x * sigmoid(x).
@@ -15,10 +17,15 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
     Args:
         gate_up: both halves from one fused product, [T, 2 * intermediate_size]
+        fused: the backend's fused kernels, if it has any
 
     Returns:
         [T, intermediate_size]
     """
+    # 融合内核把下面 3 次启动并成 1 次，算的东西完全一样。
+    # The fused kernel makes 1 launch of the 3 below and computes the same.
+    if fused is not None:
+        return fused.silu_and_mul(gate_up)  # [T, intermediate_size]
     # 前一半是门，后一半是被门控的值：门接近 0 的通道就被关掉。
     # The first half is the gate, the second the gated value: a channel whose gate is near 0 is shut.
     # 顺序由 `LlamaMLP` 里的 `sizes` 决定：gate 在前。写反了形状照样对得上，不会报错，只是输出全成胡话。

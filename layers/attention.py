@@ -48,15 +48,36 @@ class Attention(nn.Module):
         Returns:
             [T, Hq, D]
         """
-        # 用户的输入造成不了这个错误，只有引擎漏了一步才会，所以这里是 `assert` 而不是 `ValueError`。
-        # No input of a user can cause this, only an engine that skipped a step: hence `assert` and not `ValueError`.
-        assert self.kv_cache is not None, "the model runner sets kv_cache before the first forward"
-        k_cache, v_cache = self.kv_cache.k, self.kv_cache.v  # [num_blocks, block_size, Hkv, D]
+        cache = self.cache()
         # 先存后算，次序不能换：`cache_seqlens` 已把新 token 算在内，后存的话，注意力会读到还没写过的槽位。
         # Store first, attend second: `cache_seqlens` counts the new tokens already,
         # so the other order reads unwritten slots.
-        self.backend.store_kvcache(k, v, k_cache, v_cache, metadata.slot_mapping)
+        self.backend.store_kvcache(k, v, cache.k, cache.v, metadata.slot_mapping)
+        return self.attend(q, metadata)  # [T, Hq, D]
 
+    def cache(self) -> KVCache:
+        """这一层的 KV 缓存。
+
+        This layer's KV cache.
+        """
+        # 用户的输入造成不了这个错误，只有引擎漏了一步才会，所以这里是 `assert` 而不是 `ValueError`。
+        # No input of a user can cause this, only an engine that skipped a step: hence `assert` and not `ValueError`.
+        assert self.kv_cache is not None, "the model runner sets kv_cache before the first forward"
+        return self.kv_cache
+
+    def attend(self, q: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """新 token 的 K、V 已在缓存里：解码行和预填充行各调用一个后端函数。
+
+        The new tokens' K and V are in the cache already: decode rows and prefill rows call one backend function each.
+
+        Args:
+            q: [T, Hq, D]
+
+        Returns:
+            [T, Hq, D]
+        """
+        cache = self.cache()
+        k_cache, v_cache = cache.k, cache.v  # [num_blocks, block_size, Hkv, D]
         # 批里前 `n` 行是解码行，其余是预填充行；只有一种时，直接返回，不做拼接。
         # The first `n` rows are decodes, the rest prefills; with one kind only, return it without joining.
         # 例：A 解码 1 个 token，B、C 是长 3 和 5 的提示，T = 9：`q[:1]` 走解码，`q[1:]` 这 8 行走预填充。

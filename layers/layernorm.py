@@ -6,6 +6,8 @@ RMSNorm: before attention and before the MLP, scale each token's vector to the s
 import torch
 from torch import Tensor, nn
 
+from backends.base import FusedKernels
+
 
 class RMSNorm(nn.Module):
     """均方根归一化：x / sqrt(mean(x²) + eps) * weight，只缩放，不减均值。
@@ -45,3 +47,22 @@ class RMSNorm(nn.Module):
         # Cast back first, then apply the weight, as in training. The other order differs in the last bit only,
         # yet after dozens of layers another token may win.
         return (x32 * scale).to(x.dtype) * self.weight  # [..., size]
+
+    def add_and_norm(self, x: Tensor, delta: Tensor | None, fused: FusedKernels | None) -> tuple[Tensor, Tensor]:
+        """把子层的修正加到残差流上，再归一化；后端若有融合内核，一次启动做完两件事。
+
+        Add a sub-layer's correction to the residual stream, then normalise; a backend's fused kernel does both in one
+        launch.
+
+        Args:
+            x: the residual stream, [T, size]
+            delta: what to add, [T, size]; None at the very first layer
+
+        Returns:
+            normalised [T, size], the new residual stream [T, size]
+        """
+        if fused is not None:
+            return fused.add_rms_norm(x, delta, self.weight, self.eps)  # [T, size], [T, size]
+        if delta is not None:
+            x = x + delta  # [T, size]
+        return self(x), x  # [T, size], [T, size]

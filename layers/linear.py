@@ -13,12 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backends.base import FusedKernels
+
 
 class Linear(nn.Module):
     """y = x·Wᵀ + b，权重形状与 safetensors 文件里的一致：[out_features, in_features]。
 
     y = x·Wᵀ + b, the weight shaped as in the safetensors file: [out_features, in_features].
+
+    Attributes:
+        fused: the backend's fused kernels; the model sets them once it is built
     """
+
+    fused: FusedKernels | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -55,6 +62,11 @@ class Linear(nn.Module):
         # 32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
         # Decoding 1 row does 1 multiply-add per weight read, so reading is all the time it takes;
         # 32 rows still read the weights 1 time and, on a GPU, take hardly longer.
+        # 只有 1 行时，后端若有专门的内核就用它：通用的矩阵乘法为多行准备，1 行时吃不满带宽。
+        # With 1 row, use the backend's own kernel if there is one: general products are made for many rows and leave
+        # bandwidth unused at 1.
+        if self.fused is not None and x.shape[0] == 1 and self.weight.is_contiguous():
+            return self.fused.gemv(x, self.weight, self.bias)  # [1, out_features]
         return F.linear(x, self.weight, self.bias)  # [T, out_features]
 
 

@@ -35,6 +35,7 @@ class LlamaAttention(nn.Module):
         # Llama-3.2-1B: q has 32 * 64 = 2048 components, k and v 8 * 64 = 512 each;
         # `qkv_proj` has 3072 rows and 2048 columns.
         self.head_dim = config.head_dim
+        self.eps = config.rms_norm_eps
         self.q_size = config.num_attention_heads * config.head_dim
         self.kv_size = config.num_key_value_heads * config.head_dim
         # 三个投影的输入都是 x，所以合成一次乘法；键是权重文件里的名字，次序与下面的 `split` 相同。
@@ -59,6 +60,13 @@ class LlamaAttention(nn.Module):
         # This empty step is there so that Qwen3 writes only what differs and need not copy `forward`.
         return q, k  # [T, Hq, D], [T, Hkv, D]
 
+    def norm_weights(self) -> tuple[Tensor, Tensor] | None:
+        """q、k 归一化的权重，交给融合内核；Llama 没有。
+
+        The weights that normalise q and k, for the fused kernel; Llama has none.
+        """
+        return None
+
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, metadata: AttentionMetadata) -> Tensor:
         """一层自注意力。
 
@@ -72,6 +80,15 @@ class LlamaAttention(nn.Module):
             [T, hidden]
         """
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 * Hkv) * D]
+        # 快的后端用一个内核做完下面“拆分、归一化、旋转、写缓存”四件事；逐步的写法是它的孪生兄弟，断点请设在那里。
+        # A fast backend does the steps below (split, normalise, rotate, store) in one kernel; the written-out steps are
+        # its twin, and the place for a breakpoint.
+        fused = self.attn.backend.fused
+        if fused is not None:
+            q = fused.qk_norm_rope_store(
+                qkv, cos, sin, self.norm_weights(), self.eps, self.attn.cache(), metadata.slot_mapping
+            )  # [T, Hq, D]
+            return self.o_proj(self.attn.attend(q, metadata).flatten(1))  # [T, hidden]
         # 三者是同一块内存的三个窗口，没有拷贝：相邻两行相距 3072 个元素（1B），所以 v 不连续，核函数要看步长。
         # All three are windows into one memory, nothing is copied: rows are 3072 elements apart (1B),
         # so v is not contiguous and kernels must use its strides.
@@ -102,8 +119,9 @@ class LlamaMLP(nn.Module):
     The feed-forward network: widen, gate, narrow.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
         super().__init__()
+        self.backend = backend
         # 先门后值，`silu_and_mul` 按这个次序对半切。
         # Gate before value: `silu_and_mul` cuts in this order.
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
@@ -123,7 +141,7 @@ class LlamaMLP(nn.Module):
         """
         # 1B 的宽度变化：2048 -> 16384（gate 与 up 各 8192）-> 8192 -> 2048。
         # Widths in the 1B: 2048 -> 16384 (gate and up, 8192 each) -> 8192 -> 2048.
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))  # [T, hidden]
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x), self.backend.fused))  # [T, hidden]
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -145,24 +163,35 @@ class LlamaDecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = self.attention_class(config, backend)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
+        self.mlp = LlamaMLP(config, backend)
+        self.backend = backend
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, metadata: AttentionMetadata) -> Tensor:
-        """残差流 x 一路直通，每个子层只往上“加”一点修正。
+    def forward(
+        self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor, metadata: AttentionMetadata
+    ) -> tuple[Tensor, Tensor]:
+        """残差流 x 一路直通，每个子层只往上“加”一点修正 delta。
 
-        The residual stream x runs straight through; each sub-layer only adds a correction to it.
+        数学上就是 x = x + attention(norm(x))，再 x = x + mlp(norm(x))；只是把“加”推迟到下一次归一化的时候一起做，
+        这两步才能融合成一个内核。
+
+        The residual stream x runs straight through; each sub-layer only adds a correction delta to it.
+        In mathematics: x = x + attention(norm(x)), then x = x + mlp(norm(x)); but each sum waits for the norm that
+        follows, so that the two can be one kernel.
 
         Args:
             x: [T, hidden]
+            delta: what the layer before adds to x, [T, hidden]; None in the first layer
 
         Returns:
-            [T, hidden]
+            x [T, hidden], and this layer's own delta [T, hidden]
         """
         # 归一化的结果只喂给子层，x 本身从不归一化。写成 `x = norm(x)` 再相加，残差就断了，是移植时常见的错误。
         # The normalised value feeds the sub-layer only; x itself is never normalised.
         # With `x = norm(x)` before the sum the residual is lost, a common porting bug.
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, metadata)  # [T, hidden]
-        return x + self.mlp(self.post_attention_layernorm(x))  # [T, hidden]
+        normed, x = self.input_layernorm.add_and_norm(x, delta, self.backend.fused)  # [T, hidden], [T, hidden]
+        delta = self.self_attn(normed, cos, sin, metadata)  # [T, hidden]
+        normed, x = self.post_attention_layernorm.add_and_norm(x, delta, self.backend.fused)  # [T, hidden], [T, hidden]
+        return x, self.mlp(normed)  # [T, hidden], [T, hidden]
 
 
 class LlamaModel(nn.Module):
@@ -175,6 +204,7 @@ class LlamaModel(nn.Module):
         self, config: ModelConfig, backend: AttentionBackend, layer_class: type[LlamaDecoderLayer]
     ) -> None:
         super().__init__()
+        self.backend = backend
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         # 整个模型只有 1 份：角度只取决于位置，每层都一样。
         # There is 1 for the whole model: angles depend on positions alone and are the same in each layer.
@@ -205,15 +235,16 @@ class LlamaModel(nn.Module):
         # apart from attention all work is row by row and need not know whose row it is.
         x = self.embed_tokens(input_ids)  # [T, hidden]
         cos, sin = self.rotary(positions)  # [T, D // 2]
+        delta = None
         for layer in self.layers:
             # 想看某一层对 token 的改动，在这里比较循环前后的 `x[0]`：形状始终不变，变的是内容。
             # To see what a layer does to a token, compare `x[0]` before and after:
             # its shape never changes, its content does.
-            x = layer(x, cos, sin, metadata)  # [T, hidden]
+            x, delta = layer(x, delta, cos, sin, metadata)  # [T, hidden], [T, hidden]
         # 残差流一路累加，到最后可能很大；输出头之前再归一化一次，漏掉它 logits 就全错。
         # The residual stream has grown with each addition;
         # normalise a last time before the output head, or all logits are wrong.
-        return self.norm(x)  # [T, hidden]
+        return self.norm.add_and_norm(x, delta, self.backend.fused)[0]  # [T, hidden]
 
 
 class LlamaForCausalLM(nn.Module):
@@ -231,6 +262,11 @@ class LlamaForCausalLM(nn.Module):
         # The names `model` and `lm_head` are the prefixes in the file: `model.norm.weight`, `lm_head.weight`.
         self.model = LlamaModel(config, backend, self.layer_class)
         self.lm_head = LMHead(self.model.embed_tokens, config.tie_word_embeddings)
+        # 线性层散布在各处，建好之后统一交给它们，就不必让每个构造函数都多带一个参数。
+        # Linear layers are everywhere; hand the kernels over once all are built, instead of through every constructor.
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.fused = backend.fused
 
     def forward(self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
         """主干：每个 token 一个隐藏向量。
@@ -254,15 +290,15 @@ class LlamaForCausalLM(nn.Module):
             hidden: [S, hidden]
 
         Returns:
-            [S, vocab_size] float32
+            [S, vocab_size], the model's dtype; the sampler goes on in float32
         """
         # 1000 个 token 的提示只有最后一行要采样：float32 的 logits 从 513 MB 降到 0.5 MB。
         # A prompt of 1000 tokens samples from its last row only: float32 logits shrink from 513 MB to 0.5 MB.
         #     1000 * 128256 * 4 bytes = 513,024,000
-        # bf16 在 16 到 32 之间的间隔是 0.125，转成 float32 找不回精度，但之后除以温度、做 softmax 不会再损失。
-        # Between 16 and 32, bf16 has steps of 0.125;
-        # float32 cannot bring back what is lost, but loses no more in what follows.
-        return self.lm_head(hidden).float()  # [S, vocab_size] float32
+        # 不在这里转 float32：采样内核读一遍 bf16、在寄存器里转，比先写出一份 float32 少搬 3 倍的字节。
+        # No cast to float32 here: the sampling kernel reads bf16 once and casts in registers, instead of moving 3 times
+        # the bytes for a float32 copy.
+        return self.lm_head(hidden)  # [S, vocab_size]
 
     def attention_layers(self) -> list[Attention]:
         """各层的注意力，从浅到深；KV 缓存按这个顺序绑定。

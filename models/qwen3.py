@@ -26,6 +26,13 @@ class Qwen3Attention(LlamaAttention):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
+    def norm_weights(self) -> tuple[Tensor, Tensor]:
+        """q_norm 与 k_norm 的权重。
+
+        The weights of q_norm and k_norm.
+        """
+        return self.q_norm.weight, self.k_norm.weight
+
     def normalize_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """在 head_dim 这一维上归一化，同一层的所有头共用一份权重。
 

@@ -1,0 +1,134 @@
+"""flash 后端：flash-attn 2 包自己的两个函数，加上 Triton 的写缓存和融合内核。
+
+要装 `flash-attn`（2.x）；它的分页缓存要求页大小是 256 的倍数。
+
+The flash backend: the flash-attn 2 package's own two functions, with Triton's store and fused kernels.
+
+It needs `flash-attn` (2.x), whose paged caches want a block size that is a multiple of 256.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
+from backends.triton import TritonFusedKernels, why_no_triton
+from backends.triton.store import store_kvcache
+
+
+class FlashBackend(AttentionBackend):
+    """包装 flash-attn：检查参数，其余原样交给它。
+
+    A wrapper of flash-attn: check the arguments and hand over the rest as it is.
+    """
+
+    name = "flash"
+    default_block_size = 256
+    supports_cuda_graphs = True
+
+    @classmethod
+    def why_unusable(cls, device: torch.device) -> str | None:
+        """需要 Ampere 以上的 CUDA GPU。
+
+        Needs a CUDA GPU from Ampere on.
+        """
+        return "needs a CUDA GPU; use sdpa on the CPU" if device.type != "cuda" else why_no_triton(device)
+
+    @classmethod
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
+        """只有 fp16 和 bf16；`head_dim` 是 8 的倍数，最多 256。
+
+        fp16 and bf16 only; `head_dim` a multiple of 8, at most 256.
+        """
+        if dtype not in (torch.float16, torch.bfloat16):
+            return f"dtype {dtype}, flash-attn supports float16 and bfloat16; use triton"
+        if head_dim % 8 or head_dim > 256:
+            return f"head_dim={head_dim}, flash-attn supports multiples of 8 up to 256; use sdpa"
+        return None
+
+    @classmethod
+    def check_block_size(cls, block_size: int) -> None:
+        """256 的倍数。
+
+        A multiple of 256.
+        """
+        if block_size <= 0 or block_size % 256:
+            raise ValueError(
+                f"kvcache_block_size={block_size} does not work with backend 'flash': use a multiple of 256"
+            )
+
+    def __init__(self, device: torch.device) -> None:
+        # 选中本后端时才导入：没装 flash-attn 的机器也能用别的后端。
+        # Imported when this backend is chosen: machines without flash-attn can use the others.
+        import flash_attn
+
+        super().__init__(device)
+        self.flash_attn: Any = flash_attn
+        self.fused = TritonFusedKernels()
+
+    def store_kvcache(
+        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        """Triton 的写缓存。
+
+        Triton's store.
+        """
+        check_store_args(key, value, k_cache, v_cache, slot_mapping)
+        store_kvcache(key, value, k_cache, v_cache, slot_mapping)
+
+    def flash_attn_varlen_func(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        block_table: Tensor | None = None,
+    ) -> Tensor:
+        """flash-attn 的同名函数。
+
+        flash-attn's function of this name.
+        """
+        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+        return self.flash_attn.flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            max_seqlen_q,
+            max_seqlen_k,
+            softmax_scale=softmax_scale,
+            causal=causal,
+            block_table=block_table,
+        )
+
+    def flash_attn_with_kvcache(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        cache_seqlens: Tensor,
+        block_table: Tensor,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """flash-attn 的同名函数。
+
+        flash-attn's function of this name.
+        """
+        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        return self.flash_attn.flash_attn_with_kvcache(
+            q,
+            k_cache,
+            v_cache,
+            cache_seqlens=cache_seqlens,
+            block_table=block_table,
+            softmax_scale=softmax_scale,
+            causal=causal,
+        )

@@ -1,0 +1,204 @@
+"""Triton 后端：自己写的 GPU 内核，一个文件一类。
+
+store（写缓存）、decode（解码）、prefill（预填充）、fused（融合）、gemv（矩阵乘向量）、sample（采样）。
+
+`TRITON_INTERPRET=1` 时，同一份内核在 CPU 上逐个程序地解释执行：慢，但可以打断点，测试也靠它。
+
+The Triton backend: our own GPU kernels, a file for each kind: store, decode, prefill, fused, gemv, sample.
+
+With `TRITON_INTERPRET=1` the same kernels are interpreted on the CPU, program by program: slow, but a breakpoint works
+in them, and the tests use it.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+from backends.base import (
+    AttentionBackend,
+    FusedKernels,
+    KVCache,
+    check_kvcache_args,
+    check_store_args,
+    check_varlen_args,
+)
+from backends.triton import fused, sample
+from backends.triton.decode import decode_attention
+from backends.triton.gemv import gemv
+from backends.triton.prefill import prefill_attention
+from backends.triton.store import store_kvcache
+
+
+def why_no_triton(device: torch.device) -> str | None:
+    """这台设备上跑不了 Triton 内核的原因；`flash` 后端也用它。
+
+    Why Triton kernels cannot run on this device; the `flash` backend asks it, too.
+    """
+    if device.type != "cuda":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return None if interpreted else "needs a CUDA GPU (or TRITON_INTERPRET=1, for tests); use sdpa on the CPU"
+    if not torch.cuda.is_available():
+        return "no CUDA device here; use sdpa on the CPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    # 8.0 是 Ampere：bf16 的张量核心和异步拷贝都从这一代开始。
+    # 8.0 is Ampere, the first generation with bf16 tensor cores and asynchronous copies.
+    if (major, minor) < (8, 0):
+        return f"needs compute capability 8.0, this GPU has {major}.{minor}; use sdpa"
+    return None
+
+
+class TritonFusedKernels(FusedKernels):
+    """融合步骤的 Triton 实现。
+
+    The fused steps in Triton.
+    """
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """见 `fused.py`。
+
+        See `fused.py`.
+        """
+        return fused.add_rms_norm(x, residual, weight, eps)
+
+    def gemv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """见 `gemv.py`。
+
+        See `gemv.py`.
+        """
+        return gemv(x, weight, bias)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """见 `fused.py`。
+
+        See `fused.py`.
+        """
+        return fused.silu_and_mul(gate_up)
+
+    def qk_norm_rope_store(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        norm_weights: tuple[Tensor, Tensor] | None,
+        eps: float,
+        kv_cache: KVCache,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        """见 `fused.py`。
+
+        See `fused.py`.
+        """
+        return fused.qk_norm_rope_store(qkv, cos, sin, norm_weights, eps, kv_cache.k, kv_cache.v, slot_mapping)
+
+    def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor) -> Tensor:
+        """见 `sample.py`。
+
+        See `sample.py`.
+        """
+        return sample.sample(logits, temperatures, seeds, output_indices)
+
+
+class TritonBackend(AttentionBackend):
+    """自己的内核：页大小任意，长度在设备上读，可以录进 CUDA graph。
+
+    Our own kernels: any block size, lengths read on the device, ready for CUDA graphs.
+    """
+
+    name = "triton"
+    supports_cuda_graphs = True
+
+    @classmethod
+    def why_unusable(cls, device: torch.device) -> str | None:
+        """需要 CUDA，或解释模式。
+
+        Needs CUDA, or the interpreter.
+        """
+        return why_no_triton(device)
+
+    @classmethod
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
+        """`head_dim` 是 16 到 256 的 2 的幂。
+
+        `head_dim` is a power of 2 from 16 to 256.
+        """
+        if head_dim not in (16, 32, 64, 128, 256):
+            return f"head_dim={head_dim}, it supports 16, 32, 64, 128 and 256; use sdpa"
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            return f"dtype {dtype}, it supports float16, bfloat16 and float32; use sdpa"
+        return None
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.fused = TritonFusedKernels()
+        # 流处理器的个数决定历史切成几段；解释模式下取 H200 的 132，走到的代码才相同。
+        # The number of multiprocessors decides the splits; the interpreter takes an H200's 132, to run the same code.
+        properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+        self.num_processors = properties.multi_processor_count if properties else 132
+
+    def store_kvcache(
+        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        """一个程序搬一个 token，见 `store.py`。
+
+        One program a token, see `store.py`.
+        """
+        check_store_args(key, value, k_cache, v_cache, slot_mapping)
+        store_kvcache(key, value, k_cache, v_cache, slot_mapping)
+
+    def flash_attn_varlen_func(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        block_table: Tensor | None = None,
+    ) -> Tensor:
+        """变长的预填充，见 `prefill.py`。
+
+        Prefill over different lengths, see `prefill.py`.
+        """
+        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+        scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        # 内核按连续存放算地址；K、V 缓存必然连续，打包的 K、V 和 q 可能是别人的切片。
+        # The kernel computes addresses of contiguous tensors; caches are, but q and packed K and V may be slices.
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        return prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scale, causal, block_table)
+
+    def flash_attn_with_kvcache(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        cache_seqlens: Tensor,
+        block_table: Tensor,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """解码，见 `decode.py`；每条序列有好几个 query 时，它就是变长的预填充。
+
+        Decoding, see `decode.py`; with several queries a sequence it is prefill over different lengths.
+        """
+        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        batch, num_queries, num_heads, head_dim = q.shape
+        scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+        if num_queries == 1:
+            squeezed = q.squeeze(1).contiguous()
+            out = decode_attention(
+                squeezed, k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors
+            )
+            return out.unsqueeze(1)
+        starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+        # 长度要变成前缀和：[3, 5] 得到 [0, 3, 8]。
+        # Lengths become running sums: [3, 5] gives [0, 3, 8].
+        cu_seqlens_k = torch.nn.functional.pad(cache_seqlens.cumsum(0, dtype=torch.int32), (1, 0))
+        flat = q.reshape(-1, num_heads, head_dim)
+        out = prefill_attention(
+            flat, k_cache, v_cache, starts * num_queries, cu_seqlens_k, num_queries, scale, causal, block_table
+        )
+        return out.view_as(q)

@@ -1,0 +1,185 @@
+"""CUDA graph：把解码一步的几百次内核启动录下来，以后一次启动全部重放。
+
+为什么值得：解码时每个内核只跑几微秒，而 CPU 逐个启动也要几微秒，GPU 大半时间在等。录成图之后，CPU 每步只启动一次。
+代价：图里的地址和形状都是死的。所以输入放在固定的缓冲区里，每步只改内容；每种批大小各录一张图，批向上补齐到最近的一档。
+补齐的行：槽位 -1（不写缓存）、长度 0（注意力输出 0），块表指向一个合法的页号，不会越界。
+
+CUDA graphs: record the hundreds of kernel launches of a decode step once, then replay all with a single launch.
+
+Why it pays: in decoding a kernel runs for microseconds, and launching it from the CPU takes microseconds, too, so the
+GPU mostly waits. With a graph the CPU launches once a step. The price: addresses and shapes are frozen. So inputs live
+in fixed buffers whose contents change, and there is a graph for each of several batch sizes; a batch is padded to the
+next. Padded rows: slot -1 (stores nothing), length 0 (attention gives 0), and a table of valid block ids.
+"""
+
+import torch
+from torch import Tensor
+
+from backends.base import AttentionBackend, AttentionMetadata
+from engine.scheduler import ScheduledSequence
+from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
+from models.llama import LlamaForCausalLM
+
+# 每一步要送到设备上的整数，各占缓冲区的一行；合在一起只需拷贝一次。
+# The integers that go to the device in each step, a row of the buffer each; together they are a single copy.
+_ROWS = ("input_ids", "sources", "positions", "slots", "seqlens", "tables", "seeds", "output_indices", "temperatures")
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """录哪几种批大小：1、2、4，然后每 8 一档，最后一档就是 `max_num_seqs`，不管它是不是 8 的倍数。
+
+    Which batch sizes to record: 1, 2, 4, then every 8, and at last `max_num_seqs`, be it a multiple of 8 or not.
+    """
+    sizes = {1, 2, 4, *range(8, max_num_seqs, 8), max_num_seqs}
+    return sorted(size for size in sizes if size <= max_num_seqs)
+
+
+class DecodeGraphs:
+    """各档批大小的图，和它们共用的缓冲区。
+
+    The graphs of all batch sizes, and the buffers that they share.
+
+    Attributes:
+        sampled: the tokens of the latest step, [max_num_seqs] int64; the next step reads its input ids from here
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        backend: AttentionBackend,
+        max_num_seqs: int,
+        max_blocks: int,
+        block_size: int,
+        device: torch.device,
+    ) -> None:
+        assert backend.fused is not None, "graphs sample with the fused kernel"
+        self.model, self.fused, self.block_size = model, backend.fused, block_size
+        self.sizes = graph_sizes(max_num_seqs)
+        self.inputs = torch.zeros(len(_ROWS), max_num_seqs, dtype=torch.int64, device=device)
+        # 两份页锁定的主机缓冲区轮流用：上一份可能还在拷贝途中，不能马上覆盖。
+        # Two pinned host buffers take turns: the one before may still be on its way and must not be overwritten.
+        self.staging = [torch.zeros(self.inputs.shape, dtype=torch.int64, pin_memory=True) for _ in range(2)]
+        self.turn = 0
+        # 块表常驻设备，一行一个序列；每步只送新增的格子。行数是上限的 2 倍，结束的序列不必马上清理。
+        # Block tables stay on the device, a row a sequence; each step sends only new cells. There are 2 times the rows,
+        # so that finished sequences need not be cleared at once.
+        self.tables = torch.zeros(2 * max_num_seqs, max_blocks, dtype=torch.int32, device=device)
+        self.rows: dict[Sequence, list[int]] = {}
+        self.free_rows = list(range(2 * max_num_seqs))
+        self.sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self.logits: dict[int, Tensor] = {}
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._capture()
+
+    def _forward(self, size: int) -> Tensor:
+        """图里的内容：取输入、前向、采样，把 token 留给下一步。
+
+        What a graph holds: take the inputs, forward, sample, leave the tokens for the next step.
+
+        Returns:
+            logits [size, vocab_size]
+        """
+        row = {name: self.inputs[i, :size] for i, name in enumerate(_ROWS)}
+        # 上一步采到的 token 不经过主机：`sources` 是它在上一步里的行号，-1 表示 token 来自主机。
+        # A token sampled in the last step never visits the host: `sources` is its row there, -1 takes the host's token.
+        previous = self.sampled[row["sources"].clamp(min=0)]
+        input_ids = torch.where(row["sources"] >= 0, previous, row["input_ids"])
+        empty = torch.zeros(1, dtype=torch.int32, device=self.inputs.device)
+        metadata = AttentionMetadata(
+            num_decodes=size,
+            slot_mapping=row["slots"],
+            decode_block_tables=self.tables.index_select(0, row["tables"]),
+            cache_seqlens=row["seqlens"].to(torch.int32),
+            prefill_block_tables=self.tables[:0],
+            cu_seqlens_q=empty,
+            cu_seqlens_k=empty,
+            max_seqlen_q=0,
+            max_seqlen_k=0,
+        )
+        logits = self.model.compute_logits(self.model(input_ids, row["positions"], metadata))
+        # 温度以 float64 的位模式混在整数里一起送来，省一次拷贝。
+        # Temperatures travel among the integers as the bits of a float64, which saves a copy.
+        temperatures = row["temperatures"].view(torch.float64).float()
+        self.sampled[:size] = self.fused.sample(logits, temperatures, row["seeds"], row["output_indices"])
+        return logits
+
+    @torch.inference_mode()
+    def _capture(self) -> None:
+        """从大到小录：大图的内存池，小图接着用。录之前先真跑一遍，首次编译不能发生在录制中。
+
+        Record from large to small, so that small graphs reuse the pool of large ones. Each runs once before recording,
+        as nothing may be compiled during a capture.
+        """
+        self.inputs[_ROWS.index("slots")] = -1
+        self.inputs[_ROWS.index("sources")] = -1
+        pool = None
+        for size in reversed(self.sizes):
+            self._forward(size)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self.logits[size] = self._forward(size)
+            self.graphs[size] = graph
+            pool = pool or graph.pool()
+
+    def _table_row(self, seq: Sequence, changes: list[tuple[int, int]]) -> int:
+        """序列在设备块表里的行；把还没送过的格子记进 `changes`。
+
+        The sequence's row in the device's tables; cells not sent yet are added to `changes`.
+        """
+        state = self.rows.get(seq)
+        # 被抢占过的序列换了一批页，整行重送。
+        # A sequence that was preempted has other blocks now: send the whole row again.
+        if state is None or state[2] != seq.num_preemptions:
+            if state is None and not self.free_rows:
+                done = [other for other in self.rows if other.status is not SequenceStatus.RUNNING]
+                self.free_rows += [self.rows.pop(other)[0] for other in done]
+            row = self.free_rows.pop() if state is None else state[0]
+            state = self.rows[seq] = [row, 0, seq.num_preemptions]
+        row, sent, _ = state
+        if sent < len(seq.block_table):
+            start = row * self.tables.shape[1]
+            changes += [(start + i, seq.block_table[i]) for i in range(sent, len(seq.block_table))]
+            state[1] = len(seq.block_table)
+        return row
+
+    def run(self, schedule: list[ScheduledSequence]) -> tuple[Tensor, Tensor]:
+        """填好输入，重放一张图；不等它算完。
+
+        Fill in the inputs and replay a graph, without waiting for it.
+
+        Returns:
+            tokens [S] int64 and logits [S, vocab_size], both overwritten by the next step
+        """
+        count = len(schedule)
+        size = next(size for size in self.sizes if size >= count)
+        columns: list[list[int]] = [[] for _ in _ROWS[:-1]]
+        ids, sources, positions, slots, seqlens, tables, seeds, output_indices = columns
+        changes: list[tuple[int, int]] = []
+        block_size = self.block_size
+        for seq, _ in schedule:
+            position = seq.num_computed_tokens
+            token = seq.token_ids[position]
+            ids.append(token)
+            sources.append(seq.sample_row if token == PENDING_TOKEN else -1)
+            positions.append(position)
+            slots.append(seq.block_table[position // block_size] * block_size + position % block_size)
+            seqlens.append(position + 1)
+            tables.append(self._table_row(seq, changes))
+            seeds.append(seq.seed)
+            output_indices.append(seq.num_output_tokens)
+        staging = self.staging[self.turn]
+        self.turn ^= 1
+        host = staging.numpy()
+        for i, column in enumerate(columns):
+            host[i, :count] = column
+        host[-1, :count].view("float64")[:] = [row.seq.params.temperature for row in schedule]
+        host[:, count:size] = 0
+        host[_ROWS.index("sources"), count:size] = -1
+        host[_ROWS.index("slots"), count:size] = -1
+        self.inputs.copy_(staging, non_blocking=True)
+        if changes:
+            cells = torch.tensor(changes, dtype=torch.int64).to(self.inputs.device, non_blocking=True)
+            self.tables.view(-1)[cells[:, 0]] = cells[:, 1].to(torch.int32)
+        self.graphs[size].replay()
+        return self.sampled[:count], self.logits[size][:count]

@@ -1,0 +1,167 @@
+"""重叠循环：第 N 步还在 GPU 上跑，主机已经在安排第 N + 1 步；第 N 步的 token 晚一步才读。
+
+    同步   |schedule 1|====== GPU 1 ======|update 1|schedule 2|====== GPU 2 ======|
+    重叠   |schedule 1|schedule 2|  update 1  |schedule 3|  update 2  |
+                      |====== GPU 1 ======|====== GPU 2 ======|====== GPU 3 ======|
+
+凭什么可以不等 token 就安排下一步？调度只看“有几个 token”，不看“是哪个 token”；
+而下一步的输入 id 就在设备上，不必经过主机。
+两个后果：遇到停止 token 的序列会多算一步，那个 token 丢掉；序列末尾会有占位的 token（`PENDING_TOKEN`）。
+读源码请先读同步的 `llm_engine.py`：两者的输出相同，有测试为证。
+
+The overlapped loop: while step N runs on the GPU, the host plans step N + 1; step N's tokens are read one step late.
+
+How can the next step be planned without the tokens? The scheduler asks how many tokens there are, not which; and the
+next step's input ids are on the device already and need not visit the host. Two consequences: a sequence that meets a
+stop token is computed for one step too many, and that token is dropped; and sequences may end in a placeholder
+(`PENDING_TOKEN`). Read the synchronous `llm_engine.py` first: both give the same outputs, and tests prove it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.batch import build_batch, build_sampling_inputs
+from engine.config import EngineConfig
+from engine.llm_engine import LLMEngine
+from engine.outputs import RequestOutput
+from engine.scheduler import ScheduledSequence
+from engine.sequence import PENDING_TOKEN
+
+
+@dataclass(slots=True)
+class LaunchedStep:
+    """发出去、还没读结果的一步。
+
+    A step that has been launched and not read.
+
+    Attributes:
+        samples: which rows sample
+        tokens: the sampled tokens on their way to the host, [S] int64
+        ready: fires when `tokens` has arrived; None on a CPU, where it is there at once
+    """
+
+    schedule: list[ScheduledSequence]
+    samples: list[bool]
+    tokens: Tensor
+    ready: torch.cuda.Event | None
+
+
+class OverlappedEngine(LLMEngine):
+    """只有 `step` 与同步引擎不同；请求的进出、调度、块管理都是同一份代码。
+
+    Only `step` differs from the synchronous engine; requests, scheduling and blocks are the same code.
+    """
+
+    launched: LaunchedStep | None = None
+    sampled: Tensor | None = None
+
+    def has_unfinished(self) -> bool:
+        """发出去的一步也要收回来才算完。
+
+        A launched step has to be collected, too.
+        """
+        return super().has_unfinished() or self.launched is not None
+
+    def step(self) -> list[RequestOutput]:
+        """先发出下一步，再收回上一步：中间这段主机时间，GPU 没有闲着。
+
+        Launch the next step first, then collect the one before: while the host works, the GPU does not idle.
+
+        Returns:
+            the requests whose end became known in this step
+        """
+        previous, self.launched = self.launched, self._launch()
+        return self._collect(previous) if previous else []
+
+    def _launch(self) -> LaunchedStep | None:
+        """安排并发出一步，不等结果；没有可安排的（都在等 token）就返回 None。
+
+        Plan and launch a step without waiting; None if there is nothing to plan, as all wait for their tokens.
+        """
+        schedule = self.plan()
+        if not schedule:
+            return None
+        samples = [row.samples for row in schedule]
+        tokens = self.sampled = self._forward_and_sample(schedule, samples)
+        # 记下每个序列的 token 在这一步结果里的行号：下一步要从那里取输入。
+        # Note where each sequence's token stands among this step's: the next step takes its input from there.
+        sampling = (row.seq for row, sampled in zip(schedule, samples) if sampled)
+        for index, seq in enumerate(sampling):
+            seq.sample_row = index
+        self.scheduler.advance(schedule, samples)
+        if tokens.device.type == "cpu":
+            return LaunchedStep(schedule, samples, tokens, None)
+        # 拷到页锁定内存是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。
+        # The copy to pinned memory is asynchronous and the event tells when it has arrived; a `synchronize` would wait
+        # for the next step as well.
+        on_host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=True)
+        on_host.copy_(tokens, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return LaunchedStep(schedule, samples, on_host, ready)
+
+    def _forward_and_sample(self, schedule: list[ScheduledSequence], samples: list[bool]) -> Tensor:
+        """纯解码的一步重放 CUDA graph，其余的逐个启动。
+
+        A pure decode step replays a CUDA graph; others are launched kernel by kernel.
+
+        Returns:
+            the sampled tokens on the device, [S] int64
+        """
+        runner = self.model_runner
+        graphs = runner.graphs
+        device = runner.device
+        filtered = any(row.seq.params.filters for row in schedule)
+        if graphs is not None and all(samples) and schedule[-1].num_new_tokens == 1:
+            tokens, logits = graphs.run(schedule)
+            # 图里的采样不做过滤；有行用到 top_k、top_p、min_p 时，拿图算好的 logits 重采一次。
+            # The graph samples without filters; where a row uses top_k, top_p or min_p, sample again from its logits.
+            if filtered:
+                tokens = runner.sample(logits, build_sampling_inputs(schedule, logits.shape[-1], device))
+                graphs.sampled[: len(tokens)] = tokens
+            return tokens
+        batch = build_batch(schedule, runner.block_size, device)
+        # 占位的输入换成上一步采到的 token，在设备上换。
+        # Placeholders among the inputs become the tokens of the step before, on the device.
+        ends = torch.tensor([row.num_new_tokens for row in schedule]).cumsum(0) - 1
+        pending = [
+            (int(end), row.seq.sample_row)
+            for end, row in zip(ends, schedule)
+            if row.seq.token_ids[row.seq.num_computed_tokens + row.num_new_tokens - 1] == PENDING_TOKEN
+        ]
+        if pending:
+            assert self.sampled is not None
+            where = torch.tensor(pending).to(device, non_blocking=True)
+            batch.input_ids[where[:, 0]] = self.sampled[where[:, 1]]
+        logits = runner.execute(batch)
+        if not any(samples):
+            return torch.empty(0, dtype=torch.int64, device=device)
+        tokens = runner.sample(logits, build_sampling_inputs(schedule, logits.shape[-1], device))
+        if graphs is not None:
+            graphs.sampled[: len(tokens)] = tokens
+            tokens = graphs.sampled[: len(tokens)]
+        return tokens
+
+    def _collect(self, launched: LaunchedStep) -> list[RequestOutput]:
+        """等上一步的 token 到达主机，记账。
+
+        Wait until the step's tokens are on the host, then record them.
+        """
+        if launched.ready is not None:
+            launched.ready.synchronize()
+        tokens = iter(launched.tokens.tolist())
+        token_ids = [[next(tokens)] if sampled else [] for sampled in launched.samples]
+        return self.record(launched.schedule, token_ids, self.scheduler.commit(launched.schedule, token_ids))
+
+
+def create_engine(config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> LLMEngine:
+    """CUDA 上用重叠循环；CPU 上没有可重叠的异步设备，`enforce_eager` 是为了单步调试，都用同步循环。
+
+    The overlapped loop on CUDA; the synchronous one on a CPU, where nothing runs beside the host, and with
+    `enforce_eager`, which is for stepping through.
+    """
+    overlapped = config.resolve_device().type == "cuda" and not config.enforce_eager
+    return (OverlappedEngine if overlapped else LLMEngine)(config, on_progress)
