@@ -30,8 +30,10 @@ from backends import BackendUnavailableError, backend_names, backend_status
 from engine.compare import compare_backends
 from engine.config import EngineConfig
 from engine.llm import LLM
+from engine.llm_engine import load_generation_config
 from engine.outputs import CompletionOutput, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.tokenizer import Tokenizer
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
 # Users may rely on these names; all else is internal and may change at any time.
@@ -183,7 +185,7 @@ def _print_summary(console: Console, llm: LLM, outputs: list[RequestOutput], sta
     table.add_row("first token 首个 token", f"{(first - begin) * 1000:.0f} ms")
     # 同一步进来的请求互相命中不了，因为页算完才登记；所以内置的 6 个问题，命中通常是 0。
     # In one step nobody hits another's blocks, which are registered once computed; so the built-in 6 mostly hit 0.
-    table.add_row("prefix cache 前缀缓存", f"{stats.hit} / {stats.queried} tokens")
+    table.add_row("prefix cache 前缀缓存", f"{stats.hit} / {stats.queried} tokens ({stats.hit_rate:.0%})")
     # 两数相乘就是 KV 缓存的容量：运行中的请求，提示加输出，合计最多这么多 token（共用的页只算一次）。
     # Their product is the KV cache's capacity: all running requests, prompts and outputs (shared blocks count once).
     table.add_row("KV blocks KV 页", f"{runner.num_blocks} × {runner.block_size} tokens")
@@ -196,18 +198,12 @@ def _compare(console: Console, config: EngineConfig, args: argparse.Namespace, p
 
     Compare two backends step by step and print each step's largest difference.
     """
-    # 分词器和默认参数从一个引擎里取；它不生成，1 页的池就够，显存留给要比较的两个。
-    # Tokenizer and defaults come from an engine that generates nothing: a pool of 1 block leaves memory to the two.
-    engine = LLM(
-        config.model,
-        backend=args.compare[0],
-        device=config.device,
-        dtype=config.dtype,
-        max_model_len=1,
-        num_kvcache_blocks=1,
-    ).engine
-    params = _params(args, engine.generation_defaults)
-    token_ids = [engine.tokenizer.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+    # 分词器和默认参数直接从模型文件夹里读，不必为它们再建一个引擎。
+    # Tokenizer and defaults are read from the model folder; no engine is built for them.
+    folder = config.resolve_model_folder()
+    tokenizer = Tokenizer(folder)
+    params = _params(args, load_generation_config(folder)[0])
+    token_ids = [tokenizer.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
     # float32 应在 1e-3 以内。bf16 不同：16 到 32 之间的相邻两数就差 0.125，只差一个末位便有这么多。
     # In float32 expect less than 1e-3. Not so in bf16: from 16 to 32 its neighbours lie 0.125 apart, just one last bit.
     table = _table(console, "step 步", "tokens", "max |Δlogit|", "different tokens 不同的 token")
@@ -216,14 +212,17 @@ def _compare(console: Console, config: EngineConfig, args: argparse.Namespace, p
         # 用 `!r` 打印并保留特殊词元：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
         # Printed by `!r` with special tokens, or blanks, line breaks and BOS are invisible and both sides look alike.
         different = "; ".join(
-            f"#{request_id}: {engine.tokenizer.decode([a], False)!r} / {engine.tokenizer.decode([b], False)!r}"
+            f"#{request_id}: {tokenizer.decode([a], False)!r} / {tokenizer.decode([b], False)!r}"
             for request_id, a, b in result.different
         )
         difference = f"{result.max_difference:.2e}"
         table.add_row(str(result.step), str(result.num_tokens), difference, escape(different) or "-")
         # `parted` 数的是选得不同的次数；每次之后两边都改用 A 的 token，所以它们各自独立。
         # `parted` counts differing choices; after each both sides go on with A's token, so one does not cause the next.
-        worst, parted = max(worst, result.max_difference), parted + len(result.different)
+        # NaN 与谁比都为假，`max` 会把它丢掉；写成“不大于才保留”，一旦出现就留到最后。
+        # NaN compares false with everything and `max` would lose it; kept this way it stays to the end.
+        worst = worst if result.max_difference <= worst or worst != worst else result.max_difference
+        parted += len(result.different)
     console.print(table)
     verdict = "tokens equal 全部相同" if parted == 0 else f"{parted} tokens differ 处不同"
     console.print(f"{args.compare[0]} vs {args.compare[1]}: max |Δlogit| {worst:.2e}, {verdict}", highlight=False)
@@ -244,14 +243,9 @@ def run(args: argparse.Namespace) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
     # 先造配置，下面三条路都从它取值：写错的数（例如 `--seed -1`）在这里就报错，不等模型加载。
     # The configuration first, all three ways below read it: a bad number such as `--seed -1` fails before any loading.
-    config = EngineConfig(
-        model=args.model,
-        backend=args.backend,
-        device=args.device,
-        dtype=args.dtype,
-        enforce_eager=args.enforce_eager,
-        seed=args.seed,
-    )
+    names = ("model", "backend", "device", "dtype", "enforce_eager", "seed")
+    options = {name: getattr(args, name) for name in names}
+    config = EngineConfig(**options)
     # 放在加载之前：后端用不了的时候，正是最需要这张表的时候。
     # Before any loading: when no backend works is just when this table is needed.
     if args.list_backends:
@@ -261,15 +255,7 @@ def run(args: argparse.Namespace) -> None:
     prompts: list[str] = args.prompt or BUILT_IN_PROMPTS
     if args.compare:
         return _compare(console, config, args, prompts)
-    llm = LLM(
-        config.model,
-        backend=config.backend,
-        device=config.device,
-        dtype=config.dtype,
-        enforce_eager=config.enforce_eager,
-        seed=config.seed,
-        progress=True,
-    )
+    llm = LLM(**options, progress=True)
     # 每个问题是一段独立的对话，互相看不到；想让模型记得上文，要把之前的消息一起放进列表。
     # Each question is a conversation of its own; to be remembered, earlier messages have to be sent along.
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]

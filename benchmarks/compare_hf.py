@@ -36,10 +36,13 @@ def make_workloads(scale: int) -> dict[str, list[tuple[int, int]]]:
     Each workload: the (prompt length, output length) of each request.
     """
     rng = random.Random(0)
+    shortest = min(8, scale)
     return {
         "1 request": [(32, scale)],
         "32 requests, equal outputs": [(32, scale)] * 32,
-        "32 requests, outputs of 8-128": [(rng.randint(16, 64), rng.randint(8, scale)) for _ in range(32)],
+        f"32 requests, outputs of {shortest}-{scale}": [
+            (rng.randint(16, 64), rng.randint(shortest, scale)) for _ in range(32)
+        ],
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from backends import create_backend
+from engine.block_manager import num_blocks_needed
 from engine.config import EngineConfig
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
@@ -60,7 +61,7 @@ def compare_backends(
         config,
         kvcache_block_size=block_size,
         max_model_len=length,
-        num_kvcache_blocks=config.num_kvcache_blocks or sum(-(-count // block_size) for count in tokens),
+        num_kvcache_blocks=config.num_kvcache_blocks or sum(num_blocks_needed(count, block_size) for count in tokens),
     )
     first, second = (LLMEngine(replace(sizes, backend=name)) for name in names)
     # 没给种子时固定为 0：否则两边各抽各的，噪声不同，选的 token 当然不同，比较就失去意义。

@@ -187,8 +187,8 @@ class LLM:
         try:
             # 全部先进队列，再走第一步：调度器看得到所有请求，第一步就能把它们拼成一批。
             # All enter the queue before the first step, so that the scheduler can batch them from the start.
-            for seq, prompt in zip(sequences, prompts):
-                self.engine.add_sequence(seq, prompt if isinstance(prompt, str) else None)
+            for seq in sequences:
+                self.engine.add_sequence(seq)
             # 连续批处理就发生在这个循环里：短的先完成离开，等待的随即补上，谁也不等同批最长的那个。
             # Continuous batching is this loop: short ones leave, waiting ones step in, nobody waits for the longest.
             with generation_progress(self.engine, len(sequences), progress) as bar:
@@ -212,7 +212,4 @@ class LLM:
         # Short requests finish first; results go back in order, so that `outputs[i]` answers `prompts[i]`.
         # 中途被别处 `abort` 掉的请求没有走到结束那一步，这里补上它的结果，已输出的部分照样返回。
         # A request that somebody else's `abort` ended has no result yet; make it here, with what it had put out.
-        return [
-            results.get(seq.request_id) or self.engine.make_output(seq, prompt if isinstance(prompt, str) else None)
-            for seq, prompt in zip(sequences, prompts)
-        ]
+        return [results.get(seq.request_id) or self.engine.make_output(seq) for seq in sequences]

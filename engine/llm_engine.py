@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import torch
 
@@ -28,6 +29,40 @@ from engine.tokenizer import Tokenizer
 from models.config import ModelLoadError, parse_token_ids, read_json
 
 
+def load_generation_config(folder: Path) -> tuple[SamplingParams, frozenset[int]]:
+    """模型建议的采样参数和它的停止 id；`do_sample` 为 false 就是贪心，即温度 0。
+
+    The sampling parameters that the model recommends, and its stop ids; `do_sample` false is greedy, that is
+    temperature 0.
+
+    Raises:
+        ModelLoadError: `generation_config.json` holds a value that is not valid or not supported
+    """
+    # 这个文件可有可无，与必需的 `config.json` 不同；没有它，就用 `SamplingParams` 自己的默认值。
+    # Optional, unlike `config.json`, which must be there; without it `SamplingParams` has defaults of its own.
+    path = folder / "generation_config.json"
+    generation_config = read_json(path) if path.exists() else {}
+    eos_token_ids = frozenset(parse_token_ids(generation_config.get("eos_token_id"), "generation_config.json"))
+    # 两边叫法不同的只有一项：`max_new_tokens` 是 transformers 的叫法，这里和 vLLM 一样叫 `max_tokens`。
+    # One name differs: transformers say `max_new_tokens`, here and in vLLM it is `max_tokens`.
+    names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
+    names |= {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
+    # JSON 里的 null 读进来是 None，当作没写；否则 `temperature=None` 会被当成不合法的值。
+    # A JSON null becomes None and counts as absent; otherwise `temperature=None` would be refused as a bad value.
+    #   {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": null}  ->  {"temperature": 0.6, "top_p": 0.9}
+    values = {names[k]: v for k, v in generation_config.items() if k in names and v is not None}
+    # 文件里可以同时有 `do_sample: false` 和 0.6 的温度：前者优先，所以这一句放在后面覆盖。
+    # A file may hold `do_sample: false` and a temperature of 0.6 together: the former wins, so it overwrites here.
+    if generation_config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    try:
+        return SamplingParams(**values), eos_token_ids
+    except (ValueError, NotImplementedError) as error:
+        # 错在文件，不在用户的参数：换成点出文件名的错误，免得用户去检查自己没写过的 `temperature`。
+        # The file is wrong, not the user: name it, or the user looks for a `temperature` that nobody typed.
+        raise ModelLoadError(f"generation_config.json: {error}") from None
+
+
 class LLMEngine:
     """请求从这里进，token 从这里出；进出只发生在两步之间。
 
@@ -40,7 +75,6 @@ class LLMEngine:
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         folder = config.resolve_model_folder()
-        self.config = config
         # 执行器最先建：有多少页、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
         # The runner comes first: manager and scheduler need blocks and length, known once memory is measured.
         self.model_runner = ModelRunner(config, folder, on_progress)
@@ -57,53 +91,22 @@ class LLMEngine:
             max_model_len=self.model_runner.max_model_len,
             strict=config.strict,
         )
-        # 这个文件可有可无，与必需的 `config.json` 不同；没有它，就用 `SamplingParams` 自己的默认值。
-        # Optional, unlike `config.json`, which must be there; without it `SamplingParams` has defaults of its own.
-        path = folder / "generation_config.json"
-        generation_config = read_json(path) if path.exists() else {}
+        self.generation_defaults, eos_token_ids = load_generation_config(folder)
         # 停止 id 取两个配置文件的并集：Llama 3.2 有三个，少一个就会说个不停。
         # Stop ids are the union of both files: Llama 3.2 has three, and missing one means it talks on and on.
         #   Llama 3.2 Instruct: {128001, 128008, 128009}
-        self.eos_token_ids = frozenset(self.model_runner.model_config.eos_token_ids) | frozenset(
-            parse_token_ids(generation_config.get("eos_token_id"), "generation_config.json")
-        )
-        self.generation_defaults = self._default_params(generation_config)
+        self.eos_token_ids = frozenset(self.model_runner.model_config.eos_token_ids) | eos_token_ids
         # 只增不减的计数器，像 Prometheus 的 counter：要速度，就取两次读数之差再除以时间。
         # Counters that only grow, as in Prometheus: for a speed, take two readings and divide by the time between.
         self.num_generated_tokens = 0
         self.num_computed_tokens = 0
-        # 未完成请求的登记表：查重靠它的键，结束时凭它找回原文；`_finish` 会删掉该项，id 便可再用。
-        # The register of unfinished requests: keys find duplicates, values hold the text; `_finish` frees the id again.
-        self._prompts: dict[str, str | None] = {}
+        # 未完成请求的 id，用来查重；`_finish` 会删掉它，id 便可再用。
+        # The ids of unfinished requests, to find duplicates; `_finish` frees an id again.
+        self._ids_in_use: set[str] = set()
         self._ids = count()
         # 引擎的种子只管发种子：`seed` 相同、加入顺序相同，第几个请求就拿到同样的种子；None 则每次启动都不同。
         # The engine's seed only deals out seeds: same `seed` and order, same seed for each request; None varies.
         self._seeds = random.Random(config.seed)
-
-    @staticmethod
-    def _default_params(generation_config: dict[str, object]) -> SamplingParams:
-        """模型建议的采样参数；`do_sample` 为 false 就是贪心，即温度 0。
-
-        The sampling parameters that the model recommends; `do_sample` false is greedy, that is temperature 0.
-        """
-        # 两边叫法不同的只有一项：`max_new_tokens` 是 transformers 的叫法，这里和 vLLM 一样叫 `max_tokens`。
-        # One name differs: transformers say `max_new_tokens`, here and in vLLM it is `max_tokens`.
-        names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
-        names |= {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
-        # JSON 里的 null 读进来是 None，当作没写；否则 `temperature=None` 会被当成不合法的值。
-        # A JSON null becomes None and counts as absent; otherwise `temperature=None` would be refused as a bad value.
-        #   {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": null}  ->  {"temperature": 0.6, "top_p": 0.9}
-        values = {names[k]: v for k, v in generation_config.items() if k in names and v is not None}
-        # 文件里可以同时有 `do_sample: false` 和 0.6 的温度：前者优先，所以这一句放在后面覆盖。
-        # A file may hold `do_sample: false` and a temperature of 0.6 together: the former wins, so it overwrites here.
-        if generation_config.get("do_sample") is False:
-            values["temperature"] = 0.0
-        try:
-            return SamplingParams(**values)  # type: ignore[arg-type]
-        except (ValueError, NotImplementedError) as error:
-            # 错在文件，不在用户的参数：换成点出文件名的错误，免得用户去检查自己没写过的 `temperature`。
-            # The file is wrong, not the user: name it, or the user looks for a `temperature` that nobody typed.
-            raise ModelLoadError(f"generation_config.json: {error}") from None
 
     # ---- 请求进出 ----
     # ---- requests in and out ----
@@ -127,7 +130,7 @@ class LLMEngine:
         if request_id is None:
             # `_ids` 只往前走：`generate` 一次检查几个、都还没加入时，编号也不会重复。
             # `_ids` only moves forward: requests validated by `generate` and not added yet get distinct numbers too.
-            request_id = next(name for name in map(str, self._ids) if name not in self._prompts)
+            request_id = next(name for name in map(str, self._ids) if name not in self._ids_in_use)
         if isinstance(prompt, str):
             # 纯文本由分词器加 BOS；对话是以 id 传来的，模板已写好 BOS，走下面的分支，不会加第二遍。
             # Plain text gets its BOS from the tokenizer; a chat comes as ids, with the template's BOS, below.
@@ -168,6 +171,7 @@ class LLMEngine:
             token_ids=token_ids,
             num_prompt_tokens=len(token_ids),
             params=params,
+            prompt=prompt if isinstance(prompt, str) else None,
             # 没给种子就在此刻抽一个：之后无论怎样调度，这个请求的随机性都已定死。
             # Without a seed one is drawn now: from here on no scheduling can change this request's randomness.
             # 取 63 位：种子要放进 int64 张量，64 位的无符号数有一半放不下。
@@ -178,7 +182,7 @@ class LLMEngine:
             stop_token_ids=stop_token_ids if params.ignore_eos else stop_token_ids | self.eos_token_ids,
         )
 
-    def add_sequence(self, seq: Sequence, prompt: str | None = None) -> None:
+    def add_sequence(self, seq: Sequence) -> None:
         """把检查过的序列放进等待队列。
 
         Queue a sequence that has been validated.
@@ -188,9 +192,9 @@ class LLMEngine:
         """
         # 查重放在登记时做，不在 `prepare_request` 里：检查和加入之间，这个 id 可能被别人先用了。
         # Duplicates are checked here, not in `prepare_request`: between validating and adding somebody may take the id.
-        if seq.request_id in self._prompts:
+        if seq.request_id in self._ids_in_use:
             raise ValueError(f"request {seq.request_id}: this id is already running; choose another")
-        self._prompts[seq.request_id] = prompt
+        self._ids_in_use.add(seq.request_id)
         # 计时从入队算起，用户等待的排队时间也在内；用 `monotonic`，系统校时不会让时间倒流。
         # Counted from queueing, so the wait is included; `monotonic` never runs backwards when the clock is adjusted.
         seq.metrics.arrival_time = time.monotonic()
@@ -209,7 +213,7 @@ class LLMEngine:
         # 这一行抛错时引擎的状态还没变（只用掉一个编号），正在跑的请求照常继续。
         # If this line raises, no state has changed but a number used up, and the running requests go on.
         seq = self.prepare_request(prompt, params, request_id)
-        self.add_sequence(seq, prompt if isinstance(prompt, str) else None)
+        self.add_sequence(seq)
         return seq.request_id
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -343,11 +347,12 @@ class LLMEngine:
         A request has ended: note the time, free its id, hand out the result.
         """
         seq.metrics.finished_time = time.monotonic()
-        # 用 `pop` 而不是取值：引擎可以跑上几周，不删就是内存泄漏，这个 id 也永远不能再用。
-        # `pop`, not a look-up: an engine runs for weeks, and entries left behind leak memory and block ids.
-        return self.make_output(seq, self._prompts.pop(seq.request_id))
+        # 引擎可以跑上几周：不删掉这个 id 就是内存泄漏，它也永远不能再用。
+        # An engine runs for weeks: an id left behind leaks memory and can never be used again.
+        self._ids_in_use.remove(seq.request_id)
+        return self.make_output(seq)
 
-    def make_output(self, seq: Sequence, prompt: str | None) -> RequestOutput:
+    def make_output(self, seq: Sequence) -> RequestOutput:
         """把序列变成给用户的结果。
 
         Turn a sequence into the user's result.
@@ -366,7 +371,7 @@ class LLMEngine:
         )
         return RequestOutput(
             request_id=seq.request_id,
-            prompt=prompt,
+            prompt=seq.prompt,
             prompt_token_ids=seq.prompt_token_ids,
             outputs=[completion],
             num_cached_tokens=seq.num_cached_tokens,

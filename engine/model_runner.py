@@ -20,6 +20,7 @@ from torch import Tensor
 from backends import choose_backend, create_backend
 from backends.base import AttentionMetadata, KVCache
 from engine.batch import Batch
+from engine.block_manager import num_blocks_needed
 from engine.config import EngineConfig
 from engine.decode_graphs import DecodeGraphs
 from layers.sampler import SamplingInputs, sample
@@ -126,7 +127,7 @@ class ModelRunner:
         # Capacity planning, in this order: what do the weights leave, what length does that serve, then allocate.
         self.num_blocks = config.num_kvcache_blocks or self._affordable_blocks(config.gpu_memory_utilization)
         self.max_model_len = self._fit_length(config.max_model_len, limit)
-        self.kv_pool = self._allocate_pool(self.num_blocks)
+        self._allocate_pool(self.num_blocks)
         self.graphs: DecodeGraphs | None = None
         if self.device.type == "cuda" and not config.enforce_eager:
             self._prepare_graphs()
@@ -143,7 +144,7 @@ class ModelRunner:
                 self.backend.name, self.backend.name,
             )  # fmt: skip
             return
-        max_blocks = -(-self.max_model_len // self.block_size)
+        max_blocks = num_blocks_needed(self.max_model_len, self.block_size)
         self.graphs = DecodeGraphs(
             self.model, self.backend, self.max_num_seqs, max_blocks, self.block_size, self.device
         )
@@ -178,11 +179,9 @@ class ModelRunner:
             # The weights are loaded and no longer "available"; a quarter leaves room for activations and others.
             budget = min(_CPU_POOL_BYTES, available_cpu_memory() // 4)
         limit = self.model_config.max_position_embeddings
-        # `-(-a // b)` 是向上取整：`33 // 16` = 2 会少一页，`-(-33 // 16)` = 3 才装得下 33 个 token。
-        # `-(-a // b)` rounds up: `33 // 16` = 2 is a block short, `-(-33 // 16)` = 3 holds 33 tokens.
         # 小模型会碰到这个上限：256 条序列、每条 2048 个 token，最多用得上 256 * 128 = 32768 页，再多也是闲置。
         # Small models meet this cap: 256 sequences of 2048 tokens can use 256 * 128 = 32768 blocks, no more.
-        useful = self.max_num_seqs * (-(-limit // self.block_size))
+        useful = self.max_num_seqs * num_blocks_needed(limit, self.block_size)
         # 权重已超过上限时 `budget` 为负，整除会得到负的页数；记为 0 页，由 `_fit_length` 说清楚缺多少。
         # Weights beyond the cap make `budget` negative, and the blocks too; as 0, `_fit_length` says what is missing.
         return min(useful, max(budget, 0) // self._block_bytes())
@@ -194,7 +193,7 @@ class ModelRunner:
         hold.
         """
         tokens = min(self.max_num_batched_tokens, self.model_config.max_position_embeddings)
-        num_blocks = -(-tokens // self.block_size)
+        num_blocks = num_blocks_needed(tokens, self.block_size)
         # 前向要写 K、V，没有页池就跑不起来；先给一块刚好够用的临时页池，量完再从峰值里扣掉。
         # The forward pass writes K and V and needs blocks: a temporary pool, just enough, taken off the peak later.
         pool = self._allocate_pool(num_blocks)
@@ -269,7 +268,7 @@ class ModelRunner:
         #   100 blocks * 16 = 1600; max_model_len None, limit 131072  ->  1600, warning
         fits = self.num_blocks * self.block_size
         wanted = requested or limit
-        needed = -(-wanted // self.block_size)
+        needed = num_blocks_needed(wanted, self.block_size)
         if fits >= wanted:
             return wanted
         # 用户写明的长度给不了，就是错误，不能悄悄改小；没写的，才由我们缩短，并且只说一次。

@@ -91,7 +91,7 @@ class OverlappedEngine(LLMEngine):
         sampling = (row.seq for row, sampled in zip(schedule, samples) if sampled)
         for index, seq in enumerate(sampling):
             seq.sample_row = index
-        self.scheduler.advance(schedule, samples)
+        self.scheduler.advance(schedule, [int(sampled) for sampled in samples])
         if tokens.device.type == "cpu":
             return LaunchedStep(schedule, samples, tokens, None)
         # 拷到页锁定内存是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。

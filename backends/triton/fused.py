@@ -99,56 +99,57 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 def qk_norm_rope_store_kernel(
     qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slot_mapping_ptr, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,
+    BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """一个程序：一个 token 的一个头；头号依次是 q 头、k 头、v 头。
+    """一个程序：一个 token 的 `BLOCK_H` 个头；头号依次是 q 头、k 头、v 头。
 
-    One program: one head of one token; heads are numbered q, then k, then v.
+    One program: `BLOCK_H` heads of one token; heads are numbered q, then k, then v.
     """
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     HEAD_DIM: tl.constexpr = 2 * HALF
+    FIRST_V: tl.constexpr = NUM_HEADS + NUM_KV_HEADS
     TOTAL: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
     i = tl.arange(0, HALF)
-    source = qkv_ptr + (token * TOTAL + head) * HEAD_DIM
-    first = tl.load(source + i)
-    second = tl.load(source + HALF + i)
+    inside = head < TOTAL
+    source = qkv_ptr + token * (TOTAL * HEAD_DIM) + head[:, None] * HEAD_DIM + i[None, :]
+    # 每个头的前半和后半各取一块，旋转就是这两块之间的加减乘。
+    # The first and the second half of each head; the rotation is arithmetic between the two.
+    first = tl.load(source, mask=inside[:, None], other=0.0)  # [BLOCK_H, HALF]
+    second = tl.load(source + HALF, mask=inside[:, None], other=0.0)  # [BLOCK_H, HALF]
     slot = tl.load(slot_mapping_ptr + token)
 
-    # v 头不归一化、不旋转，直接进缓存。
-    # A v head is neither normalised nor rotated; it goes straight to the cache.
-    if head >= NUM_HEADS + NUM_KV_HEADS:
-        if slot >= 0:
-            row = v_cache_ptr + (slot * NUM_KV_HEADS + head - NUM_HEADS - NUM_KV_HEADS) * HEAD_DIM
-            tl.store(row + i, first)
-            tl.store(row + HALF + i, second)
-        return
-
-    is_q = head < NUM_HEADS
-    if HAS_NORM:
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        scale = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / HEAD_DIM + eps)
-        # q 头和 k 头的权重各有一份。
-        # q heads and k heads have a weight each.
-        if is_q:
-            weight_first, weight_second = tl.load(q_weight_ptr + i), tl.load(q_weight_ptr + HALF + i)
-        else:
-            weight_first, weight_second = tl.load(k_weight_ptr + i), tl.load(k_weight_ptr + HALF + i)
-        first = (a * scale).to(first.dtype) * weight_first
-        second = (b * scale).to(second.dtype) * weight_second
-    cos = tl.load(cos_ptr + token * HALF + i)
-    sin = tl.load(sin_ptr + token * HALF + i)
     a, b = first.to(tl.float32), second.to(tl.float32)
+    if HAS_NORM:
+        scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / HEAD_DIM + eps)[:, None]
+        # q 头和 k 头各有一份权重，按头号选；v 头选到哪份都无妨，下面不用它归一化的结果。
+        # q heads and k heads have a weight each, chosen by the head's number; v heads ignore the result below.
+        is_q = (head < NUM_HEADS)[:, None]
+        w_first = tl.where(is_q, tl.load(q_weight_ptr + i)[None, :], tl.load(k_weight_ptr + i)[None, :])
+        w_second = tl.where(is_q, tl.load(q_weight_ptr + HALF + i)[None, :], tl.load(k_weight_ptr + HALF + i)[None, :])
+        a = ((a * scale).to(first.dtype) * w_first).to(tl.float32)
+        b = ((b * scale).to(first.dtype) * w_second).to(tl.float32)
+    cos = tl.load(cos_ptr + token * HALF + i)[None, :]
+    sin = tl.load(sin_ptr + token * HALF + i)[None, :]
     rotated_first = (a * cos - b * sin).to(first.dtype)
     rotated_second = (b * cos + a * sin).to(first.dtype)
 
-    if is_q:
-        row = q_out_ptr + (token * NUM_HEADS + head) * HEAD_DIM
-        tl.store(row + i, rotated_first)
-        tl.store(row + HALF + i, rotated_second)
-    elif slot >= 0:
-        row = k_cache_ptr + (slot * NUM_KV_HEADS + head - NUM_HEADS) * HEAD_DIM
-        tl.store(row + i, rotated_first)
-        tl.store(row + HALF + i, rotated_second)
+    # 三个去处，各写各的头：q 交给注意力，k 转好之后进缓存，v 原样进缓存；槽位 -1 时 k、v 都不写。
+    # Three places, each for its own heads: q goes to attention, k (rotated) and v (as it is) go to the cache;
+    # at slot -1 neither k nor v is stored.
+    stored = slot + 0 * head >= 0
+    q_mask = (head < NUM_HEADS)[:, None]
+    target = q_out_ptr + token * (NUM_HEADS * HEAD_DIM) + head[:, None] * HEAD_DIM + i[None, :]
+    tl.store(target, rotated_first, mask=q_mask)
+    tl.store(target + HALF, rotated_second, mask=q_mask)
+    k_mask = ((head >= NUM_HEADS) & (head < FIRST_V) & stored)[:, None]
+    target = k_cache_ptr + (slot * NUM_KV_HEADS + head - NUM_HEADS)[:, None] * HEAD_DIM + i[None, :]
+    tl.store(target, rotated_first, mask=k_mask)
+    tl.store(target + HALF, rotated_second, mask=k_mask)
+    v_mask = ((head >= FIRST_V) & inside & stored)[:, None]
+    target = v_cache_ptr + (slot * NUM_KV_HEADS + head - FIRST_V)[:, None] * HEAD_DIM + i[None, :]
+    tl.store(target, first, mask=v_mask)
+    tl.store(target + HALF, second, mask=v_mask)
 
 
 def qk_norm_rope_store(
@@ -178,9 +179,11 @@ def qk_norm_rope_store(
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     q = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     q_weight, k_weight = norm_weights if norm_weights is not None else (qkv, qkv)
-    qk_norm_rope_store_kernel[(num_tokens, num_heads + 2 * num_kv_heads)](
+    # 一个程序 8 个头：H200 上 256 个 token 时，一个头一个程序要 7 微秒多，时间都花在排队上。
+    # 8 heads a program: on an H200 with 256 tokens, a program for each head takes over 7 µs, most of it queueing.
+    qk_norm_rope_store_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, 8))](
         qkv, cos, sin, q_weight, k_weight, q, k_cache, v_cache, slot_mapping, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HAS_NORM=norm_weights is not None,
-        num_warps=1,
+        BLOCK_H=8, num_warps=4,
     )  # fmt: skip
     return q

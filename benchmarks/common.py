@@ -1,0 +1,96 @@
+"""各个测速脚本的公共部分：建引擎（真实权重或随机权重）、随机提示、统计、写 JSON。
+
+What the benchmarks share: making an engine (real or random weights), random prompts, statistics, writing JSON.
+"""
+
+import argparse
+import json
+import platform
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mini_llama import LLM  # noqa: E402
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """所有脚本都有的选项。
+
+    The options that all scripts have.
+    """
+    parser.add_argument("--model", metavar="DIR", help="模型文件夹 / model folder")
+    parser.add_argument("--config", metavar="FILE", help="只用 config.json，权重随机 / random weights")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--max-model-len", type=int, help="默认取模型上限 / default: the model's limit")
+    parser.add_argument("--repeats", type=int, default=3, help="计时几次 / timed runs")
+    parser.add_argument("--json", metavar="FILE", help="结果写到文件 / write the results to a file")
+
+
+def make_llm(args: argparse.Namespace, **options: Any) -> LLM:
+    """按选项建引擎；随机权重直接在设备上生成，速度与真实权重相同。
+
+    Make the engine; random weights are made on the device and run as fast as real ones.
+    """
+    common = {"backend": args.backend, "max_model_len": args.max_model_len, **options}
+    if args.config is None:
+        return LLM(args.model, **common)
+    # 引擎要一个完整的文件夹：配置来自 FILE，分词器借内嵌模型的，测速只用 token id。
+    # The engine wants a whole folder: the configuration from FILE, the embedded model's tokenizer; only ids are used.
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(args.config, Path(folder) / "config.json")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(ROOT / "assets" / "tiny-llama" / name, folder)
+        return LLM(folder, load_format="dummy", **common)
+
+
+def random_prompts(rng: random.Random, lengths: Sequence[int], vocab_size: int) -> list[list[int]]:
+    """随机 token id 的提示，每次都不同，前缀缓存帮不上忙。
+
+    Prompts of random token ids, new each time, so that the prefix cache is no help.
+    """
+    top = min(10000, vocab_size - 1)
+    return [[rng.randint(0, top) for _ in range(length)] for length in lengths]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """中位数与最小、最大值。
+
+    Median, minimum and maximum.
+    """
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def environment(llm: LLM | None = None) -> dict[str, Any]:
+    """设备、版本等，随结果一起保存。
+
+    Device and versions, kept with the results.
+    """
+    info: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if llm is not None:
+        runner = llm.engine.model_runner
+        info |= {"backend": runner.backend.name, "dtype": str(runner.dtype), "block_size": runner.block_size}
+        info["max_model_len"] = runner.max_model_len
+    return info
+
+
+def write_report(path: str | None, report: dict[str, Any]) -> None:
+    """写 JSON，没给文件名就不写。
+
+    Write the JSON, if a file is named.
+    """
+    if path:
+        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
