@@ -12,6 +12,7 @@ Read on in `engine/llm.py` (the entry), `engine/llm_engine.py` (the loop), `engi
 """
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -273,6 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # `argv` 由参数传入：测试可以直接调用 `main(["--list-backends"])`，不必另起进程；None 时才读 `sys.argv`。
     # `argv` is a parameter: tests call `main(["--list-backends"])` without a new process; None means `sys.argv`.
+    # 终端不支持某个字符时（例如 ASCII 的环境），打印一个问号，而不是丢掉整个回答。
+    # Where the terminal lacks a character (an ASCII locale, say), print a question mark and do not lose the answer.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     try:
         run(args)

@@ -182,7 +182,7 @@ def build_sampling_inputs(
         return None
     # `top_k` 为 0 或 -1 表示不限，换成词表大小，计算时就不必再分情况。
     # A `top_k` of 0 or -1 is off; as the vocabulary's size it needs no case of its own.
-    top_ks = [p.top_k if p.top_k > 0 else vocab_size for p in params]
+    top_ks = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
 
     def column(values: list[float]) -> Tensor:
         # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。

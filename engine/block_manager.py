@@ -19,6 +19,21 @@ from engine.block_key import BlockKey, make_block_key
 from engine.sequence import Sequence
 
 
+def num_blocks_needed(num_tokens: int, block_size: int) -> int:
+    """装下这么多 token 要几页，向上取整。
+
+    Blocks that hold so many tokens, rounded up.
+    """
+    # 例，页大小 16：
+    # Example with blocks of 16:
+    #     tokens   0   1   16   17   35
+    #     blocks   0   1    1    2    3
+    # 浪费只在最后一页：35 个 token 占 3 页共 48 格，空 13 格；若按最大长度预留，会空出几千格。
+    # Waste is in the last block only: 35 tokens take 3 blocks, 48 slots, and 13 stay empty;
+    # reserving the maximum length instead would leave thousands empty.
+    return (num_tokens + block_size - 1) // block_size
+
+
 @dataclass(slots=True)
 class Block:
     """一个物理页的账：多少序列在用，内容叫什么名字（没登记就没有名字）。
@@ -97,18 +112,11 @@ class BlockManager:
         return len(self.free_queue)
 
     def num_blocks_needed(self, num_tokens: int) -> int:
-        """装下这么多 token 要几页，向上取整。
+        """装下这么多 token 要几页。
 
-        Blocks that hold so many tokens, rounded up.
+        Blocks that hold so many tokens.
         """
-        # 例，页大小 16：
-        # Example with blocks of 16:
-        #     tokens   0   1   16   17   35
-        #     blocks   0   1    1    2    3
-        # 浪费只在最后一页：35 个 token 占 3 页共 48 格，空 13 格；若按最大长度预留，会空出几千格。
-        # Waste is in the last block only: 35 tokens take 3 blocks, 48 slots, and 13 stay empty;
-        # reserving the maximum length instead would leave thousands empty.
-        return (num_tokens + self.block_size - 1) // self.block_size
+        return num_blocks_needed(num_tokens, self.block_size)
 
     # ---- 前缀缓存 ----
     # ---- prefix cache ----
@@ -267,11 +275,13 @@ class BlockManager:
         # the forward pass starts behind them.
         seq.num_registered_blocks = len(hits)
         seq.num_computed_tokens = len(hits) * self.block_size
-        # 只统计第一次接纳：被抢占后命中自己的旧页，不算前缀缓存的功劳。
-        # Count the first admission only: hitting one's own old blocks after preemption is no merit of the cache.
+        # 只记第一次接纳：被抢占后命中自己的旧页，不算前缀缓存的功劳，用户看到的数和统计都不变。
+        # Only the first admission counts: hitting one's own old blocks after preemption is no merit of the cache and
+        # changes neither what the user sees nor the statistics.
         if self.enable_prefix_caching and seq.num_preemptions == 0:
+            seq.num_cached_tokens = seq.num_computed_tokens
             self.stats.queried += seq.num_tokens
-            self.stats.hit += seq.num_computed_tokens
+            self.stats.hit += seq.num_cached_tokens
         self.grow(seq, num_tokens)
 
     def can_grow(self, seq: Sequence, num_tokens: int) -> bool:

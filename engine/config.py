@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from models.config import ModelLoadError
+from engine.validation import check_flag, check_seed, is_int, is_number
+from models.config import DTYPES, ModelLoadError
 
 # 从本文件的位置推出，不看当前目录：在哪里启动都找得到。
 # Derived from this file's place and not the current directory, so it is found wherever one starts.
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "tiny-llama"
-
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +82,22 @@ class EngineConfig:
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            # 单独排除 bool：它是 int 的子类，`max_num_seqs=True` 会变成同时只跑 1 个序列。
-            # bool is ruled out by name: it is a subclass of int,
-            # and `max_num_seqs=True` would run 1 sequence at a time.
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_int(value) or value < 1:
                 raise ValueError(f"{name}={value!r} is out of range: use an integer from 1 up")
         # 有人会写 90，意思是百分之九十；让它过去，到分配显存时才会莫名其妙地失败。
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         share = self.gpu_memory_utilization
-        if not isinstance(share, int | float) or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise ValueError(
                 f"gpu_memory_utilization={self.gpu_memory_utilization!r} is out of range: use a share in (0, 1]"
             )
         if self.load_format not in ("auto", "dummy"):
             raise ValueError(f"load_format={self.load_format!r} is unknown: use auto or dummy")
-        if self.dtype != "auto" and self.dtype not in _DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} is unknown: use auto, {', '.join(_DTYPES)}")
-        seed = self.seed
-        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
-            raise ValueError(f"seed={self.seed!r} is out of range: use an integer from 0 to 2**63 - 1, or None")
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is unknown: use auto, {', '.join(DTYPES)}")
+        check_seed(self.seed)
+        for name in ("enable_prefix_caching", "enforce_eager", "strict"):
+            check_flag(name, getattr(self, name))
 
     def resolve_device(self) -> torch.device:
         """`auto` 是有 CUDA 就用 CUDA，否则 CPU。
@@ -136,7 +132,7 @@ class EngineConfig:
         `auto`: float32 on the CPU; on CUDA the model's own, or float16 where the GPU has no bf16.
         """
         if self.dtype != "auto":
-            return _DTYPES[self.dtype]
+            return DTYPES[self.dtype]
         # 很多 CPU 没有 bf16 的矩阵指令，用它反而更慢、更不准。
         # Many CPUs have no matrix instructions for bf16, where it is slower and less exact.
         if device.type == "cpu":
@@ -160,26 +156,32 @@ class EngineConfig:
         """
         if self.model is None:
             return EMBEDDED_MODEL
-        folder = Path(self.model).expanduser()
         name = str(self.model)
+        try:
+            folder = Path(name).expanduser()
+            exists = folder.exists()
+        # 没有这个用户的家目录，或名字长得连文件系统都不收。
+        # No home directory of that name, or a name too long for the file system.
+        except (RuntimeError, OSError) as error:
+            raise ModelLoadError(f"model {name:.80} is not a folder ({error}): check --model") from None
         # 恰好 1 个斜杠、不以 . 或 / 开头的，才可能是 hub id；其余一律是路径。
         # Only a name with exactly 1 slash that starts with neither . nor / can be a hub id; all else is a path.
         # 路径不存在也照样返回：读 `config.json` 时会报出完整路径，比在这里猜用户的意思更清楚。
         # A path that does not exist is returned too: reading `config.json` then names the full path,
         # which beats guessing here.
-        if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        if exists or name.count("/") != 1 or name.startswith((".", "/", "~")):
             return folder
         # 用到才导入：内嵌模型和本地文件夹用不着它，启动也就更快。
         # Imported only when needed: the embedded model and local folders do without it and start faster.
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError
 
         try:
             # `local_files_only=True`：只查本地缓存，从不联网；下载几 GB 的东西该由用户自己决定。
             # `local_files_only=True`: only the local cache, never the network;
             # downloading gigabytes is for the user to decide.
             return Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
+        except (OSError, HFValidationError):
             raise ModelLoadError(
                 f"model {name} is neither a folder nor in the local cache: download it with 'hf download {name}'"
             ) from None

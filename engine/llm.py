@@ -107,7 +107,10 @@ class LLM:
     ) -> list[RequestOutput]:
         """补全每个提示，结果与提示同序。
 
+        另外用 `add_request` 加入的请求会一起前进，但其中在此期间完成的，结果不在返回值里。
+
         Complete every prompt; results come in the order of the prompts.
+        Requests added by `add_request` go on beside these, but results of those that end meanwhile are not returned.
 
         Args:
             prompts: a string, or a list whose items are strings or lists of token ids
@@ -121,6 +124,10 @@ class LLM:
         # A string is iterable as well: without the test, `list("你好")` would be 2 requests of one character each.
         # 直接传 [1, 2, 3] 会被当成 3 个提示而报错；一个以 id 表示的提示要写成 [[1, 2, 3]]。
         # A bare [1, 2, 3] counts as 3 prompts and is an error; one prompt of ids is written [[1, 2, 3]].
+        # 字典也能被 `list` 展开，得到的却是键名；与其补全一个键名，不如直接说不支持。
+        # `list` would take a dict, too, and yield its keys; better to refuse than to complete the name of a key.
+        if not isinstance(prompts, str | list | tuple):
+            raise ValueError(f"prompts must be a string or a list, got {type(prompts).__name__}")
         requests: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
         return self._run(requests, sampling_params, progress)
 
@@ -172,6 +179,9 @@ class LLM:
             # One object for all requests is safe: `SamplingParams` is frozen, and nobody can change it.
             params: list[SamplingParams | None] = [sampling_params] * len(prompts)
         else:
+            if not isinstance(sampling_params, list | tuple):
+                kind = type(sampling_params).__name__
+                raise ValueError(f"sampling_params must be SamplingParams or a list of them, got {kind}")
             params = list(sampling_params)
             # `zip` 到短的那个就停：不比长度，多出来的提示会无声消失，结果也就少了几个。
             # `zip` stops at the shorter one: unchecked, the prompts left over vanish silently, and so do their results.

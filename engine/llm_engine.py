@@ -124,6 +124,8 @@ class LLMEngine:
         """
         # 检查都在入口做完，相当于准入校验：放进队列之后才发现不合法，就要在别人的请求中间收拾残局。
         # All checks stand at the door (admission control): one found bad in the queue must be removed amid others.
+        if params is not None and not isinstance(params, SamplingParams):
+            raise ValueError(f"sampling_params must be SamplingParams, got {type(params).__name__}")
         params = params or self.generation_defaults
         # 自动编号跳过正在使用的 id：用户自己也可能取名 "0"。
         # Automatic numbers skip ids in use: a user may have chosen "0" as well.

@@ -25,7 +25,7 @@ from engine.config import EngineConfig
 from engine.decode_graphs import DecodeGraphs
 from layers.sampler import SamplingInputs, sample
 from models import create_model
-from models.config import load_config
+from models.config import ModelLoadError, load_config
 from models.llama import randomize_weights
 from models.loader import load_weights
 
@@ -102,6 +102,11 @@ class ModelRunner:
         try:
             with torch.device(self.device):
                 self.model = create_model(self.model_config, self.backend).eval()
+        except (RuntimeError, MemoryError) as error:
+            # 内存不够，或者配置里的尺寸根本不可能：分配器的消息有好几行，只取第一行。
+            # Too little memory, or sizes that cannot be: the allocator's message has many lines, take the first.
+            reason = str(error).splitlines()[0]
+            raise ModelLoadError(f"{folder} does not fit into the memory of {self.device}: {reason}") from None
         finally:
             # 默认 dtype 是进程级的全局状态：不还原，同一进程里别人的 torch 代码也会跟着变成 bf16。
             # The default dtype is global to the process: left changed, everybody's torch code would make bf16 tensors.

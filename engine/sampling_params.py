@@ -3,9 +3,9 @@
 SamplingParams: how a request chooses tokens and when it stops; bad values are refused at construction.
 """
 
-import math
 from dataclasses import dataclass
 
+from engine.validation import check_flag, check_seed, is_int, is_number
 from layers.sampler import GREEDY_TEMPERATURE
 
 
@@ -71,7 +71,7 @@ class SamplingParams:
         # NaN compares false with everything, so each test states the valid range and NaN falls outside it.
         for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
             value = getattr(self, name)
-            if not _is_number(value) or not low <= value <= high:
+            if not is_number(value) or not low <= value <= high:
                 raise ValueError(f"{name}={value!r} is out of range: use a number from {low:g} to {high:g}")
         # 上面的区间含 0，因为 `temperature` 为 0 是贪心、`min_p` 为 0 是关闭；只有 `top_p` 不许为 0。
         # The range above includes 0, as a `temperature` of 0 is greedy and a `min_p` of 0 is off;
@@ -82,20 +82,13 @@ class SamplingParams:
         # `max_tokens` is at least 1: the step that completes the prompt samples, there is no way to put out 0.
         for name, lowest in (("top_k", -1), ("max_tokens", 1), ("min_tokens", 0), ("n", 1)):
             value = getattr(self, name)
-            if not _is_int(value) or value < lowest:
+            if not is_int(value) or value < lowest:
                 raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} up")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}")
-        # 种子要放进 int64 张量，所以最大是 2**63 - 1；不在这里拦，就要等到采样那一步才溢出报错。
-        # The seed goes into an int64 tensor, hence at most 2**63 - 1;
-        # let through, it would overflow only when sampling.
-        if self.seed is not None and (not _is_int(self.seed) or not 0 <= self.seed < 2**63):
-            raise ValueError(f"seed={self.seed!r} is out of range: use an integer from 0 to 2**63 - 1, or None")
-        # 从命令行或 JSON 传来的字符串 "False" 在 Python 里为真，不拦下来就会反着生效。
-        # The string "False" from a command line or JSON is true in Python; let through, it would do the opposite.
+        check_seed(self.seed)
         for name in ("ignore_eos", "skip_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+            check_flag(name, getattr(self, name))
         self._check_stop_token_ids()
         self._refuse_unsupported()
 
@@ -108,7 +101,7 @@ class SamplingParams:
         # A negative id is never sampled, so it would stop nothing,
         # which users notice only when `max_tokens` has run out.
         ids = self.stop_token_ids
-        if ids is not None and (not isinstance(ids, list | tuple) or not all(_is_int(i) and i >= 0 for i in ids)):
+        if ids is not None and (not isinstance(ids, list | tuple) or not all(is_int(i) and i >= 0 for i in ids)):
             raise ValueError(f"stop_token_ids={ids!r} must be a list of integers from 0 up")
 
     def _refuse_unsupported(self) -> None:
@@ -155,23 +148,3 @@ class SamplingParams:
         # 不写成 `== 0`：温度 1e-6 时，0.001 的分数差会放大成 1000，噪声翻不了盘，结果就是取最大值。
         # Not `== 0`: at 1e-6 a score gap of 0.001 becomes 1000, no noise can turn that, and the result is the maximum.
         return self.temperature < GREEDY_TEMPERATURE
-
-
-def _is_int(value: object) -> bool:
-    """整数，布尔不算。
-
-    An integer; a bool does not count.
-    """
-    # Python 的 bool 是 int 的子类，不排除的话 `max_tokens=True` 就成了“最多输出 1 个”。
-    # Python's bool is a subclass of int; without this, `max_tokens=True` would mean at most 1 token.
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    """有限或无限的实数，布尔不算，NaN 由调用者的范围检查拦下。
-
-    A real number; a bool does not count, and the caller's range check stops NaN.
-    """
-    # 整数也算：`temperature=1` 是最常见的写法。
-    # Integers count as well: `temperature=1` is what most people write.
-    return _is_int(value) or (isinstance(value, float) and not math.isnan(value))

@@ -185,11 +185,6 @@ class Scheduler:
             # `hits` still holds as no block was taken since the look-up; a block taken in between might be among them.
             self.waiting.popleft()
             self.block_manager.allocate(seq, hits, num_cached + num_new)
-            # 抢占后重新接纳时不改：用户该看到的是第一次省下多少，不是命中自己旧页的数。
-            # Not changed after a preemption: the user is to see what was saved at first,
-            # not hits on one's own old blocks.
-            if seq.num_preemptions == 0:
-                seq.num_cached_tokens = num_cached
             # 提示只排了一块也进 `running`：剩下的由下一步的第 1 段接着分，不再排队。
             # With only a chunk of its prompt scheduled it joins `running` too:
             # part 1 of the next step goes on with the rest.
@@ -244,10 +239,10 @@ class Scheduler:
         Returns:
             the sequences that finished in this step
         """
-        self.advance(schedule, [len(tokens) > 0 for tokens in token_ids])
+        self.advance(schedule, [len(tokens) for tokens in token_ids])
         return self.commit(schedule, token_ids)
 
-    def advance(self, schedule: list[ScheduledSequence], samples: list[bool]) -> None:
+    def advance(self, schedule: list[ScheduledSequence], num_sampled: list[int]) -> None:
         """`update` 的前半：这一步的 K、V 算数了，采样的行先占一个位置，token 是几稍后再填。
 
         同步循环里紧接着就是 `commit`；重叠循环里隔着一步，占位的 token 已经足够让调度器安排下一步。
@@ -256,16 +251,15 @@ class Scheduler:
         later. In the synchronous loop `commit` follows at once; in the overlapped loop one step lies between, and the
         placeholder is all that the scheduler needs to plan the next step.
         """
-        for row, sampled in zip(schedule, samples, strict=True):
+        for row, count in zip(schedule, num_sampled, strict=True):
             # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没过模型，只是“已知”。
             # K and V of these have just been written, so they count; the token just sampled is only "known" so far.
             # 例：提示 5 个算完，已算 5；采到 1 个，已知 6。下一步的差额就是 1，解码不需要另外的状态。
             # Example: 5 prompt tokens are done, so 5 are computed; sampling 1 makes 6 known.
             # The next difference is 1, and decoding needs no state of its own.
             row.seq.num_computed_tokens += row.num_new_tokens
-            if sampled:
-                row.seq.token_ids.append(PENDING_TOKEN)
-                row.seq.num_pending_tokens += 1
+            row.seq.token_ids += [PENDING_TOKEN] * count
+            row.seq.num_pending_tokens += count
 
     def commit(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[Sequence]:
         """`update` 的后半：填上 token，登记写满的页，收走结束的请求。
@@ -289,6 +283,10 @@ class Scheduler:
                 seq.token_ids[-seq.num_pending_tokens] = token
                 seq.num_pending_tokens -= 1
                 seq.finish_reason = self._finish_reason(seq, token)
+                # 与 vLLM 一致：只有用户自己给的停止 id 才写进 `stop_reason`，模型自带的结束符不写。
+                # As in vLLM: only a stop id that the user gave is named in `stop_reason`, not the model's own end.
+                if seq.finish_reason == "stop" and token in (seq.params.stop_token_ids or ()):
+                    seq.stop_reason = token
                 if seq.finish_reason:
                     break
             # 先登记，后释放：释放后的页仍可被命中，但只有登记过的才找得到。
@@ -310,9 +308,6 @@ class Scheduler:
         # Stop tokens come before lengths: if the last token allowed is a stop token,
         # the reason is "stop", not "length".
         if token in seq.stop_token_ids:
-            # 与 vLLM 一致：只有用户自己给的停止 id 才写进 `stop_reason`，模型自带的结束符不写。
-            # As in vLLM: only a stop id that the user gave is named in `stop_reason`, not the model's own end token.
-            seq.stop_reason = token if token in (seq.params.stop_token_ids or ()) else None
             return "stop"
         # `max_tokens` 只数输出，`max_model_len` 数提示加输出：后者若为 100，提示 90 个，最多输出 10 个。
         # `max_tokens` counts output, `max_model_len` prompt and output: if that is 100, a prompt of 90 leaves 10.

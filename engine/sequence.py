@@ -65,6 +65,7 @@ class Sequence:
     One request.
 
     Attributes:
+        prompt: the prompt's text, None if it came as token ids
         token_ids: the prompt, then the output so far
         seed: noise seed, fixed when the request is added
         stop_token_ids: every id that ends this request: its own and, unless ignore_eos, the model's
@@ -87,6 +88,7 @@ class Sequence:
     # The border. Example: with 5 prompt and 2 output tokens, `token_ids` has 7 and the output starts at index 5.
     num_prompt_tokens: int
     params: SamplingParams
+    prompt: str | None = None
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     status: SequenceStatus = SequenceStatus.WAITING

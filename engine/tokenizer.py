@@ -43,6 +43,12 @@ class Tokenizer:
         Text to token ids; `add_special_tokens` says whether BOS goes in front.
         """
         #   Llama 3: "Hello", True -> [128000, 9906];  "Hello", False -> [9906]
+        # 命令行里的坏字节会变成落单的代理字符，分词器不认；在这里说清楚，好过它内部的 TypeError。
+        # A bad byte on the command line becomes a lone surrogate that the tokenizer refuses; say so here.
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("the prompt is not valid text: it holds a byte that is not UTF-8") from None
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
@@ -77,6 +83,11 @@ class Tokenizer:
             # Templates often render a missing key as nothing: with "contents" for "content" the question is gone.
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
                 raise ValueError(f"a message must be a dict with role and content, got {message!r}")
+            # 分段的内容（[{"type": "text", ...}]）会被模板照着 Python 的写法贴进提示里，不报错，只是答非所问。
+            # Content in parts ([{"type": "text", ...}]) would be pasted into the prompt as Python prints it: no error,
+            # just a wrong answer.
+            if not isinstance(message["content"], str):
+                raise ValueError(f"a message's content must be a string, got {type(message['content']).__name__}")
         try:
             text = self._tokenizer.apply_chat_template(
                 # `add_generation_prompt` 在末尾写上“轮到助手说话”的标记；没有它，模型可能接着替用户写下去。

@@ -1,0 +1,56 @@
+"""`EngineConfig` 与 `SamplingParams` 共用的检查：同一种值，两处的规则和报错都相同。
+
+The checks that `EngineConfig` and `SamplingParams` share: the same kind of value meets the same rule and the same
+message in both.
+"""
+
+from typing import Any
+
+
+def is_int(value: object) -> bool:
+    """整数，布尔不算。
+
+    An integer; a bool does not count.
+    """
+    # Python 的 bool 是 int 的子类，不排除的话 `max_tokens=True` 就成了“最多输出 1 个”。
+    # Python's bool is a subclass of int; without this, `max_tokens=True` would mean at most 1 token.
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """实数，布尔不算；NaN 和无穷由调用者的范围检查拦下。
+
+    A real number; a bool does not count, and the caller's range check stops NaN and infinity.
+    """
+    # 整数也算：`temperature=1` 是最常见的写法。
+    # Integers count as well: `temperature=1` is what most people write.
+    return is_int(value) or isinstance(value, float)
+
+
+def check_seed(seed: Any) -> None:
+    """种子是 None 或非负的 int64。
+
+    A seed is None or a non-negative int64.
+
+    Raises:
+        ValueError: it is neither
+    """
+    # 种子要放进 int64 张量，所以最大是 2**63 - 1；不在这里拦，就要等到采样那一步才溢出报错。
+    # The seed goes into an int64 tensor, hence at most 2**63 - 1;
+    # let through, it would overflow only when sampling.
+    if seed is not None and (not is_int(seed) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed={seed!r} is out of range: use an integer from 0 to 2**63 - 1, or None")
+
+
+def check_flag(name: str, value: object) -> None:
+    """开关只能是 True 或 False。
+
+    A switch is True or False and nothing else.
+
+    Raises:
+        ValueError: it is something else
+    """
+    # 从命令行或 JSON 传来的字符串 "False" 在 Python 里为真，不拦下来就会反着生效。
+    # The string "False" from a command line or JSON is true in Python; let through, it would do the opposite.
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False")
