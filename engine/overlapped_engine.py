@@ -19,6 +19,7 @@ stop token is computed for one step too many, and that token is dropped; and seq
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -38,13 +39,15 @@ class LaunchedStep:
     A step that has been launched and not read.
 
     Attributes:
-        samples: which rows sample
-        tokens: the sampled tokens on their way to the host, [S] int64
+        samples: which sequences sample
+        rows: for each sequence its row in `tokens`
+        tokens: the sampled tokens on their way to the host, [rows] int64
         ready: fires when `tokens` has arrived; None on a CPU, where it is there at once
     """
 
     schedule: list[ScheduledSequence]
     samples: list[bool]
+    rows: list[int]
     tokens: Tensor
     ready: torch.cuda.Event | None
 
@@ -85,15 +88,15 @@ class OverlappedEngine(LLMEngine):
         if not schedule:
             return None
         samples = [row.samples for row in schedule]
-        tokens = self.sampled = self._forward_and_sample(schedule, samples)
+        tokens, rows = self._forward_and_sample(schedule, samples)
+        self.sampled = tokens
         # 记下每个序列的 token 在这一步结果里的行号：下一步要从那里取输入。
         # Note where each sequence's token stands among this step's: the next step takes its input from there.
-        sampling = (row.seq for row, sampled in zip(schedule, samples) if sampled)
-        for index, seq in enumerate(sampling):
-            seq.sample_row = index
+        for (seq, _), row in zip(schedule, rows):
+            seq.sample_row = row
         self.scheduler.advance(schedule, [int(sampled) for sampled in samples])
         if tokens.device.type == "cpu":
-            return LaunchedStep(schedule, samples, tokens, None)
+            return LaunchedStep(schedule, samples, rows, tokens, None)
         # 拷到页锁定内存是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。
         # The copy to pinned memory is asynchronous and the event tells when it has arrived; a `synchronize` would wait
         # for the next step as well.
@@ -101,49 +104,54 @@ class OverlappedEngine(LLMEngine):
         on_host.copy_(tokens, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record()
-        return LaunchedStep(schedule, samples, on_host, ready)
+        return LaunchedStep(schedule, samples, rows, on_host, ready)
 
-    def _forward_and_sample(self, schedule: list[ScheduledSequence], samples: list[bool]) -> Tensor:
-        """纯解码的一步重放 CUDA graph，其余的逐个启动。
+    def _forward_and_sample(
+        self, schedule: list[ScheduledSequence], samples: list[bool]
+    ) -> tuple[Tensor, list[int]]:
+        """小的一步重放 CUDA graph，其余的逐个启动。
 
-        A pure decode step replays a CUDA graph; others are launched kernel by kernel.
+        A small step replays a CUDA graph; others are launched kernel by kernel.
 
         Returns:
-            the sampled tokens on the device, [S] int64
+            the sampled tokens on the device, [rows] int64; and for each sequence its row there
         """
         runner = self.model_runner
-        graphs = runner.graphs
-        device = runner.device
-        filtered = any(row.seq.params.filters for row in schedule)
-        if graphs is not None and all(samples) and schedule[-1].num_new_tokens == 1:
-            tokens, logits = graphs.run(schedule)
+        graphs, device = runner.graphs, runner.device
+        if graphs is not None and graphs.can_run(schedule):
+            tokens, logits, rows = graphs.run(schedule)
             # 图里的采样不做过滤；有行用到 top_k、top_p、min_p 时，拿图算好的 logits 重采一次。
             # The graph samples without filters; where a row uses top_k, top_p or min_p, sample again from its logits.
-            if filtered:
-                tokens = runner.sample(logits, build_sampling_inputs(schedule, logits.shape[-1], device))
-                graphs.sampled[: len(tokens)] = tokens
-            return tokens
+            if any(row.seq.params.filters for row in schedule) and any(samples):
+                sampling = torch.tensor([row for row, sampled in zip(rows, samples) if sampled], device=device)
+                inputs = build_sampling_inputs(schedule, logits.shape[-1], device)
+                tokens[sampling] = runner.sample(logits[sampling], inputs)
+            return tokens, rows
         batch = build_batch(schedule, runner.block_size, device)
-        # 占位的输入换成上一步采到的 token，在设备上换。
-        # Placeholders among the inputs become the tokens of the step before, on the device.
-        ends = torch.tensor([row.num_new_tokens for row in schedule]).cumsum(0) - 1
+        # 占位的输入换成上一步采到的 token，在设备上换；只有解码行会有，它们排在最前面，行号就是下标。
+        # Placeholders among the inputs become the tokens of the step before, on the device; only decode rows have them,
+        # and as these come first, a row's number is its index.
         pending = [
-            (int(end), row.seq.sample_row)
-            for end, row in zip(ends, schedule)
-            if row.seq.token_ids[row.seq.num_computed_tokens + row.num_new_tokens - 1] == PENDING_TOKEN
+            (index, row.seq.sample_row)
+            for index, row in enumerate(schedule[: batch.metadata.num_decodes])
+            if row.seq.token_ids[row.seq.num_computed_tokens] == PENDING_TOKEN
         ]
         if pending:
             assert self.sampled is not None
             where = torch.tensor(pending).to(device, non_blocking=True)
             batch.input_ids[where[:, 0]] = self.sampled[where[:, 1]]
         logits = runner.execute(batch)
+        # 不采样的序列没有行，编号时跳过它们。
+        # Sequences that do not sample have no row and are skipped in the numbering.
+        rows = [number - 1 for number in accumulate(int(sampled) for sampled in samples)]
         if not any(samples):
-            return torch.empty(0, dtype=torch.int64, device=device)
+            return torch.empty(0, dtype=torch.int64, device=device), rows
         tokens = runner.sample(logits, build_sampling_inputs(schedule, logits.shape[-1], device))
+        # 下一步若用图，要从图的缓冲区里读，所以也存一份到那里。
+        # If the next step uses a graph, it reads from the graphs' buffer, so keep a copy there.
         if graphs is not None:
             graphs.sampled[: len(tokens)] = tokens
-            tokens = graphs.sampled[: len(tokens)]
-        return tokens
+        return tokens, rows
 
     def _collect(self, launched: LaunchedStep) -> list[RequestOutput]:
         """等上一步的 token 到达主机，记账。
@@ -152,8 +160,8 @@ class OverlappedEngine(LLMEngine):
         """
         if launched.ready is not None:
             launched.ready.synchronize()
-        tokens = iter(launched.tokens.tolist())
-        token_ids = [[next(tokens)] if sampled else [] for sampled in launched.samples]
+        tokens = launched.tokens.tolist()
+        token_ids = [[tokens[row]] if sampled else [] for row, sampled in zip(launched.rows, launched.samples)]
         return self.record(launched.schedule, token_ids, self.scheduler.commit(launched.schedule, token_ids))
 
 
