@@ -1,6 +1,6 @@
 """mini-llama 的命令行和公共接口。
 
-作为程序：`python mini_llama.py --backend torch` 用内嵌的小模型回答几个问题，不需要 GPU，也不需要下载。
+作为程序：`python mini_llama.py --backend torch` 用内置的小模型回答几个问题，不需要 GPU，也不需要下载。
 作为库：`from mini_llama import LLM, SamplingParams`。
 往下读：`engine/llm.py`（入口）-> `engine/llm_engine.py`（主循环）-> `engine/scheduler.py`（谁运行）。
 
@@ -42,7 +42,7 @@ __all__ = ["LLM", "BackendUnavailableError", "CompletionOutput", "RequestOutput"
 
 # 6 个问题一起提交，在 `LLMEngine.step` 下断点，第一步就能看到 6 行的 `schedule`：批处理从这里看起。
 # All 6 are submitted together: a breakpoint in `LLMEngine.step` shows a `schedule` of 6 rows at once, which is a batch.
-# 内容取自内嵌模型学过的范围：它是谁、各国首都、素数、术语、两位数加法；问别的，它会说不知道。
+# 内容取自内置模型学过的范围：它是谁、各国首都、素数、术语、两位数加法；问别的，它会说不知道。
 # Taken from what the embedded model has learnt: itself, capitals, primes, terms, sums; asked for more, it declines.
 BUILT_IN_PROMPTS = [
     "introduce yourself",
@@ -63,14 +63,14 @@ def build_parser() -> argparse.ArgumentParser:
     # Building the parser loads no model and touches no GPU: `--help` should return at once.
     parser = argparse.ArgumentParser(
         prog="mini_llama.py",
-        description="可读的 LLM 推理引擎；不带参数就用内嵌模型回答几个问题。"
+        description="可读的 LLM 推理引擎；不带参数就用内置模型回答几个问题。"
         " / A readable LLM inference engine; without arguments the embedded model answers a few questions.",
     )
     add = parser.add_argument
     # 不写 `choices`：后端名由注册表检查，作为库使用时报的也是同一个错，并列出可用的名字。
     # No `choices`: the registry checks the name, so the library gives the same error, with the names that there are.
     names = ", ".join(["auto", *backend_names()])
-    add("--model", metavar="DIR", help="模型文件夹，默认内嵌模型 / model folder; default: the embedded model")
+    add("--model", metavar="DIR", help="模型文件夹，默认内置模型 / model folder; default: the embedded model")
     # 想逐行看注意力怎么算，用 `--backend torch`：没有融合，每个中间张量都能在调试器里打开。
     # To watch attention line by line take `--backend torch`: nothing is fused, and every tensor opens in the debugger.
     add("--backend", default="auto", metavar="NAME", help=f"注意力后端 / attention backend: {names}")
@@ -167,14 +167,14 @@ def _print_summary(console: Console, llm: LLM, outputs: list[RequestOutput], sta
     # 数字都取自引擎和各请求自己的记录，不另外计时：命令行看到的与库用户看到的是同一份数据。
     # All numbers come from the engine and the requests' own records: the command line shows what a library user sees.
     runner, stats = llm.engine.model_runner, llm.engine.block_manager.stats
-    # 只数输出 token：吞吐量不算提示，否则一个长提示就能把数字抬高几倍。
+    # 只数输出 token：吞吐量不算提示词，否则一个长提示词就能把数字抬高几倍。
     # Output tokens only: throughput leaves prompts out, or one long prompt would multiply the number.
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     # 从第一个请求入队到最后一个完成；加载权重的时间不在内，它另计入 `total time`。
     # From the first arrival to the last finish; loading is not included, it is part of `total time`.
     begin = min(output.metrics.arrival_time for output in outputs)
     end = max(output.metrics.finished_time or begin for output in outputs)
-    # 没有首词元的请求（例如被取消）按 `end` 算，不会让 `min` 遇到 None 而报错。
+    # 没有首个 token 的请求（例如被取消）按 `end` 算，不会让 `min` 遇到 None 而报错。
     # A request without a first token, aborted for instance, counts as `end`, so `min` never meets a None.
     first = min(output.metrics.first_token_time or end for output in outputs)
     table = _table(console, show_header=False, title="summary 小结")
@@ -184,12 +184,12 @@ def _print_summary(console: Console, llm: LLM, outputs: list[RequestOutput], sta
     # The divisor is 1e-9 at least: no division by 0, even if all ends in the same instant.
     table.add_row("output tokens 输出", f"{tokens} ({tokens / max(end - begin, 1e-9):,.0f} tok/s)")
     table.add_row("first token 首个 token", f"{(first - begin) * 1000:.0f} ms")
-    # 同一步进来的请求互相命中不了，因为页算完才登记；所以内置的 6 个问题，命中通常是 0。
+    # 同一步进来的请求互相命中不了，因为块算完才登记；所以内置的 6 个问题，命中通常是 0。
     # In one step nobody hits another's blocks, which are registered once computed; so the built-in 6 mostly hit 0.
     table.add_row("prefix cache 前缀缓存", f"{stats.hit} / {stats.queried} tokens ({stats.hit_rate:.0%})")
-    # 两数相乘就是 KV 缓存的容量：运行中的请求，提示加输出，合计最多这么多 token（共用的页只算一次）。
+    # 两数相乘就是 KV 缓存的容量：运行中的请求，提示词加输出，合计最多这么多 token（共用的块只算一次）。
     # Their product is the KV cache's capacity: all running requests, prompts and outputs (shared blocks count once).
-    table.add_row("KV blocks KV 页", f"{runner.num_blocks} × {runner.block_size} tokens")
+    table.add_row("KV blocks KV 块", f"{runner.num_blocks} × {runner.block_size} tokens")
     table.add_row("total time 总用时", f"{time.monotonic() - started:.2f} s")
     console.print(table)
 
@@ -210,7 +210,7 @@ def _compare(console: Console, config: EngineConfig, args: argparse.Namespace, p
     table = _table(console, "step 步", "tokens", "max |Δlogit|", "different tokens 不同的 token")
     worst, parted = 0.0, 0
     for result in compare_backends(config, tuple(args.compare), token_ids, params):
-        # 用 `!r` 打印并保留特殊词元：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
+        # 用 `!r` 打印并保留特殊 token：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
         # Printed by `!r` with special tokens, or blanks, line breaks and BOS are invisible and both sides look alike.
         different = "; ".join(
             f"#{request_id}: {tokenizer.decode([a], False)!r} / {tokenizer.decode([b], False)!r}"
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted 已中断", file=sys.stderr)
-        # 130 = 128 + 2：shell 约定，被 2 号信号（SIGINT）中断；页已由 `LLM._run` 的 `finally` 归还。
+        # 130 = 128 + 2：shell 约定，被 2 号信号（SIGINT）中断；块已由 `LLM._run` 的 `finally` 归还。
         # 130 = 128 + 2, the shell's code for signal 2 (SIGINT); blocks were returned by the `finally` of `LLM._run`.
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""注意力后端的合同：所有后端都实现这里的三个函数，引擎只认识这个类。
+"""注意力后端的接口契约：所有后端都实现这里的三个函数，引擎只认识这个类。
 
 你在这里：`layers/attention.py` 调用这三个函数，`torch_backend.py`、`sdpa.py` 等文件实现它们。
 函数名、参数名和含义与 flash-attn 包一致，方便把两边的代码并排对照着读。
@@ -26,7 +26,7 @@ class BackendUnavailableError(RuntimeError):
 
 @dataclass(slots=True)
 class KVCache:
-    """一层的 KV 缓存：两个按页（block）组织的张量，内容由 `store_kvcache` 写入。
+    """一层的 KV 缓存：两个按块（block）组织的张量，内容由 `store_kvcache` 写入。
 
     没写过的槽位里是垃圾（甚至 NaN），后端不得让它们影响输出。
 
@@ -38,7 +38,7 @@ class KVCache:
         v: values, same shape
     """
 
-    # 例：Llama-3.2-1B，页大小 16，8 个 KV 头，每头 64 维，bf16：一页的 K 占 16 KiB，V 也是。
+    # 例：Llama-3.2-1B，块大小 16，8 个 KV 头，每头 64 维，bf16：一个块的 K 占 16 KiB，V 也是。
     # Example: Llama-3.2-1B, blocks of 16, 8 KV heads of 64 in bf16: the K of a block takes 16 KiB, and so does V.
     #     16 slots * 8 heads * 64 * 2 bytes = 16384
     k: Tensor  # [num_blocks, block_size, Hkv, D]
@@ -49,8 +49,8 @@ class KVCache:
 class AttentionMetadata:
     """一步里注意力需要知道的全部信息，由 `engine/batch.py` 填好，随参数一路传到注意力层。
 
-    批里的行分两段：前 `num_decodes` 行各只有一个新 token（解码），其余序列各有一段连续的新 token（预填充）。
-    例：2 个解码行，再加长 3 和 5 的两个提示：`cu_seqlens_q` = [0, 3, 8]，T = 2 + 8 = 10。
+    批里的行分两部分：前 `num_decodes` 行各只有一个新 token（解码），其余序列各有一段连续的新 token（预填充）。
+    例：2 个解码行，再加长 3 和 5 的两个提示词：`cu_seqlens_q` = [0, 3, 8]，T = 2 + 8 = 10。
 
     All that attention must know about one step; `engine/batch.py` fills it and it travels as an argument.
     The batch has two parts: the first `num_decodes` rows bring one new token each (decode), the other sequences
@@ -69,19 +69,19 @@ class AttentionMetadata:
         max_seqlen_k: the longest context among the prefills
     """
 
-    # 按这一步的新 token 数分段，不看处在哪个阶段：提示的最后一段若只剩 1 个 token，也归入解码行。
+    # 按这一步的新 token 数划分，不看处在哪个阶段：提示词的最后一个分段若只剩 1 个 token，也归入解码行。
     # The split goes by the new tokens of this step, not by phase: a prompt's last chunk of 1 token is a decode row too.
     num_decodes: int
     # 必须是 int64：3B 的每个槽位有 8 * 128 = 1024 个元素，槽位 2097152 的首元素下标是 2^31，int32 已经装不下。
     # int64 is a must: in the 3B a slot has 8 * 128 = 1024 elements, so slot 2097152 begins at element 2^31, past int32.
     slot_mapping: Tensor  # [T] int64
-    # 块表就是操作系统的页表。例：块表 [7, 2, 5]，页大小 4，位置 9 在第 9 // 4 = 2 项，即 5 号页，槽位 5 * 4 + 1 = 21。
+    # 块表就是操作系统的页表。例：块表 [7, 2, 5]，块大小 4，位置 9 在第 9 // 4 = 2 项，即 5 号块，槽位 5 * 4 + 1 = 21。
     # A block table is the system's page table. Example: table [7, 2, 5], blocks of 4:
     # position 9 is in entry 9 // 4 = 2, which is block 5, so slot 5 * 4 + 1 = 21.
     decode_block_tables: Tensor  # [num_decodes, max_blocks] int32
     cache_seqlens: Tensor  # [num_decodes] int32
     prefill_block_tables: Tensor  # [num_prefills, max_blocks] int32
-    # q 与 k 各有一份前缀和，因为长度可以不同：缓存里已有 32 个 token，这步再算 3 个，q 长 3，k 长 35。
+    # q 与 k 各有一份累计长度，因为长度可以不同：缓存里已有 32 个 token，这步再算 3 个，q 长 3，k 长 35。
     # q and k have sums of their own, as lengths may differ:
     # with 32 tokens cached and 3 new ones, q has length 3 and k 35.
     cu_seqlens_q: Tensor  # [num_prefills + 1] int32
@@ -192,7 +192,7 @@ class AttentionBackend(ABC):
     """
 
     name: ClassVar[str]
-    # 页小，每条序列最后一页浪费得少，前缀命中也更细；页大，块表更短。16 是折中，也是 vLLM 的默认值。
+    # 块小，每条序列最后一个块浪费得少，前缀命中也更细；块大，块表更短。16 是折中，也是 vLLM 的默认值。
     # Small blocks waste less at a sequence's end and match prefixes more finely,
     # large ones need shorter tables; 16 is the compromise, and vLLM's default.
     default_block_size: ClassVar[int] = 16
@@ -230,7 +230,7 @@ class AttentionBackend(ABC):
 
     @classmethod
     def check_block_size(cls, block_size: int) -> None:
-        """检查页大小；默认规则：不小于 8 的 2 的幂。
+        """检查块大小；默认规则：不小于 8 的 2 的幂。
 
         Check the block size; the default rule is any power of two from 8.
 
@@ -239,7 +239,7 @@ class AttentionBackend(ABC):
         """
         # 2 的幂在二进制里只有 1 位是 1，减 1 后低位全是 1，两者按位与得 0：16 & 15 == 0。
         # A power of 2 has only 1 bit set, minus 1 sets all bits below it, so their AND is 0: 16 & 15 == 0.
-        # 2 的幂还让 `//` 和 `%` 变成移位和按位与：页大小 16 时，槽位 53 >> 4 = 3 是页号，53 & 15 = 5 是偏移。
+        # 2 的幂还让 `//` 和 `%` 变成移位和按位与：块大小 16 时，槽位 53 >> 4 = 3 是块编号，53 & 15 = 5 是偏移。
         # A power of 2 also turns `//` and `%` into shift and mask: with blocks of 16,
         # slot 53 >> 4 = 3 is the block, 53 & 15 = 5 the offset.
         if block_size < 8 or block_size & (block_size - 1):
@@ -422,7 +422,7 @@ def check_varlen_args(
     if cu_seqlens_q.dim() != 1 or cu_seqlens_q.shape[0] < 1:
         raise ValueError(f"cu_seqlens_q must have shape [num_seqs + 1], got {list(cu_seqlens_q.shape)}")
     head_dim = q.shape[2]
-    # 没有块表时，k 是打包的 [Tk, Hkv, D]；有块表时，k 是整个页池，长度由 `cu_seqlens_k` 给出。
+    # 没有块表时，k 是打包的 [Tk, Hkv, D]；有块表时，k 是整个块池，长度由 `cu_seqlens_k` 给出。
     # Without a table k is packed, [Tk, Hkv, D]; with one k is the whole pool, and `cu_seqlens_k` gives the lengths.
     if block_table is None:
         _check_tensor("k", k, (None, None, head_dim), q.dtype, q.device)

@@ -1,6 +1,6 @@
-"""flash 后端：flash-attn 2 包自己的两个函数，加上 Triton 的写缓存和融合内核。
+"""flash 后端：flash-attn 2 包自己的两个函数，加上 Triton 的写缓存和融合核函数。
 
-要装 `flash-attn`（2.x）；它的分页缓存要求页大小是 256 的倍数。
+要装 `flash-attn`（2.x）；它的分页缓存要求块大小是 256 的倍数。
 
 The flash backend: the flash-attn 2 package's own two functions, with Triton's store and fused kernels.
 
@@ -24,7 +24,12 @@ class FlashBackend(AttentionBackend):
     """
 
     name = "flash"
+    # 默认值也得是 256：它是 flash-attn 的分页缓存接受的最小块。
+    # The default must be 256, too: it is the smallest block that flash-attn's paged caches take.
     default_block_size = 256
+    # 长度以 GPU 张量的形式交给核函数，由它在 GPU 上读，所以启动可以录下来，换了长度再重放。
+    # Lengths go to the kernel as GPU tensors and are read there, so a launch can be recorded and replayed at other
+    # lengths.
     supports_cuda_graphs = True
 
     @classmethod
@@ -41,6 +46,8 @@ class FlashBackend(AttentionBackend):
 
         fp16 and bf16 only; `head_dim` a multiple of 8, at most 256.
         """
+        # 它的核函数是为张量核心预先编译好的 CUDA 程序，没有 float32 的版本。
+        # Its kernels are CUDA programs compiled beforehand for tensor cores, and there is none for float32.
         if dtype not in (torch.float16, torch.bfloat16):
             return f"dtype {dtype}, flash-attn supports float16 and bfloat16; use triton"
         if head_dim % 8 or head_dim > 256:
@@ -95,6 +102,12 @@ class FlashBackend(AttentionBackend):
         flash-attn's function of this name.
         """
         check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+        # 没有 query 就没有输出；flash-attn 会把它当作错误。
+        # No queries, no output; flash-attn would call it an error.
+        if q.numel() == 0:
+            return torch.empty_like(q)
+        # `max_seqlen_q` 是 Python 整数：网格的大小在 CPU 上定，不能去 GPU 上读。
+        # `max_seqlen_q` is a Python int: the size of the grid is settled on the CPU and must not be read from the GPU.
         return self.flash_attn.flash_attn_varlen_func(
             q,
             k,
@@ -123,6 +136,12 @@ class FlashBackend(AttentionBackend):
         flash-attn's function of this name.
         """
         check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        # 没有 query 就没有输出；flash-attn 会把它当作错误。
+        # No queries, no output; flash-attn would call it an error.
+        if q.numel() == 0:
+            return torch.empty_like(q)
+        # 没有传新的 k、v：它们已由 `store_kvcache` 写进缓存，`cache_seqlens` 也已把它们算在内。
+        # No new k and v are passed: `store_kvcache` has put them in the cache already, and `cache_seqlens` counts them.
         return self.flash_attn.flash_attn_with_kvcache(
             q,
             k_cache,

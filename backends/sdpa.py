@@ -38,8 +38,36 @@ def _padded_index(starts: Tensor, lengths: Tensor, width: int) -> tuple[Tensor, 
     return starts[:, None] + torch.where(real, column, 0), real  # [B, width]
 
 
+def _visible(real_k: Tensor, len_q: Tensor | int, len_k: Tensor, max_q: int, causal: bool) -> Tensor:
+    """每个 query 看得见哪些 key：只看真实的；因果时再按右下角对齐遮住未来。
+
+    Which keys each query may see: real ones only, and if causal none of the future, aligned bottom-right.
+
+    Args:
+        real_k: [B, max_k] bool
+        len_q: [B], or one number for all
+        len_k: [B]
+
+    Returns:
+        [B, max_q, max_k] bool
+    """
+    # `expand` 不复制：同一行掩码给所有 query 看，步长为 0。补齐的 query 也照算，结果最后丢弃。
+    # `expand` copies nothing: all queries share a row of the mask by a stride of 0.
+    # Padded queries are computed and dropped.
+    visible = real_k[:, None, :].expand(-1, max_q, -1)  # [B, max_q, max_k]
+    if causal and max_q > 1:
+        # 每条序列的偏移不同：query i 的真实位置是 i + (len_k - len_q)。1 个 query 排在末尾，什么都不用遮。
+        # An offset for each sequence: query i stands at i + (len_k - len_q). 1 query is last and needs no mask.
+        # 例：长 5、2 个 query：它们是位置 3 和 4，分别看到 key 0 到 3 和 0 到 4。
+        # Example: length 5 and 2 queries: they are positions 3 and 4, seeing keys 0 to 3 and 0 to 4.
+        last_seen = torch.arange(max_q, device=real_k.device) + (len_k - len_q)[:, None]  # [B, max_q]
+        columns = torch.arange(real_k.shape[1], device=real_k.device)  # [max_k]
+        visible = visible & (columns <= last_seen[:, :, None])  # [B, max_q, max_k]
+    return visible  # [B, max_q, max_k]
+
+
 def _slots_of(positions: Tensor, block_table: Tensor, block_size: int) -> Tensor:
-    """逻辑位置 -> 物理槽位：查块表得页号，再加页内偏移。
+    """逻辑位置 -> 物理槽位：查块表得块编号，再加块内偏移。
 
     Logical position -> physical slot: the block table gives the block, then add the offset.
 
@@ -52,7 +80,7 @@ def _slots_of(positions: Tensor, block_table: Tensor, block_size: int) -> Tensor
     """
     # 空序列的块表整行都是 -1，截到 0，免得越界；它的输出随后会被清零。
     # An empty sequence's row is all -1; clamp it to 0 so it stays in range: its output is set to 0 later.
-    # 例：页大小 4，块表 [7, 2, 5]，位置 9：第 9 // 4 = 2 项是 5 号页，槽位 5 * 4 + 9 % 4 = 21。
+    # 例：块大小 4，块表 [7, 2, 5]，位置 9：第 9 // 4 = 2 项是 5 号块，槽位 5 * 4 + 9 % 4 = 21。
     # Example: blocks of 4, table [7, 2, 5], position 9: entry 9 // 4 = 2 is block 5, slot 5 * 4 + 9 % 4 = 21.
     # 块表存 int32 省一半空间，算槽位之前换成 int64：再大的缓存，乘法也不会回绕到 0 以下。
     # The table is int32 to save half the space, int64 before any product:
@@ -74,9 +102,9 @@ def _gather(cache: Tensor, slots: Tensor) -> Tensor:
         [B, Hkv, L, D]
     """
     num_heads, head_dim = cache.shape[2:]
-    # 查表只认 2 维的表：把 (页, 偏移) 并成槽位，把 (头, 维) 并成一行，查完再拆开。
+    # 查表只认 2 维的表：把 (块, 偏移) 并成槽位，把 (头, 维) 并成一行，查完再拆开。
     # A look-up wants a table of 2 dimensions: (block, offset) become the slot, (head, dim) the row; split it after.
-    # 断点停在这里，看 `slots[0]`：同一页里的槽位连续，换页时跳变，这就是分页在张量里的样子。
+    # 断点停在这里，看 `slots[0]`：同一个块里的槽位连续，换块时跳变，这就是分页在张量里的样子。
     # Stop here and look at `slots[0]`: consecutive within a block, a jump where the next block starts. This is paging.
     rows = F.embedding(slots, cache.view(-1, num_heads * head_dim))  # [B, L, Hkv * D]
     return rows.unflatten(-1, (num_heads, head_dim)).transpose(1, 2)  # [B, Hkv, L, D]
@@ -111,14 +139,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: floa
 
 
 def _similar_lengths(lengths_q: list[int], lengths_k: list[int]) -> Iterator[slice]:
-    """把相邻的序列分成几组，每组补齐后的面积不超过实际面积的两倍，免得一条长提示让所有短提示陪跑。
+    """把相邻的序列分成几组，每组补齐后的面积不超过实际面积的两倍，免得一条长提示词让所有短提示词陪跑。
 
     Split neighbouring sequences into groups whose padded area is at most twice the real one, so that a single long
     prompt does not make all short ones pay its price.
     """
     start, area, max_q, max_k = 0, 0, 0, 0
     for i, (length_q, length_k) in enumerate(zip(lengths_q, lengths_k)):
-        # 面积是打分矩阵的格子数。例：提示长 1000、10、10，补成一批是 3 * 1000 * 1000 格，有用的只有 1000200 格。
+        # 面积是打分矩阵的格子数。例：提示词长 1000、10、10，补成一批是 3 * 1000 * 1000 格，有用的只有 1000200 格。
         # Area is cells of the score matrix. Example: prompts of 1000,
         # 10 and 10 padded together make 3 * 1000 * 1000 cells, of which 1000200 are of use.
         wider_q, wider_k = max(max_q, length_q), max(max_k, length_k)
@@ -150,7 +178,7 @@ def _version(tensor: Tensor) -> int:
 
 
 class _DecodePlan(NamedTuple):
-    """一步解码的取数计划。
+    """一步解码的 gather 索引。
 
     What one decoding step gathers.
 
@@ -214,8 +242,8 @@ class SDPABackend(AttentionBackend):
         # 缓存是连续的，前两维可以看成一长条槽位：[num_blocks * block_size, Hkv, D]。
         # The cache is contiguous, so its first two dimensions are one row of slots: [num_blocks * block_size, Hkv, D].
         k_slots, v_slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)  # [num_slots, Hkv, D]
-        # 填充行的 -1 在索引里指“最后一格”，会写坏别人的数据，必须先滤掉；CPU 上先看有没有，没有就省一次筛选。
-        # A padding row's -1 would index the last slot and ruin it: filter first; on the CPU only if there is one.
+        # 槽位 -1 表示不写，当作下标却指最后一个槽位，会写坏别人的数据，要先滤掉；CPU 上没有 -1 就省一次筛选。
+        # Slot -1 stores nothing, but as an index it is the last slot: filter first; on the CPU only if there is a -1.
         if slot_mapping.device.type != "cpu" or (slot_mapping.numel() and int(slot_mapping.min()) < 0):
             # GPU 上总是筛选，因为问“有没有 -1”本身就要等 GPU 一次；`nonzero` 也要等，但不必等两次。
             # On a GPU filter always, as asking for a -1 waits for the GPU by itself;
@@ -251,7 +279,7 @@ class SDPABackend(AttentionBackend):
         # Zeros and not `empty`: a sequence without keys is never written below,
         # and what stays must be the 0 of the contract.
         out = torch.zeros_like(q)  # [T, Hq, D]
-        # `diff` 由前缀和得回长度：[0, 3, 8] 得 [3, 5]。分组要在 CPU 上做，所以读回一次，每次调用只等这一回。
+        # `diff` 由累计长度得回各段长度：[0, 3, 8] 得 [3, 5]。分组要在 CPU 上做，所以读回一次，每次调用只等这一回。
         # `diff` turns sums into lengths: [0, 3, 8] gives [3, 5].
         # Groups are made on the CPU, so they are read back once a call.
         host_q, host_k = lengths_q.tolist(), lengths_k.tolist()
@@ -276,15 +304,7 @@ class SDPABackend(AttentionBackend):
                 positions, real_k = _padded_index(torch.zeros_like(len_k), len_k, max_k)  # [B, max_k]
                 slots = _slots_of(positions, block_table[group], k.shape[1])  # [B, max_k]
                 keys, values = _gather(k, slots), _gather(v, slots)  # [B, Hkv, max_k, D]
-            # `expand` 不复制：同一行掩码给所有 query 看，步长为 0。补齐的 query 也照算，结果最后丢弃。
-            # `expand` copies nothing: all queries share a row of the mask by a stride of 0.
-            # Padded queries are computed and dropped.
-            visible = real_k[:, None, :].expand(-1, max_q, -1)  # [B, max_q, max_k]
-            if causal:
-                # 右下角对齐，每条序列的偏移不同：query i 的真实位置是 i + (len_k - len_q)。
-                # Bottom-right, with an offset for each sequence: query i stands at i + (len_k - len_q).
-                last_seen = torch.arange(max_q, device=q.device)[None, :] + (len_k - len_q)[:, None]  # [B, max_q]
-                visible = visible & (torch.arange(max_k, device=q.device) <= last_seen[:, :, None])  # [B, max_q, max_k]
+            visible = _visible(real_k, len_q, len_k, max_q, causal)  # [B, max_q, max_k]
             queries = q[index_q.clamp_(max=q.shape[0] - 1)]  # [B, max_q, Hq, D]
             # SDPA 要头在前、长度在后：[B, Hq, max_q, D]，与 flash-attn 的次序相反，所以进出各转置一次。
             # SDPA wants heads before length, [B, Hq, max_q, D],
@@ -353,15 +373,8 @@ class SDPABackend(AttentionBackend):
         max_k = int(lengths.max()) if lengths.numel() else 0
         if max_k == 0 or num_queries == 0:
             return None
-        positions, visible = _padded_index(torch.zeros_like(lengths), lengths, max_k)  # [B, max_k]
-        visible = visible[:, None, :].expand(-1, num_queries, -1)  # [B, Sq, max_k]
-        if causal and num_queries > 1:
-            # 例：长 5、2 个 query：它们是位置 3 和 4，分别看到 key 0 到 3 和 0 到 4。
-            # 1 个 query 排在末尾，什么都不用遮。
-            # Example: length 5 and 2 queries: they are positions 3 and 4,
-            # seeing keys 0 to 3 and 0 to 4. 1 query is last: no mask.
-            last_seen = torch.arange(num_queries, device=lengths.device) + (lengths - num_queries)[:, None]  # [B, Sq]
-            visible = visible & (torch.arange(max_k, device=lengths.device) <= last_seen[:, :, None])  # [B, Sq, max_k]
+        positions, real_k = _padded_index(torch.zeros_like(lengths), lengths, max_k)  # [B, max_k]
+        visible = _visible(real_k, num_queries, lengths, num_queries, causal)  # [B, Sq, max_k]
         slots = _slots_of(positions, block_table, cache.shape[1])  # [B, max_k]
         # 人人都看得到全部（例如只有 1 条序列）时不用掩码，SDPA 会更快。
         # If everyone sees everything (with only 1 sequence, say), no mask is needed and SDPA is faster.

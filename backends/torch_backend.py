@@ -1,6 +1,6 @@
 """参考后端：用最朴素的张量运算写出注意力的每一步，一条序列接一条序列地算。
 
-它不求快，只求看得清：取页、打分、掩码、softmax、加权求和各占一行，适合设断点。
+它不求快，只求看得清：取块、打分、掩码、softmax、加权求和各占一行，适合设断点。
 其余后端都以它为准绳（它自己则由测试里的 float64 版本检验）。
 
 The reference backend: every step of attention in plain tensor operations, one sequence after the other.
@@ -16,7 +16,7 @@ from backends.base import AttentionBackend, check_kvcache_args, check_store_args
 
 
 def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
-    """按块表把一条序列散落在各页里的 token 收拢成连续的一段，这就是“分页”的全部秘密。
+    """按块表把一条序列散落在各块里的 token 收拢成连续的一段，这就是“分页”的全部秘密。
 
     Collect one sequence's tokens from its pages into one contiguous run: this is the whole secret of paging.
 
@@ -29,14 +29,14 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
         [length, Hkv, D]
     """
     block_size = cache.shape[1]
-    # 例：页大小 16，`length` = 35 时要 3 页；块表里更靠后的 -1 不会被读到。
+    # 例：块大小 16，`length` = 35 时要 3 个块；块表里更靠后的 -1 不会被读到。
     # Example: with blocks of 16, a `length` of 35 takes 3 blocks; any -1 further back in the table is never read.
     num_blocks = (length + block_size - 1) // block_size
-    # 像按 inode 的块列表读文件：块表 [7, 2, 5] 取出 7、2、5 号页，共 48 个槽位，再截下前 35 个。
+    # 像按 inode 的块列表读文件：块表 [7, 2, 5] 取出 7、2、5 号块，共 48 个槽位，再截下前 35 个。
     # Like reading a file by its inode's block list: table [7, 2, 5] takes blocks 7,
     # 2 and 5, 48 slots, cut down to 35 next.
     pages = cache[block_table[:num_blocks].long()]  # [num_blocks, block_size, Hkv, D]
-    # 最后一页可能没写满，切片把没写过的槽位（也许是 NaN）留在外面。
+    # 最后一个块可能没写满，切片把没写过的槽位（也许是 NaN）留在外面。
     # The last block may be partly empty; the slice leaves its unwritten slots, possibly NaN, outside.
     # 不能指望掩码：NaN * 0 还是 NaN，权重为 0 的槽位只要参加了求和，输出就毁了。
     # The mask alone would not do: NaN * 0 is still NaN,
@@ -80,7 +80,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) 
     if causal:
         # 右下角对齐：2 个 query、5 个 key 时，第 0 个 query 是第 3 个 token，能看到 key 0 到 3。
         # Bottom-right alignment: with 2 queries and 5 keys, query 0 is token 3 and sees keys 0 to 3.
-        # 按左上角对齐是常见的错误：两者等长时完全一样，分块预填充时第 0 个 query 就只看得到 key 0。
+        # 按左上角对齐是常见的错误：q 与 k 等长时两种对齐结果相同，看不出错；
+        # 分块预填充时，第 0 个 query 就只看得到 key 0。
         # Top-left alignment is a common bug: equal lengths hide it,
         # but in a chunked prefill query 0 would see only key 0.
         #     query 0 (token 3):  1 1 1 1 0
@@ -118,7 +119,7 @@ class TorchBackend(AttentionBackend):
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
     ) -> None:
-        """逐个 token 写入：慢，但一眼能看出槽位怎样变成（页号，页内偏移）。
+        """逐个 token 写入：慢，但一眼能看出槽位怎样变成（块编号，块内偏移）。
 
         Token by token: slow, but it shows how a slot becomes (block id, offset).
         """
@@ -128,14 +129,14 @@ class TorchBackend(AttentionBackend):
         # One `tolist` reads all slots back;
         # taking `slot_mapping[i]` inside the loop would wait for the GPU at each token.
         for token, slot in enumerate(slot_mapping.tolist()):
-            # 槽位 -1 是填充行，没有地方可写。
-            # Slot -1 is a padding row with no place to go.
-            # 不跳过的话，divmod(-1, 16) = (-1, 15)：Python 的负下标指向最后一页最后一格，悄悄写坏别人的数据。
+            # 槽位 -1 表示不写（CUDA graph 的补齐行会用到）。
+            # Slot -1 stores nothing (the padding rows of CUDA graphs use it).
+            # 不跳过的话，divmod(-1, 16) = (-1, 15)：Python 的负下标指向最后一个块的最后一个槽位，悄悄写坏别人的数据。
             # If not skipped, divmod(-1, 16) = (-1, 15):
             # a negative index is the last slot of the last block, another sequence's data.
             if slot == -1:
                 continue
-            # 例：页大小 16，槽位 53 落在第 3 页的第 5 格：53 = 3 * 16 + 5。
+            # 例：块大小 16，槽位 53 在 3 号块，块内偏移 5：53 = 3 * 16 + 5。
             # Example: with blocks of 16, slot 53 is block 3, offset 5: 53 = 3 * 16 + 5.
             block_id, offset = divmod(slot, block_size)
             k_cache[block_id, offset] = key[token]  # [Hkv, D]
@@ -154,7 +155,7 @@ class TorchBackend(AttentionBackend):
         causal: bool = False,
         block_table: Tensor | None = None,
     ) -> Tensor:
-        """打包的变长注意力：用前缀和切出每条序列，再逐条计算。
+        """打包的变长注意力：用累计长度切出每条序列，再逐条计算。
 
         Packed attention: the running sums cut out each sequence, then one after the other.
         """
@@ -198,7 +199,7 @@ class TorchBackend(AttentionBackend):
         check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
         out = torch.zeros_like(q)  # [B, Sq, Hq, D]
-        # 与变长版本的差别只有一处：每条序列的 query 一样多，所以 q 是规整的 4 维，不需要前缀和。
+        # 与变长版本的差别只有一处：每条序列的 query 一样多，所以 q 是规整的 4 维，不需要累计长度。
         # It differs from the varlen version in one thing:
         # all sequences have as many queries, so q is a plain 4-dim tensor.
         for b, length in enumerate(cache_seqlens.tolist()):

@@ -2,8 +2,8 @@
 
 你在这里：`llm_engine.py` 的 `step` 调用 `build_batch`，结果交给 `model_runner.py`。
 
-一个完整的小例子，页大小 4：
-序列 A 已算 9 个 token，这步解码 1 个，块表 [7, 2, 5]；序列 B 是新提示，3 个 token，块表 [0]。
+一个完整的小例子，块大小 4：
+序列 A 已算 9 个 token，这步解码 1 个，块表 [7, 2, 5]；序列 B 是新提示词，3 个 token，块表 [0]。
 
     input_ids            [A9, B0, B1, B2]
     positions            [ 9,  0,  1,  2]
@@ -46,7 +46,7 @@ class Batch:
         logits_indices: the rows that sample, [S] int64
     """
 
-    # T 是这一步的新 token 总数，各序列首尾相接，没有填充：长 3 和 5 的提示是 T = 8，补齐则要算 2 * 5 = 10。
+    # T 是这一步的新 token 总数，各序列首尾相接，没有填充：长 3 和 5 的提示词是 T = 8，补齐则要算 2 * 5 = 10。
     # T counts this step's new tokens, end to end and without padding:
     # prompts of 3 and 5 give T = 8; padded, 2 * 5 = 10.
     input_ids: Tensor
@@ -65,9 +65,9 @@ def _rectangle(tables: list[list[int]], device: torch.device) -> Tensor:
     Returns:
         [num_seqs, max_blocks] int32
     """
-    # 空位填 -1 而不是 0：0 是真实的页号，填 0 就分不清“没有”和“第 0 页”，调试时一眼看不出错。
+    # 空位填 -1 而不是 0：0 是真实的块编号，填 0 就分不清“没有”和“0 号块”，调试时一眼看不出错。
     # Empty cells hold -1 and not 0: 0 is a real block id, and "none" would look like "block 0" in the debugger.
-    # 但 -1 不会自己报错：torch 的下标 -1 是最后一页。后端按长度截断，从不读空位。
+    # 但 -1 不会自己报错：torch 的下标 -1 是最后一个块。后端按长度截断，从不读空位。
     # Yet -1 is no error by itself: to torch, index -1 is the last block. Backends stop at the length and never read it.
     #     [[7, 2, 5], [0]]  ->  [[7, 2, 5], [0, -1, -1]]
     width = max(map(len, tables), default=0)
@@ -96,23 +96,23 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
         # 这一行只算 [start, end)：命中的和以前算过的都在 `start` 之前，K、V 已在缓存里，不再进模型。
         # This row computes [start, end) only: what was hit or computed lies ahead of `start`,
         # is in the cache and stays out.
-        # 例：提示 20 个，已算 12 个，这步 6 个：
+        # 例：提示词 20 个 token，已算 12 个，这步 6 个：
         # Example: a prompt of 20, 12 computed, 6 in this step:
         #     input_ids += token_ids[12:18]      positions += 12, 13, 14, 15, 16, 17
         end = start + row.num_new_tokens
         input_ids += seq.token_ids[start:end]
-        # 常见的 bug：每块的位置又从 0 数起。不会报错，只是旋转位置编码全错，输出成了胡话。
+        # 常见的 bug：每个分段的位置又从 0 数起。不会报错，只是旋转位置编码全错，输出成了胡话。
         # A common bug starts each chunk's positions at 0 again:
         # no error, but rotary embedding is wrong and the text babbles.
         positions += range(start, end)
-        # 位置 -> 槽位：第 `p // block_size` 页的第 `p % block_size` 格。Python 整数不会溢出，张量用 int64。
+        # 位置 -> 槽位：第 `p // block_size` 个块的第 `p % block_size` 个槽位。Python 整数不会溢出，张量用 int64。
         # Position -> slot: offset `p % block_size` of block `p // block_size`. Python ints never overflow; int64 after.
-        # 停在这里看 `seq.block_table`：相邻的位置跨页时，槽位可以跳到任何地方，逻辑连续、物理不连续。
+        # 停在这里看 `seq.block_table`：相邻的位置跨块时，槽位可以跳到任何地方，逻辑连续、物理不连续。
         # Stop here and look at `seq.block_table`: across a block border slots jump anywhere, contiguous only in logic.
         #     block_size 4, block_table [7, 2, 5]:   p = 6, 7, 8, 9  ->  slots 10, 11, 20, 21
         slots += [seq.block_table[p // block_size] * block_size + p % block_size for p in range(start, end)]
         if row.samples:
-            # 只有最后那个 token 用来预测下一个。词表 128256、提示 1000 个，float32 的 logits 全算要 513 MB，
+            # 只有最后那个 token 用来预测下一个。词表 128256、提示词 1000 个 token，float32 的 logits 全算要 513 MB，
             # 只算 1 行是 0.5 MB。
             # Only the last token predicts what comes next. With a vocabulary of 128256 and a prompt of 1000,
             # float32 logits of all rows are 513 MB, of 1 row 0.5 MB.
@@ -133,18 +133,18 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
 
     metadata = AttentionMetadata(
         num_decodes=num_decodes,
-        # 槽位用 int64：它还要乘每格的元素数，大缓存里会超过 2**31；块表和长度用 int32，与 flash-attn 一致。
+        # 槽位用 int64：它还要乘每个槽位的元素数，大缓存里会超过 2**31；块表和长度用 int32，与 flash-attn 一致。
         # Slots are int64: they are multiplied by the elements of a slot, beyond 2**31 in a large cache;
         # tables and lengths are int32, as in flash-attn.
         slot_mapping=tensor(slots, torch.int64),
-        # 解码和预填充各用一个矩形：否则一条很长的提示会把所有解码行的块表都撑宽。
+        # 解码和预填充各用一个矩形：否则一条很长的提示词会把所有解码行的块表都撑宽。
         # A rectangle each for decodes and prefills, or a single long prompt would widen every decode row's table.
         decode_block_tables=_rectangle(tables[:num_decodes], device),
         cache_seqlens=tensor(contexts[:num_decodes], torch.int32),
         prefill_block_tables=_rectangle(tables[num_decodes:], device),
-        # 前缀和把“每条多长”变成“每条从哪开始”：长度 [3, 5] 得到 [0, 3, 8]。
+        # 累计长度把“每条多长”变成“每条从哪开始”：长度 [3, 5] 得到 [0, 3, 8]。
         # Running sums turn "how long" into "where it starts": lengths [3, 5] give [0, 3, 8].
-        # q 与 k 的长度可以不同。例：A 是 3 个 token 的新提示；B 已算 16 个，这步再算 5 个，要看 21 个 key：
+        # q 与 k 的长度可以不同。例：A 是 3 个 token 的新提示词；B 已算 16 个，这步再算 5 个，要看 21 个 key：
         # q and k may differ. Example: A is a new prompt of 3;
         # B has 16 computed and 5 more in this step, which see 21 keys:
         #     cu_seqlens_q [0, 3, 8]      cu_seqlens_k [0, 3, 24]

@@ -47,12 +47,12 @@ def compare_backends(
     # 适合检验新后端：拿慢而直白的 `torch` 当标准答案，误差从哪一步开始变大，一眼就能看到。
     # Made to test a new backend: `torch`, slow and plain, is the reference, and you see in which step the error grows.
     device = config.resolve_device()
-    # 页大小不同，前缀命中就不同，步子也会错开；统一用两者默认值里较大的。
+    # 块大小不同，前缀命中就不同，步子也会错开；统一用两者默认值里较大的。
     # With different block sizes prefix hits differ and the steps drift apart; use the larger default for both.
     block_size = config.kvcache_block_size or max(create_backend(name, device).default_block_size for name in names)
-    # 两个引擎各有自己的权重、页池和调度器，互不共享；所以内存要够放 2 份模型。
+    # 两个引擎各有自己的权重、块池和调度器，互不共享；所以内存要够放 2 份模型。
     # Each engine has its own weights, pool and scheduler, nothing is shared; so memory must hold the model 2 times.
-    # 页池按需要给，不按显存给：两个引擎要同住一台设备，而且页数相同，调度才相同。
+    # 块池按需要给，不按显存给：两个引擎要同住一台设备，而且块数相同，调度才相同。
     # The pools get what is needed, not what is free: both share a device, and equal pools schedule equally.
     limit = load_config(config.resolve_model_folder()).max_position_embeddings
     length = config.max_model_len or min(limit, max(map(len, prompts), default=0) + params.max_tokens)
@@ -95,7 +95,7 @@ def compare_backends(
         yield StepComparison(
             step=step,
             num_tokens=sum(count for _, count in rows_a),
-            # 只有中间块的一步没有 logits：空张量取 `max` 会报错，记为 0。
+            # 只含中途分段的一步没有 logits：空张量取 `max` 会报错，记为 0。
             # A step of middle chunks only has no logits: `max` of an empty tensor is an error, so it counts as 0.
             max_difference=float((logits_a.float() - logits_b.float()).abs().max()) if logits_a.numel() else 0.0,
             different=[

@@ -48,14 +48,14 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     max_model_len: int | None = None
-    # 调大则吞吐高，但每个请求分到的页少，抢占也多；页不够时，真正的上限是页数而不是它。
+    # 调大则吞吐高，但每个请求分到的块少，抢占也多；块不够时，真正的上限是块数而不是它。
     # More means more throughput, but fewer blocks for each and more preemption;
     # when blocks are short, they are the limit.
     max_num_seqs: int = 256
-    # 调小则长提示切得更碎，别人的解码等得更短，代价是提示自己要走更多步；设成 16 最便于单步观察。
+    # 调小则长提示词切得更碎，别人的解码等得更短，代价是提示词自己要走更多步；设成 16 最便于单步观察。
     # Less cuts long prompts finer: others' decodes wait less, and the prompt takes more steps; 16 is good for stepping.
     max_num_batched_tokens: int | None = None
-    # 例：1000 个 token，页大小 16 占 63 页、空 8 格；页大小 256 占 4 页、空 24 格，块表却短得多。
+    # 例：1000 个 token，块大小 16 占 63 个块、空 8 个槽位；块大小 256 占 4 个块、空 24 个槽位，块表却短得多。
     # Example, 1000 tokens: blocks of 16 take 63 and leave 8 slots empty;
     # blocks of 256 take 4 and leave 24, but the table is far shorter.
     kvcache_block_size: int | None = None
@@ -146,7 +146,7 @@ class EngineConfig:
         return model_dtype
 
     def resolve_model_folder(self) -> Path:
-        """None 是内嵌模型；存在的路径就用它；像 `org/name` 的当作 hub id，到本地缓存里找。
+        """None 是内置模型；存在的路径就用它；像 `org/name` 的当作 hub id，到本地缓存里找。
 
         None is the embedded model; an existing path is used; what looks like `org/name` is a hub id, looked up in the
         local cache.
@@ -171,7 +171,7 @@ class EngineConfig:
         # which beats guessing here.
         if exists or name.count("/") != 1 or name.startswith((".", "/", "~")):
             return folder
-        # 用到才导入：内嵌模型和本地文件夹用不着它，启动也就更快。
+        # 用到才导入：内置模型和本地文件夹用不着它，启动也就更快。
         # Imported only when needed: the embedded model and local folders do without it and start faster.
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError

@@ -1,8 +1,9 @@
-"""CUDA graph：把解码一步的几百次内核启动录下来，以后一次启动全部重放。
+"""CUDA graph：把解码一步的几百次核函数启动录下来，以后一次启动全部重放。
 
-为什么值得：解码时每个内核只跑几微秒，而 CPU 逐个启动也要几微秒，GPU 大半时间在等。录成图之后，CPU 每步只启动一次。
-代价：图里的地址和形状都是死的。所以输入放在固定的缓冲区里，每步只改内容；每种批大小各录一张图，批向上补齐到最近的一档。
-补齐的行：槽位 -1（不写缓存）、长度 0（注意力输出 0），块表指向一个合法的页号，不会越界。
+为什么值得：解码时每个核函数只跑几微秒，而 CPU 逐个启动也要几微秒，GPU 大半时间在等。录成图之后，CPU 每步只启动一次。
+代价：图里的地址和形状都是固定的。所以输入放在固定的缓冲区里，每步只改内容；每档批大小各录一张图，
+实际的批向上补齐到最近的一档。
+补齐的行：槽位 -1（不写缓存）、长度 0（注意力输出 0），块表里都是合法的块编号，不会越界。
 
 CUDA graphs: record the hundreds of kernel launches of a decode step once, then replay all with a single launch.
 
@@ -25,7 +26,7 @@ from models.llama import LlamaForCausalLM
 _ROWS = ("input_ids", "sources", "positions", "slots", "seqlens", "tables", "seeds", "output_indices", "temperatures")
 
 
-# 用图算短提示时，各行一共最多重读这么多 token 的上文；以 Llama-3.2-3B 为例，每层约 0.25 GiB，合 65 微秒。
+# 用图算短提示词时，各行一共最多重读这么多 token 的上文；以 Llama-3.2-3B 为例，每层约 0.25 GiB，合 65 微秒。
 # With short prompts in a graph, all rows together read at most so many tokens of context again;
 # for Llama-3.2-3B that is about 0.25 GiB a layer, some 65 µs.
 _MAX_REREAD_TOKENS = 65536
@@ -66,7 +67,7 @@ class DecodeGraphs:
         # Two pinned host buffers take turns: the one before may still be on its way and must not be overwritten.
         self.staging = [torch.zeros(self.inputs.shape, dtype=torch.int64, pin_memory=True) for _ in range(2)]
         self.turn = 0
-        # 块表常驻设备，一行一个序列；每步只送新增的格子。行数是上限的 2 倍，结束的序列不必马上清理。
+        # 块表常驻设备，一行一个序列；每步只送新增的表项。行数是上限的 2 倍，结束的序列不必马上清理。
         # Block tables stay on the device, a row a sequence; each step sends only new cells. There are 2 times the rows,
         # so that finished sequences need not be cleared at once.
         self.tables = torch.zeros(2 * max_num_seqs, max_blocks, dtype=torch.int32, device=device)
@@ -111,7 +112,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def _capture(self) -> None:
-        """从大到小录：大图的内存池，小图接着用。录之前先真跑一遍，首次编译不能发生在录制中。
+        """从大到小录：小图复用大图的内存池。录之前先真跑一遍，因为录制期间不能触发编译。
 
         Record from large to small, so that small graphs reuse the pool of large ones. Each runs once before recording,
         as nothing may be compiled during a capture.
@@ -129,12 +130,12 @@ class DecodeGraphs:
             pool = pool or graph.pool()
 
     def _table_row(self, seq: Sequence, changes: list[tuple[int, int]]) -> int:
-        """序列在设备块表里的行；把还没送过的格子记进 `changes`。
+        """序列在设备块表里的行；把还没送过的表项记进 `changes`。
 
         The sequence's row in the device's tables; cells not sent yet are added to `changes`.
         """
         state = self.rows.get(seq)
-        # 被抢占过的序列换了一批页，整行重送。
+        # 被抢占过的序列换了一批块，整行重送。
         # A sequence that was preempted has other blocks now: send the whole row again.
         if state is None or state[2] != seq.num_preemptions:
             if state is None and not self.free_rows:
@@ -152,7 +153,7 @@ class DecodeGraphs:
     def can_run(self, schedule: list[ScheduledSequence]) -> bool:
         """这一步能不能用图：每个新 token 占一行，行数不超过最大的图。
 
-        短提示也可以：一段 n 个新 token 就是同一序列的 n 行，长度依次多 1，各看自己之前的部分，正好是因果注意力。
+        短提示词也可以：一段 n 个新 token 就是同一序列的 n 行，长度依次多 1，各看自己之前的部分，正好是因果注意力。
         代价是每行都把上文重读一遍，所以只在重读的总量不大时这样做，换来的是首个 token 早几毫秒。
 
         Whether graphs can run this step: every new token takes a row, and the largest graph must hold them.

@@ -22,7 +22,7 @@ Prompt = str | list[int]
 
 
 class LLM:
-    """离线推理：给一批提示，等全部完成。
+    """离线推理：给一批提示词，等全部完成。
 
     Offline inference: give it prompts, wait for all of them.
 
@@ -47,7 +47,7 @@ class LLM:
         backend: str = "auto",
         device: str | torch.device = "auto",
         dtype: str = "auto",
-        # 写 None 的几项由机器决定：页大小问后端，页数看内存，长度看模型和页数。
+        # 写 None 的几项由机器决定：块大小问后端，块数看内存，长度看模型和块数。
         # What is None the machine decides: block size by backend, blocks by memory, length by model and blocks.
         max_model_len: int | None = None,
         # 类似连接池的上限：同时运行的请求至多 256 个，其余在 `waiting` 里排队，而不是被拒绝。
@@ -105,7 +105,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: bool = True,
     ) -> list[RequestOutput]:
-        """补全每个提示，结果与提示同序。
+        """补全每个提示词，结果与提示词同序。
 
         另外用 `add_request` 加入的请求会一起前进，但其中在此期间完成的，结果不在返回值里。
 
@@ -122,7 +122,7 @@ class LLM:
         """
         # 字符串也是可迭代的：不先判断，`list("你好")` 会变成 2 个各一个字的请求。
         # A string is iterable as well: without the test, `list("你好")` would be 2 requests of one character each.
-        # 直接传 [1, 2, 3] 会被当成 3 个提示而报错；一个以 id 表示的提示要写成 [[1, 2, 3]]。
+        # 直接传 [1, 2, 3] 会被当成 3 个提示词而报错；一个以 id 表示的提示词要写成 [[1, 2, 3]]。
         # A bare [1, 2, 3] counts as 3 prompts and is an error; one prompt of ids is written [[1, 2, 3]].
         # 字典也能被 `list` 展开，得到的却是键名；与其补全一个键名，不如直接说不支持。
         # `list` would take a dict, too, and yield its keys; better to refuse than to complete the name of a key.
@@ -183,11 +183,11 @@ class LLM:
                 kind = type(sampling_params).__name__
                 raise ValueError(f"sampling_params must be SamplingParams or a list of them, got {kind}")
             params = list(sampling_params)
-            # `zip` 到短的那个就停：不比长度，多出来的提示会无声消失，结果也就少了几个。
+            # `zip` 到短的那个就停：不比长度，多出来的提示词会无声消失，结果也就少了几个。
             # `zip` stops at the shorter one: unchecked, the prompts left over vanish silently, and so do their results.
             if len(params) != len(prompts):
                 raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params: give one or one each")
-        # 第 5 个提示不合法时，前 4 个也不该已经在跑：全部通过检查才加入。
+        # 第 5 个提示词不合法时，前 4 个也不该已经在跑：全部通过检查才加入。
         # If prompt 5 is bad, the first 4 must not be running already: add only when all have passed.
         sequences = [self.engine.prepare_request(p, s) for p, s in zip(prompts, params)]
         # `step` 会返回任何人的结果，靠这个集合认出自己的。
@@ -211,11 +211,11 @@ class LLM:
                     results.update((output.request_id, output) for output in finished if output.request_id in ours)
                     bar.update(len(results))
         finally:
-            # 正常结束时这里无事可做；Ctrl-C 或出错时，把没完成的请求取消，页全部归还。
+            # 正常结束时这里无事可做；Ctrl-C 或出错时，把没完成的请求取消，块全部归还。
             # Nothing to do after a normal end; after Ctrl-C or an error, cancel what is left and return its blocks.
             for seq in sequences:
                 if seq.request_id not in results:
-                    # 不取消的话，下一次 `generate` 会接着算这些没人要的请求，还占着它们的页。
+                    # 不取消的话，下一次 `generate` 会接着算这些没人要的请求，还占着它们的块。
                     # Otherwise the next `generate` would go on with requests that nobody wants, on their blocks.
                     self.engine.abort(seq.request_id)
         # 完成的次序不等于提交的次序：短的先完成。按提交次序取出，`outputs[i]` 才对得上 `prompts[i]`。

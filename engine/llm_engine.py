@@ -58,7 +58,7 @@ def load_generation_config(folder: Path) -> tuple[SamplingParams, frozenset[int]
     try:
         return SamplingParams(**values), eos_token_ids
     except (ValueError, NotImplementedError) as error:
-        # 错在文件，不在用户的参数：换成点出文件名的错误，免得用户去检查自己没写过的 `temperature`。
+        # 错在文件，不在用户的参数：改抛一个写明文件名的错误，免得用户去检查自己没写过的 `temperature`。
         # The file is wrong, not the user: name it, or the user looks for a `temperature` that nobody typed.
         raise ModelLoadError(f"generation_config.json: {error}") from None
 
@@ -75,7 +75,7 @@ class LLMEngine:
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         folder = config.resolve_model_folder()
-        # 执行器最先建：有多少页、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
+        # 执行器最先建：有多少块、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
         # The runner comes first: manager and scheduler need blocks and length, known once memory is measured.
         self.model_runner = ModelRunner(config, folder, on_progress)
         self.tokenizer = Tokenizer(folder)
@@ -140,7 +140,7 @@ class LLMEngine:
         # 布尔值在 Python 里也是 int：不排除它，`[True]` 就会被当成 1 号 token。
         # A bool is an int in Python: without this check `[True]` would pass for token 1.
         elif isinstance(prompt, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
-            # 复制一份：输出会接在这个列表后面，不复制就改写了用户手里的提示。
+            # 复制一份：输出会接在这个列表后面，不复制就改写了用户手里的提示词。
             # A copy: the output is appended to this list, and the user's own prompt must not grow.
             token_ids = list(prompt)
         else:
@@ -148,11 +148,11 @@ class LLMEngine:
         # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
         # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
         limit, vocab_size = self.model_runner.max_model_len, self.model_runner.model_config.vocab_size
-        # 空字符串分词后可能只剩一个 BOS，没有内容可答，同样算空提示。
+        # 空字符串分词后可能只剩一个 BOS，没有内容可答，同样算空提示词。
         # An empty string may still tokenize to a lone BOS; it asks nothing and counts as empty too.
         if not token_ids or prompt == "":
             raise ValueError(f"request {request_id}: the prompt is empty; give at least one token")
-        # 用 `>=`，因为至少要给输出留 1 个位置：上限 4096 时，4095 个 token 的提示可以，4096 个不行。
+        # 用 `>=`，因为至少要给输出留 1 个位置：上限 4096 时，4095 个 token 的提示词可以，4096 个不行。
         # `>=` leaves room for at least 1 output token: with a limit of 4096, a prompt of 4095 passes and 4096 does not.
         if len(token_ids) >= limit:
             raise ValueError(
@@ -161,7 +161,7 @@ class LLMEngine:
             )
         # 越界的 id 在 CUDA 上查嵌入表会触发设备端断言，整个进程的 CUDA 从此不可用：一个坏请求拖垮所有请求。
         # On CUDA an id out of range trips a device-side assert, and CUDA is dead for the process: one takes down all.
-        # 停止 id 也查：词表之外的 id 永远不会被选中，请求会一直跑到长度上限，没有任何提示。
+        # 停止 id 也查：词表之外的 id 永远不会被选中，请求会一直跑到长度上限，也不会报错或告警。
         # Stop ids too: one outside the vocabulary is never chosen, so the request runs silently to its length limit.
         for what, ids in (("token", token_ids), ("stop token", params.stop_token_ids or [])):
             bad = next((i for i in ids if not 0 <= i < vocab_size), None)
@@ -219,7 +219,7 @@ class LLMEngine:
         return seq.request_id
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """取消一个请求，立刻归还它的页；它已经输出的部分会返回。
+        """取消一个请求，立刻归还它的块；它已经输出的部分会返回。
 
         Cancel a request and return its blocks at once; what it has put out so far is returned.
         """
@@ -244,7 +244,7 @@ class LLMEngine:
         Decide who runs, and note when each had its first turn.
         """
         schedule = self.scheduler.schedule()
-        # 钟由引擎看，不由调度器看：同样的请求得到同样的决定，出了问题才能重放。
+        # 时钟由引擎读，调度器不读：同样的请求得到同样的决定，出了问题才能重放。
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
         now = time.monotonic()
         for row in schedule:
@@ -272,7 +272,7 @@ class LLMEngine:
         Args:
             logits: [S, vocab_size]
         """
-        # 整步都是长提示的中间块时，没有 token 可选；返回的空列表仍与 `schedule` 一行对一行。
+        # 整步都是长提示词的中途分段时，没有 token 可选；返回的空列表仍与 `schedule` 一行对一行。
         # Nothing but middle chunks of long prompts: no token to choose, but still one list for each row of `schedule`.
         #   budget 2048, prompt 5000: 2048, 2048, 904; samples: False, False, True
         if not any(row.samples for row in schedule):
@@ -291,7 +291,7 @@ class LLMEngine:
 
         The second half of a step: record tokens, retire what finished.
         """
-        # 断点停在这里，走过前后对比 `self.scheduler.running`：结束的请求离开，它的 `block_table` 变空。
+        # 断点停在这里，单步越过（Step Over），对比前后的 `self.scheduler.running`：结束的请求离开，`block_table` 变空。
         # Stop here, step over, compare `self.scheduler.running`: a finished one has left, its `block_table` is empty.
         return self.record(schedule, token_ids, self.scheduler.update(schedule, token_ids))
 
@@ -302,13 +302,13 @@ class LLMEngine:
 
         Count, note times, and turn finished sequences into results.
         """
-        # 重算也计入：这个数若远大于提示与输出之和，说明抢占太频繁，页池该加大了。
+        # 重算也计入：这个数若远大于提示词与输出之和，说明抢占太频繁，块池该加大了。
         # Recomputation counts: far more than prompts plus outputs means too many preemptions, so the pool is too small.
         self.num_computed_tokens += sum(row.num_new_tokens for row in schedule)
         self.num_generated_tokens += sum(map(len, token_ids))
         now = time.monotonic()
         for row, tokens in zip(schedule, token_ids):
-            # 首词元时间在 token 取回之后才记，包含 GPU 的时间；记在前向调用之后就会偏小，因为那时 GPU 可能还在算。
+            # 首个 token 的时间在取回之后才记，包含 GPU 的时间；记在前向调用之后就会偏小，因为那时 GPU 可能还在算。
             # Taken when the token is here, GPU time included; right after the forward call the GPU may still be busy.
             if tokens and row.seq.metrics.first_token_time is None:
                 row.seq.metrics.first_token_time = now
@@ -328,7 +328,7 @@ class LLMEngine:
         # One tick of an event loop: do a step and return, never block for new requests; the caller calls again.
         if not self.has_unfinished():
             return []
-        # 看 `schedule`：（序列，新 token 数）的列表。解码行都是 1，新提示是整段，或预算剩下的那么多。
+        # 看 `schedule`：（序列，新 token 数）的列表。解码行都是 1，新提示词是整段，或预算剩下的那么多。
         # Look at `schedule`: (sequence, new tokens). A decode has 1, a new prompt all of it or what the budget left.
         # 再看 `batch.input_ids` 和 `batch.positions`：解码行只输入上一步选出的 1 个 token，历史都在 KV 缓存里。
         # Then at `batch.input_ids` and `batch.positions`: a decode brings 1 token, the KV cache has the rest.
@@ -364,7 +364,7 @@ class LLMEngine:
         shown = seq.output_token_ids[:-1] if seq.finish_reason == "stop" else seq.output_token_ids
         completion = CompletionOutput(
             index=0,
-            # 整段一起解码，不逐个拼接：一个汉字可能由几个 token 组成，拆开解码只会得到乱码符号。
+            # 整段一起还原成文字，不逐个拼接：一个汉字可能由几个 token 组成，拆开还原只会得到乱码符号。
             # Decoded as a whole: a Chinese character may span several tokens, each of which alone decodes to garbage.
             text=self.tokenizer.decode(shown, seq.params.skip_special_tokens),
             token_ids=seq.output_token_ids,

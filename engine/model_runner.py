@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# 本文件只认识后端的注册表和合同：用哪个后端由配置里的名字决定，换后端不用改这里。
+# 本文件只认识后端的注册表和接口契约：用哪个后端由配置里的名字决定，换后端不用改这里。
 # This file knows the registry and the contract of backends only; a name in the configuration picks one.
 from backends import choose_backend, create_backend
 from backends.base import AttentionMetadata, KVCache
@@ -77,7 +77,7 @@ class ModelRunner:
         if name == "auto":
             name = choose_backend(self.device, self.model_config.head_dim, self.dtype)
         self.backend = create_backend(name, self.device)
-        # 单步调试时逐个执行：融合内核里没有可以停的地方。
+        # 单步调试时逐个执行：融合的核函数里没有可以停的地方。
         # One step after the other for debugging: inside a fused kernel there is nowhere to stop.
         if config.enforce_eager:
             self.backend.fused = None
@@ -138,14 +138,14 @@ class ModelRunner:
             self._prepare_graphs()
 
     def _prepare_graphs(self) -> None:
-        """录 CUDA graph；后端声明自己录不了，就说一声，改为逐个启动。
+        """录 CUDA graph；后端声明自己录不了，就告警一次，改为逐个启动核函数。
 
         Record the CUDA graphs; a backend that declares it cannot gets a message and is launched kernel by kernel.
         """
         if not self.backend.supports_cuda_graphs or self.backend.fused is None:
             logger.warning(
                 "backend '%s' cannot be recorded in CUDA graphs, its kernels are launched one by one "
-                "/ 后端 '%s' 录不了 CUDA graph，内核逐个启动",
+                "/ 后端 '%s' 录不了 CUDA graph，核函数逐个启动",
                 self.backend.name, self.backend.name,
             )  # fmt: skip
             return
@@ -155,7 +155,7 @@ class ModelRunner:
         )
 
     def _block_bytes(self) -> int:
-        """一页在所有层里共占多少字节：K 和 V 各一份。
+        """一个块在所有层里共占多少字节：K 和 V 各一份。
 
         Bytes of one block over all layers, K and V.
         """
@@ -168,12 +168,12 @@ class ModelRunner:
         return per_token * self.dtype.itemsize * self.block_size
 
     def _affordable_blocks(self, gpu_memory_utilization: float) -> int:
-        """内存装得下多少页；同时不超过用得上的数量（每个运行的序列都达到模型上限）。
+        """内存装得下多少块；同时不超过用得上的数量（每个运行的序列都达到模型上限）。
 
         How many blocks fit into the memory, and no more than could ever be used (every running sequence at the limit).
         """
         if self.device.type == "cuda":
-            # 页池 = 上限 − 峰值。忘了减激活的峰值，启动时一切正常，第一个长提示到来才爆显存。
+            # 块池 = 上限 − 峰值。忘了减激活的峰值，启动时一切正常，第一个长提示词到来才爆显存。
             # Pool = cap − peak. Forget the activations' peak and it starts well,
             # then runs out of memory on the first long prompt.
             #   80 GB * 0.9 - 8 GB = 64 GB; Llama-3.2-3B: 64e9 / 1835008 = 34877 blocks = 558032 tokens
@@ -184,10 +184,10 @@ class ModelRunner:
             # The weights are loaded and no longer "available"; a quarter leaves room for activations and others.
             budget = min(_CPU_POOL_BYTES, available_cpu_memory() // 4)
         limit = self.model_config.max_position_embeddings
-        # 小模型会碰到这个上限：256 条序列、每条 2048 个 token，最多用得上 256 * 128 = 32768 页，再多也是闲置。
+        # 小模型会碰到这个上限：256 条序列、每条 2048 个 token，最多用得上 256 * 128 = 32768 个块，再多也是闲置。
         # Small models meet this cap: 256 sequences of 2048 tokens can use 256 * 128 = 32768 blocks, no more.
         useful = self.max_num_seqs * num_blocks_needed(limit, self.block_size)
-        # 权重已超过上限时 `budget` 为负，整除会得到负的页数；记为 0 页，由 `_fit_length` 说清楚缺多少。
+        # 权重已超过上限时 `budget` 为负，整除会得到负的块数；记为 0 块，由 `_fit_length` 说清楚缺多少。
         # Weights beyond the cap make `budget` negative, and the blocks too; as 0, `_fit_length` says what is missing.
         return min(useful, max(budget, 0) // self._block_bytes())
 
@@ -199,10 +199,10 @@ class ModelRunner:
         """
         tokens = min(self.max_num_batched_tokens, self.model_config.max_position_embeddings)
         num_blocks = num_blocks_needed(tokens, self.block_size)
-        # 前向要写 K、V，没有页池就跑不起来；先给一块刚好够用的临时页池，量完再从峰值里扣掉。
+        # 前向要写 K、V，没有块池就跑不起来；先给一个刚好够用的临时块池，量完再从峰值里扣掉。
         # The forward pass writes K and V and needs blocks: a temporary pool, just enough, taken off the peak later.
         pool = self._allocate_pool(num_blocks)
-        # 峰值是历史最高：不清零，从前的高峰（例如加载时的临时张量）也会算进来，页池就白白变小。
+        # 峰值是历史最高：不清零，从前的高峰（例如加载时的临时张量）也会算进来，块池就白白变小。
         # The peak is an all-time high: without a reset, an older one (loading, say) would count and shrink the pool.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -214,11 +214,11 @@ class ModelRunner:
         # Kernels run asynchronously: wait here, so that an error shows here and not in some unrelated call later.
         torch.cuda.synchronize(self.device)
         peak = torch.cuda.max_memory_allocated(self.device) - pool.nbytes
-        # `mem_get_info` 看的是整张卡：减去 PyTorch 自己预留的，剩下的属于别的进程和 CUDA 上下文，不能分给页池。
+        # `mem_get_info` 看的是整张卡：减去 PyTorch 自己预留的，剩下的属于别的进程和 CUDA 上下文，不能分给块池。
         # `mem_get_info` sees the whole card: less what PyTorch reserves, it is other processes and the CUDA context.
         free, total = torch.cuda.mem_get_info(self.device)
         others = total - free - torch.cuda.memory_reserved(self.device)
-        # 只 `del pool` 不够：各层的 `kv_cache` 是它的视图，视图还在，显存就不释放，真正的页池便装不下。
+        # 只 `del pool` 不够：各层的 `kv_cache` 是它的视图，视图还在，显存就不释放，真正的块池便装不下。
         # `del pool` is not enough: each layer's `kv_cache` is a view that keeps the memory from the real pool.
         del pool
         for layer in self.model.attention_layers():
@@ -227,7 +227,7 @@ class ModelRunner:
         return peak + others
 
     def _dummy_batch(self, num_tokens: int, num_blocks: int) -> Batch:
-        """一条占满整步的假提示，采样行数也取最大。
+        """一条占满整步的假提示词，采样行数也取最大。
 
         A pretended prompt that fills the whole step, with the largest number of rows that sample.
         """
@@ -239,7 +239,7 @@ class ModelRunner:
         # All of it is prefill: 8192 tokens in the MLP make the largest activations; decodes bring 1 token a sequence.
         metadata = AttentionMetadata(
             num_decodes=0,
-            # 页按 0, 1, 2 的顺序排，于是槽位等于位置：页大小 16 时，位置 17 在第 1 页第 1 格，槽位 1 * 16 + 1 = 17。
+            # 块按 0, 1, 2 的顺序排，槽位等于位置：块大小 16 时，位置 17 在 1 号块的偏移 1 处，槽位 1 * 16 + 1 = 17。
             # Blocks stand in order 0, 1, 2, so slot = position: with blocks of 16, position 17 is slot 1 * 16 + 1 = 17.
             slot_mapping=torch.arange(num_tokens, device=self.device),
             decode_block_tables=torch.empty(0, num_blocks, dtype=torch.int32, device=self.device),
@@ -260,7 +260,7 @@ class ModelRunner:
         )
 
     def _fit_length(self, requested: int | None, limit: int) -> int:
-        """最大长度：页池至少要装得下一条这么长的序列，否则它永远跑不完。
+        """最大长度：块池至少要装得下一条这么长的序列，否则它永远跑不完。
 
         The longest sequence: the pool must hold at least one of it, or it could never finish.
 
@@ -291,7 +291,7 @@ class ModelRunner:
         return fits
 
     def _allocate_pool(self, num_blocks: int) -> Tensor:
-        """一次分配所有层的页池，再按层切给各注意力层。
+        """一次分配所有层的块池，再按层切给各注意力层。
 
         Allocate the pool of all layers at once and give each attention layer its share.
 
@@ -299,7 +299,7 @@ class ModelRunner:
             [2, num_layers, num_blocks, block_size, Hkv, D]
         """
         config = self.model_config
-        # 同一个页号在每一层都有效，所以一条序列只要 1 张块表，而不是每层一张共 28 张。
+        # 同一个块编号在每一层都有效，所以一条序列只要 1 张块表，而不是每层一张共 28 张。
         # A block id is valid in every layer, so a sequence has 1 block table and not one a layer, 28 in all.
         #   Llama-3.2-3B, 1000 blocks: pool [2, 28, 1000, 16, 8, 128], layer k [1000, 16, 8, 128]
         shape = (num_blocks, self.block_size, config.num_key_value_heads, config.head_dim)
@@ -339,6 +339,6 @@ class ModelRunner:
         # 断点停在这里看 `batch`：T 个 token 首尾相接，哪几个属于同一条序列，只有 `batch.metadata` 知道。
         # Stop here and look at `batch`: T tokens lie end to end, and only `batch.metadata` knows whose they are.
         hidden = self.model(batch.input_ids, batch.positions, batch.metadata)  # [T, hidden]
-        # 1000 个 token 的提示只有最后 1 个要 logits；全算就是 1000 * 128256 * 4 字节，约 0.5 GB，几乎全扔掉。
+        # 1000 个 token 的提示词只有最后 1 个要 logits；全算就是 1000 * 128256 * 4 字节，约 0.5 GB，几乎全扔掉。
         # A prompt of 1000 tokens needs logits for its last 1: all would be 1000 * 128256 * 4 bytes, 0.5 GB thrown away.
         return self.model.compute_logits(hidden[batch.logits_indices])

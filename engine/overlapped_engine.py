@@ -4,7 +4,7 @@
     重叠   |schedule 1|schedule 2|  update 1  |schedule 3|  update 2  |
                       |====== GPU 1 ======|====== GPU 2 ======|====== GPU 3 ======|
 
-凭什么可以不等 token 就安排下一步？调度只看“有几个 token”，不看“是哪个 token”；
+为什么可以不等 token 就安排下一步？调度只看“有几个 token”，不看“是哪个 token”；
 而下一步的输入 id 就在设备上，不必经过主机。
 两个后果：遇到停止 token 的序列会多算一步，那个 token 丢掉；序列末尾会有占位的 token（`PENDING_TOKEN`）。
 读源码请先读同步的 `llm_engine.py`：两者的输出相同，有测试为证。
@@ -34,7 +34,7 @@ from engine.sequence import PENDING_TOKEN
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """发出去、还没读结果的一步。
+    """已发出、还没取回结果的一步。
 
     A step that has been launched and not read.
 
@@ -62,14 +62,14 @@ class OverlappedEngine(LLMEngine):
     sampled: Tensor | None = None
 
     def has_unfinished(self) -> bool:
-        """发出去的一步也要收回来才算完。
+        """已发出的一步，也要取回结果才算完。
 
         A launched step has to be collected, too.
         """
         return super().has_unfinished() or self.launched is not None
 
     def step(self) -> list[RequestOutput]:
-        """先发出下一步，再收回上一步：中间这段主机时间，GPU 没有闲着。
+        """先发出下一步，再取回上一步的结果：主机忙的时候，GPU 没有闲着。
 
         Launch the next step first, then collect the one before: while the host works, the GPU does not idle.
 
@@ -109,7 +109,7 @@ class OverlappedEngine(LLMEngine):
     def _forward_and_sample(
         self, schedule: list[ScheduledSequence], samples: list[bool]
     ) -> tuple[Tensor, list[int]]:
-        """小的一步重放 CUDA graph，其余的逐个启动。
+        """小的一步重放 CUDA graph，其余的逐个启动核函数。
 
         A small step replays a CUDA graph; others are launched kernel by kernel.
 
@@ -128,7 +128,7 @@ class OverlappedEngine(LLMEngine):
                 tokens[sampling] = runner.sample(logits[sampling], inputs)
             return tokens, rows
         batch = build_batch(schedule, runner.block_size, device)
-        # 占位的输入换成上一步采到的 token，在设备上换；只有解码行会有，它们排在最前面，行号就是下标。
+        # 在设备上把占位的输入换成上一步采到的 token；只有解码行会有，它们排在最前面，行号就是下标。
         # Placeholders among the inputs become the tokens of the step before, on the device; only decode rows have them,
         # and as these come first, a row's number is its index.
         pending = [
@@ -154,7 +154,7 @@ class OverlappedEngine(LLMEngine):
         return tokens, rows
 
     def _collect(self, launched: LaunchedStep) -> list[RequestOutput]:
-        """等上一步的 token 到达主机，记账。
+        """等这一步的 token 到达主机，再记到各序列上。
 
         Wait until the step's tokens are on the host, then record them.
         """

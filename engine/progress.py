@@ -49,23 +49,23 @@ class GenerationProgress:
             return
         engine = self._engine
         generated = engine.num_generated_tokens - self._generated
-        # 每个输出 token 之后都要被算一次，所以“算过的减去生成的”就是提示部分。
+        # 每个输出 token 之后都要被算一次，所以“算过的减去生成的”就是提示词部分。
         # Each output token is computed once later, so "computed minus generated" is the prompts' part.
         # 例外是最后一个输出 token，它不再被算：所以每个请求少计 1 个，仅供显示，无妨。
         # But the last output token is never computed: each request counts 1 too few, which a display can bear.
         #   prompt 100, output 5: computed 100 + 4 = 104; 104 - 5 = 99
         prefilled = max(0, engine.num_computed_tokens - self._computed - generated)
-        # 抢占后的重算也落在预填充里：等待数涨、预填充速度高而完成数不动，就是页池太小。
+        # 抢占后的重算也落在预填充里：等待数涨、预填充速度高而完成数不动，就是块池太小。
         # Recomputation shows as prefill: a busy prefill, a growing queue, nothing done: the pool is too small.
         manager = engine.block_manager
         self._progress.update(
             self._task,
-            # KV 接近 100% 而 `waiting` 大于 0，是页池太小；KV 空着却在排队，是 `max_num_seqs` 或预算太小。
+            # KV 接近 100% 而 `waiting` 大于 0，是块池太小；KV 空着却在排队，是 `max_num_seqs` 或预算太小。
             # KV near 100% with `waiting` above 0: too small a pool. KV idle with a queue: `max_num_seqs` or the budget.
             completed=num_done,
             status=f"prefill {prefilled / elapsed:,.0f} tok/s · decode {generated / elapsed:,.0f} tok/s · "
             f"running {len(engine.scheduler.running)} waiting {len(engine.scheduler.waiting)} · "
-            # 空闲页里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
+            # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
             # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
             f"KV {1 - manager.num_free_blocks / manager.num_blocks:.0%}",
         )

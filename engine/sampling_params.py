@@ -78,7 +78,7 @@ class SamplingParams:
         # only `top_p` may not be 0.
         if self.top_p == 0:
             raise ValueError("top_p=0 keeps no token: use a number above 0, at most 1")
-        # `max_tokens` 至少是 1：提示算完那一步必然采样，没有“输出 0 个”的走法。
+        # `max_tokens` 至少是 1：提示词算完那一步必然采样，没有“输出 0 个”的走法。
         # `max_tokens` is at least 1: the step that completes the prompt samples, there is no way to put out 0.
         for name, lowest in (("top_k", -1), ("max_tokens", 1), ("min_tokens", 0), ("n", 1)):
             value = getattr(self, name)

@@ -1,8 +1,8 @@
 """调度器：每一步决定谁运行、各算多少个 token。
 
-没有“预填充阶段”和“解码阶段”之分：每个序列都有一些已知但还没算的 token（解码时恰好 1 个，新提示是整段），
-调度器在一个总的 token 预算里分给它们份额。长提示分到剩余预算，被切成几块，和别人的解码同处一步（分块预填充）。
-语义与 vLLM V1 相同。本文件不看钟、不碰设备、不认识张量，因此给定同样的请求，决定永远相同。
+没有“预填充阶段”和“解码阶段”之分：每个序列都有一些已知但还没算的 token（解码时恰好 1 个，新提示词是整段），
+调度器把这一步的总 token 预算分给它们。长提示词分到剩余预算，被切成几段，和别人的解码同处一步（分块预填充）。
+语义与 vLLM V1 相同。本文件不读时钟、不碰设备、不认识张量，因此给定同样的请求，决定永远相同。
 
 The scheduler: who runs in this step, and with how many tokens each.
 
@@ -32,14 +32,14 @@ class ScheduledSequence(NamedTuple):
 
     @property
     def samples(self) -> bool:
-        """算完这几个，已知 token 就全算完了，才有下一个可采样；中途的块不产生 token。
+        """算完这几个，已知 token 就全算完了，才有下一个可采样；中途的分段不产生 token。
 
         Only if these complete the known tokens is there a next one to sample; a chunk that ends earlier yields none.
         """
-        # 例：提示 20 个，已算 12 个，这步 6 个：12 + 6 < 20，不采样；下一步 2 个：18 + 2 == 20，采样。
+        # 例：提示词 20 个 token，已算 12 个，这步 6 个：12 + 6 < 20，不采样；下一步 2 个：18 + 2 == 20，采样。
         # Example: a prompt of 20, 12 computed, 6 in this step:
         # 12 + 6 < 20, no sample; then 2: 18 + 2 == 20, it samples.
-        # 要在 `update` 之前问：它会推进 `num_computed_tokens`，之后等式两边都变了，答案没有意义。
+        # 要在 `update` 之前问：它会推进 `num_computed_tokens`，改变等式两边的数，之后再问就没意义了。
         # Ask before `update`: it moves `num_computed_tokens`,
         # then both sides have changed and the answer means nothing.
         return self.seq.num_computed_tokens + self.num_new_tokens == self.seq.num_tokens
@@ -100,7 +100,7 @@ class Scheduler:
         Returns:
             one entry per sequence of this step; those with a single new token come first
         """
-        # 例，预算 8：A、B 在解码，C 是 20 个 token 的新提示；A、B 照样每步出 1 个 token，不必等 C 算完：
+        # 例，预算 8：A、B 在解码，C 是 20 个 token 的新提示词；A、B 照样每步出 1 个 token，不必等 C 算完：
         # Example, budget 8: A and B decode, C is a new prompt of 20 tokens;
         # A and B still get 1 token a step and need not wait until C is through:
         #     step 1   A 1   B 1   C 6     C computed  6/20
@@ -114,7 +114,7 @@ class Scheduler:
 
         # 1. 运行中的，按顺序。预算可能小于运行数，轮不到的原地等下一步。
         # 1. The running ones, in order. The budget may be smaller than their number; the rest keep their place.
-        # 运行中的先分：它们占着页，早结束就早归还；先放新人进来，反而更容易触发抢占。
+        # 运行中的先分：它们占着块，早结束就早归还；先放新人进来，反而更容易触发抢占。
         # Running ones hold blocks, and the sooner they end the sooner these return;
         # newcomers first means more preemption.
         # 用 `while` 和下标，不用 `for`：循环体里会从 `self.running` 的末尾弹出元素。
@@ -127,21 +127,21 @@ class Scheduler:
             if seq.num_pending_tokens and self._at_length_limit(seq, seq.num_tokens):
                 index += 1
                 continue
-            # 解码时差额恰好是 1；没算完的提示差额很大，由预算截断，分块预填充就是这一个 `min`。
+            # 解码时差额恰好是 1；没算完的提示词差额很大，由预算截断，分块预填充就是这一个 `min`。
             # The difference is just 1 when decoding; in an unfinished prompt the budget cuts it:
             # chunked prefill is this `min`.
             # 停在这里看 `seq`：`computed 12/20` 表示已知 20 个 token，算了 12 个。
             # Stop here and look at `seq`: `computed 12/20` says that 20 tokens are known and 12 are computed.
             num_new = min(seq.num_tokens - seq.num_computed_tokens, budget)
-            # 没有空页：牺牲最后接纳的那个，再试；牺牲者可能就是自己，那么它退出 `running`，循环也到了尽头。
+            # 没有空闲块：牺牲最后接纳的那个，再试；牺牲者可能就是自己，那么它退出 `running`，循环也到了尽头。
             # No block free: sacrifice the one admitted last and try again; if that is this one, it leaves `running`.
-            # 例，共 4 页，页大小 4：A 要第 3 页，空闲 0 页，抢占末尾的 B；B 归还 2 页，A 取走 1 页。
+            # 例，共 4 个块，块大小 4：A 要第 3 个块，空闲 0 个，抢占末尾的 B；B 归还 2 个，A 取走 1 个。
             # Example with 4 blocks of 4: A needs a block number 3, 0 are free, so B is preempted;
             # it returns 2 and A takes 1.
             #     before   A computed 8/9 blocks [0, 1]      B computed 6/7 blocks [2, 3]   free []
             #     after    A computed 8/9 blocks [0, 1, 3]   B computed 0/7 blocks []       free [2]
-            # 页 2 还留着名字：只要 B 回来时它没被取走，就能命中 4 个 token，7 个里只重算 3 个。
-            # Block 2 keeps its name: unless taken before B is back,
+            # 2 号块的前缀缓存登记还在（见 `BlockKey`）：只要 B 回来时它没被取走，就命中 4 个 token，7 个里只重算 3 个。
+            # Block 2 is still registered (see `BlockKey`): unless taken before B is back,
             # it is a hit of 4 tokens, and only 3 of 7 are recomputed.
             # 不会死循环：只剩自己时全池都可用，而池子至少装得下一条 `max_model_len` 的序列。
             # No endless loop: the last one left has the whole pool,
@@ -151,10 +151,10 @@ class Scheduler:
                 if self._preempt_last() is seq:
                     break
             else:
-                # 这个 `else` 属于 `while`：没有 `break` 才会执行，也就是页够了，而且 `seq` 自己没被抢占。
+                # 这个 `else` 属于 `while`：没有 `break` 才会执行，也就是块够了，而且 `seq` 自己没被抢占。
                 # This `else` belongs to the `while`: it runs without a `break`,
                 # so blocks suffice and `seq` was not preempted.
-                # 被抢占的不是排在后面的，就是 `seq` 自己，所以已排进 `scheduled` 的行不会丢页。
+                # 被抢占的不是排在后面的，就是 `seq` 自己，所以已排进 `scheduled` 的行不会丢掉自己的块。
                 # Only later ones or `seq` itself are ever preempted, so no row already in `scheduled` loses its blocks.
                 self.block_manager.grow(seq, seq.num_computed_tokens + num_new)
                 scheduled.append(ScheduledSequence(seq, num_new))
@@ -163,7 +163,7 @@ class Scheduler:
 
         # 2. 等待的，先来先服务；队首进不来，后面的也等着，免得大请求被小请求饿死。
         # 2. The waiting ones, first come first served; a blocked head blocks the rest, or small ones would starve it.
-        # 刚发生过抢占就不接纳任何人：页已经不够，再放人进来只会马上又被抢占。
+        # 刚发生过抢占就不接纳任何人：块已经不够，再放人进来只会马上又被抢占。
         # After a preemption admit nobody: blocks are short, and a newcomer would be preempted right away.
         while not preempted and self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             seq = self.waiting[0]
@@ -172,20 +172,20 @@ class Scheduler:
             # or old hits were evicted.
             hits = self.block_manager.find_prefix(seq)
             num_cached = len(hits) * self.block_manager.block_size
-            # 命中的部分不花预算：提示 1000 个、命中 960 个，只剩 40 个要算，首 token 因此来得早。
+            # 命中的部分不花预算：提示词 1000 个 token、命中 960 个，只剩 40 个要算，首个 token 因此来得早。
             # Hits cost no budget: a prompt of 1000 with 960 hit has 40 left to compute,
             # and its first token comes early.
             num_new = min(seq.num_tokens - num_cached, budget)
-            # 只看这一块要的页，不为后面的提示和输出预留，像内存超售：平时装得多，代价是偶尔抢占。
+            # 只看这个分段要的块，不为提示词的其余部分和输出预留，像内存超售：平时装得多，代价是偶尔抢占。
             # Only this chunk's blocks are asked for, none are reserved for the rest or the output,
             # like memory overcommit: more requests fit, and now and then one is preempted.
             if not self.block_manager.can_allocate(seq, hits, num_cached + num_new):
                 break
-            # 从查到占之间没有取过页，`hits` 才仍然有效；中间若取过，命中的页可能已经换了主人。
+            # 从查询命中到占用它们，中间没有分配过块，`hits` 才仍然有效；若分配过，命中的块可能已经换了主人。
             # `hits` still holds as no block was taken since the look-up; a block taken in between might be among them.
             self.waiting.popleft()
             self.block_manager.allocate(seq, hits, num_cached + num_new)
-            # 提示只排了一块也进 `running`：剩下的由下一步的第 1 段接着分，不再排队。
+            # 提示词只排了一个分段也进 `running`：剩下的由下一步的第 1 部分接着分，不再排队。
             # With only a chunk of its prompt scheduled it joins `running` too:
             # part 1 of the next step goes on with the rest.
             seq.status = SequenceStatus.RUNNING
@@ -193,8 +193,10 @@ class Scheduler:
             scheduled.append(ScheduledSequence(seq, num_new))
             budget -= num_new
 
-        # 只有 1 个新 token 的行排到前面：它们走解码函数，其余走变长函数。排序是稳定的，组内次序不变。
-        # Rows with 1 new token come first: they take the decode function, the rest the varlen one. The sort is stable.
+        # 只有 1 个新 token 的行排到前面，走解码函数，其余走变长函数；排序是稳定的，组内次序不变。
+        # 提示词只剩 1 个 token 要算的行，也按解码行处理。
+        # Rows with 1 new token come first and take the decode function, the rest the varlen one; the sort is stable.
+        # A prompt with only 1 token left to compute counts as a decode row.
         # 键是布尔值，False 排在 True 前面；只动这一步的行，`running` 的次序不变。
         # The key is a bool, and False sorts before True; only this step's rows move, `running` keeps its order.
         #     before   [(A, 6), (B, 1), (C, 1)]
@@ -205,7 +207,7 @@ class Scheduler:
         return scheduled
 
     def _preempt_last(self) -> Sequence:
-        """抢占最后接纳的序列：页全部归还，已算的清零，回到等待队列的最前面，以后连提示带输出重算。
+        """抢占最后接纳的序列：块全部归还，已算的清零，回到等待队列的最前面，以后连提示词带输出一起重算。
 
         Preempt the sequence admitted last: all its blocks go back, nothing counts as computed, and it waits at the
         very front, to recompute prompt and output later.
@@ -228,7 +230,7 @@ class Scheduler:
         return seq
 
     def update(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[Sequence]:
-        """把采样结果记到各序列上，登记写满的页，收走结束的请求。
+        """把采样结果记到各序列上，登记写满的块，收走结束的请求。
 
         Record the sampled tokens, register full blocks, retire finished requests.
 
@@ -254,7 +256,7 @@ class Scheduler:
         for row, count in zip(schedule, num_sampled, strict=True):
             # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没过模型，只是“已知”。
             # K and V of these have just been written, so they count; the token just sampled is only "known" so far.
-            # 例：提示 5 个算完，已算 5；采到 1 个，已知 6。下一步的差额就是 1，解码不需要另外的状态。
+            # 例：提示词的 5 个 token 算完，已算 5；采到 1 个，已知 6。下一步的差额就是 1，解码不需要另外的状态。
             # Example: 5 prompt tokens are done, so 5 are computed; sampling 1 makes 6 known.
             # The next difference is 1, and decoding needs no state of its own.
             row.seq.num_computed_tokens += row.num_new_tokens
@@ -262,7 +264,7 @@ class Scheduler:
             row.seq.num_pending_tokens += count
 
     def commit(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[Sequence]:
-        """`update` 的后半：填上 token，登记写满的页，收走结束的请求。
+        """`update` 的后半：填上 token，登记写满的块，收走结束的请求。
 
         The second half of `update`: fill in the tokens, register full blocks, retire finished requests.
         """
@@ -271,12 +273,12 @@ class Scheduler:
         # `strict=True`: lists of different lengths are an error,
         # instead of rows at the end that silently lose their tokens.
         for (seq, _), tokens in zip(schedule, token_ids, strict=True):
-            # 重叠循环里，这一步还在算的时候，它可能已经结束或被取消：多算的这一个 token 丢掉，页早已归还过一次。
+            # 重叠循环里，这一步还在算的时候，它可能已经结束或被取消：多算的这一个 token 丢掉，块早已归还。
             # In the overlapped loop it may have ended or been aborted while this step ran: the extra token is dropped,
             # and its blocks went back already.
             if seq.status is SequenceStatus.FINISHED:
                 continue
-            # 空列表说明提示还没算完：这个循环一次也不走，序列照样留在 `running` 里。
+            # 空列表说明提示词还没算完：这个循环一次也不走，序列照样留在 `running` 里。
             # An empty list means that the prompt is unfinished:
             # this loop does nothing, the sequence stays in `running`.
             for token in tokens:
@@ -289,7 +291,7 @@ class Scheduler:
                     seq.stop_reason = token
                 if seq.finish_reason:
                     break
-            # 先登记，后释放：释放后的页仍可被命中，但只有登记过的才找得到。
+            # 先登记，后释放：释放后的块仍可被命中，但只有登记过的才找得到。
             # Register before freeing: a freed block can still be hit, but only if it was registered.
             self.block_manager.register_full_blocks(seq)
             if seq.finish_reason:
@@ -309,24 +311,24 @@ class Scheduler:
         # the reason is "stop", not "length".
         if token in seq.stop_token_ids:
             return "stop"
-        # `max_tokens` 只数输出，`max_model_len` 数提示加输出：后者若为 100，提示 90 个，最多输出 10 个。
+        # `max_tokens` 只数输出，`max_model_len` 数提示词加输出：后者若为 100，提示词 90 个，最多输出 10 个。
         # `max_tokens` counts output, `max_model_len` prompt and output: if that is 100, a prompt of 90 leaves 10.
         return "length" if self._at_length_limit(seq, seq.num_tokens - seq.num_pending_tokens) else None
 
     def _at_length_limit(self, seq: Sequence, num_tokens: int) -> bool:
-        """有了这么多 token（提示加输出）之后，是否到了长度上限。
+        """有了这么多 token（提示词加输出）之后，是否到了长度上限。
 
         Whether so many tokens, prompt and output, reach a length limit.
         """
         return num_tokens - seq.num_prompt_tokens >= seq.params.max_tokens or num_tokens >= self.max_model_len
 
     def _retire(self, sequences: list[Sequence]) -> None:
-        """结束的序列交还页，离开队列。
+        """结束的序列归还块，离开队列。
 
         Finished sequences return their blocks and leave the queues.
         """
         for seq in sequences:
-            # 等待中的没有页，`free` 就什么也不做；两种情况走同一条路，取消时便不会漏页。
+            # 等待中的不占块，`free` 就什么也不做；两种情况走同一条路，取消时便不会漏还块。
             # A waiting one holds no blocks and `free` does nothing; with one way for both cases an abort leaks none.
             self.block_manager.free(seq)
             # 末尾若还有占位（下一步已经发出），那个 token 不再有意义。
@@ -346,7 +348,7 @@ class Scheduler:
 
         Cancel a request, waiting or running; None if there is no such request any more.
         """
-        # 只在两步之间调用：前向途中归还的页若发给别人，里面还会被写进旧序列的 K、V。
+        # 只在两步之间调用：前向途中归还的块若发给别人，里面还会被写进旧序列的 K、V。
         # Called between steps only: a block returned during a forward pass may get a new owner and still be written to.
         for seq in chain(self.waiting, self.running):
             if seq.request_id == request_id:

@@ -36,7 +36,7 @@ class SequenceStatus(enum.Enum):
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """一个请求的时间点，单位秒（`time.monotonic`）。由引擎记录，调度器不看钟。
+    """一个请求的时间点，单位秒（`time.monotonic`）。由引擎记录，调度器不读时钟。
 
     A request's points in time, in seconds (`time.monotonic`). The engine records them; the scheduler reads no clock.
     """
@@ -80,11 +80,11 @@ class Sequence:
     """
 
     request_id: str
-    # 提示和输出放在同一个列表里，只在末尾追加：抢占后的重算不过是一个更长的提示，不需要专门的代码。
+    # 提示词和输出放在同一个列表里，只在末尾追加：抢占后的重算不过是一个更长的提示词，不需要专门的代码。
     # Prompt and output are one list that only grows at its end: recomputing after preemption is just a longer prompt,
     # without code of its own.
     token_ids: list[int]
-    # 分界线。例：提示 5 个、输出 2 个，`token_ids` 长 7，输出从下标 5 开始。
+    # 分界线。例：提示词 5 个 token、输出 2 个，`token_ids` 长 7，输出从下标 5 开始。
     # The border. Example: with 5 prompt and 2 output tokens, `token_ids` has 7 and the output starts at index 5.
     num_prompt_tokens: int
     params: SamplingParams
@@ -98,11 +98,11 @@ class Sequence:
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
     sample_row: int = -1
-    # 页表：第 p 个 token 在页 `block_table[p // block_size]` 的第 `p % block_size` 格，都从 0 数。
+    # 类比页表：第 p 个 token 在 `block_table[p // block_size]` 号块的第 `p % block_size` 个槽位，都从 0 数。
     # The page table: token p is in block `block_table[p // block_size]` at offset `p % block_size`, all counted from 0.
     #     block_size 16, block_table [9, 4, 7]:   p = 35  ->  block 7, offset 3
     block_table: list[int] = field(default_factory=list)
-    # 名字只取决于 token，与物理页无关，所以抢占收走了页，名字照样有效。
+    # 键只取决于 token，与物理块无关，所以抢占收走了块，键照样有效。
     # Names depend on tokens alone and not on physical blocks, so they stay valid when preemption takes the blocks.
     block_keys: list[BlockKey] = field(default_factory=list)
     num_registered_blocks: int = 0
@@ -116,7 +116,7 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """已知的 token 数：提示加输出。
+        """已知的 token 数：提示词加输出。
 
         Known tokens: prompt and output.
         """
@@ -137,7 +137,7 @@ class Sequence:
 
     @property
     def prompt_token_ids(self) -> list[int]:
-        """提示部分。
+        """提示词部分。
 
         The prompt.
         """

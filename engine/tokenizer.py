@@ -31,7 +31,12 @@ class Tokenizer:
         from transformers import PreTrainedTokenizerFast
 
         try:
-            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+            # 长度上限由引擎检查，消息也更清楚；不关掉分词器自己的上限，它会先打印一句误导人的警告。
+            # The engine checks the length, with a clearer message; the tokenizer's own limit would first print a
+            # misleading warning.
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                str(folder), local_files_only=True, model_max_length=1 << 62
+            )
         # 捕获一切：底层的 Rust 库对坏文件抛的是最普通的 `Exception`，再窄就漏掉了。
         # Catch everything: for a bad file the Rust library raises a plain `Exception`, and anything narrower misses it.
         except Exception as error:
@@ -83,7 +88,7 @@ class Tokenizer:
             # Templates often render a missing key as nothing: with "contents" for "content" the question is gone.
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
                 raise ValueError(f"a message must be a dict with role and content, got {message!r}")
-            # 分段的内容（[{"type": "text", ...}]）会被模板照着 Python 的写法贴进提示里，不报错，只是答非所问。
+            # 分成几部分的内容（[{"type": "text", ...}]）会被模板照着 Python 的写法贴进提示词里，不报错，只是答非所问。
             # Content in parts ([{"type": "text", ...}]) would be pasted into the prompt as Python prints it: no error,
             # just a wrong answer.
             if not isinstance(message["content"], str):
@@ -101,6 +106,6 @@ class Tokenizer:
             raise ValueError(f"the chat template refuses these messages: {error}") from None
         # 模板自己已经写了 BOS，这里再加一次就成了两个 BOS，模型的回答会变差。
         # The template has written BOS itself; adding it here would make two, and the answers get worse.
-        # 留意：用户在问题里打出的特殊词元也会被认成真的，就像拼接字符串时的 SQL 注入；对外服务要先过滤。
+        # 留意：用户在问题里打出的特殊 token 也会被认成真的，就像拼接字符串时的 SQL 注入；对外服务要先过滤。
         # Beware: a special token typed by a user counts as a real one, like SQL injection; a service must filter.
         return self.encode(str(text), add_special_tokens=False)

@@ -22,7 +22,7 @@ def silu_and_mul(gate_up: Tensor, fused: FusedKernels | None = None) -> Tensor:
     Returns:
         [T, intermediate_size]
     """
-    # 融合内核把下面 3 次启动并成 1 次，算的东西完全一样。
+    # 融合核函数把下面 3 次启动并成 1 次，算的东西完全一样。
     # The fused kernel makes 1 launch of the 3 below and computes the same.
     if fused is not None:
         return fused.silu_and_mul(gate_up)  # [T, intermediate_size]

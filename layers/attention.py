@@ -1,6 +1,6 @@
 """注意力层：写缓存，再让解码行和预填充行各走一个后端函数。
 
-你在这里：`models/llama.py` 调用本层；本层只认识后端合同 `backends/base.py`，不知道具体是哪个后端。
+你在这里：`models/llama.py` 调用本层；本层只认识后端接口契约 `backends/base.py`，不知道具体是哪个后端。
 
 The attention layer: store to the cache, then decode rows and prefill rows each take one backend function.
 
@@ -19,20 +19,20 @@ class Attention(nn.Module):
     The part of an attention layer that has no weights.
 
     Attributes:
-        kv_cache: this layer's pages; `engine/model_runner.py` sets it once the pool is allocated
+        kv_cache: this layer's blocks; `engine/model_runner.py` sets it once the pool is allocated
     """
 
     def __init__(self, backend: AttentionBackend, head_dim: int) -> None:
         super().__init__()
-        # 各层共用同一个后端对象：一层算好的东西（例如 SDPA 的取数计划），其余各层可以接着用。
+        # 各层共用同一个后端对象：一层算好的东西（例如 SDPA 的 gather 索引），其余各层可以接着用。
         # All layers share one backend object: what one layer worked out,
-        # such as SDPA's gather plan, the others can use.
+        # such as SDPA's gather indices, the others can use.
         self.backend = backend
         # 64 个分量（均值 0、方差 1）的点积，标准差是 8；乘上 0.125 才回到 1，否则 softmax 几乎只认最大的那一项。
         # A dot product of 64 components (mean 0, variance 1) has standard deviation 8;
         # times 0.125 it is 1 again, or softmax would keep little but the maximum.
         self.softmax_scale = head_dim**-0.5
-        # 先空着：权重装完、量出剩下多少显存之后，才知道分得起几页。
+        # 先空着：权重装完、量出剩下多少显存之后，才知道够分配几个块。
         # Empty for now: only once the weights are loaded and the memory left is measured is the number of blocks known.
         self.kv_cache: KVCache | None = None
 
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         k_cache, v_cache = cache.k, cache.v  # [num_blocks, block_size, Hkv, D]
         # 批里前 `n` 行是解码行，其余是预填充行；只有一种时，直接返回，不做拼接。
         # The first `n` rows are decodes, the rest prefills; with one kind only, return it without joining.
-        # 例：A 解码 1 个 token，B、C 是长 3 和 5 的提示，T = 9：`q[:1]` 走解码，`q[1:]` 这 8 行走预填充。
+        # 例：A 解码 1 个 token，B、C 是长 3 和 5 的提示词，T = 9：`q[:1]` 走解码，`q[1:]` 这 8 行走预填充。
         # Example: A decodes 1 token, B and C are prompts of 3 and 5, T = 9:
         # `q[:1]` is the decode, the 8 rows of `q[1:]` prefill.
         n = metadata.num_decodes
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         if n < q.shape[0]:
             # 预填充：K、V 也从缓存里取，于是分块预填充和前缀命中不需要任何特别处理。
             # Prefill: K and V come from the cache too, so chunked prefill and prefix hits need nothing special.
-            # 例：35 个 token 的提示命中前缀 32 个：`cu_seqlens_q` = [0, 3]，
+            # 例：35 个 token 的提示词命中前缀 32 个：`cu_seqlens_q` = [0, 3]，
             # `cu_seqlens_k` = [0, 35]，3 个 query 看 35 个 key。
             # Example: a prompt of 35 tokens hits a prefix of 32:
             # `cu_seqlens_q` = [0, 3], `cu_seqlens_k` = [0, 35]; 3 queries see 35.

@@ -49,7 +49,7 @@ class RMSNorm(nn.Module):
         return (x32 * scale).to(x.dtype) * self.weight  # [..., size]
 
     def add_and_norm(self, x: Tensor, delta: Tensor | None, fused: FusedKernels | None) -> tuple[Tensor, Tensor]:
-        """把子层的修正加到残差流上，再归一化；后端若有融合内核，一次启动做完两件事。
+        """把子层的修正加到残差流上，再归一化；后端若有融合核函数，一次启动做完两件事。
 
         Add a sub-layer's correction to the residual stream, then normalise; a backend's fused kernel does both in one
         launch.

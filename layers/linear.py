@@ -62,7 +62,7 @@ class Linear(nn.Module):
         # 32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
         # Decoding 1 row does 1 multiply-add per weight read, so reading is all the time it takes;
         # 32 rows still read the weights 1 time and, on a GPU, take hardly longer.
-        # 只有 1 行时，后端若有专门的内核就用它：通用的矩阵乘法为多行准备，1 行时吃不满带宽。
+        # 只有 1 行时，后端若有专门的核函数就用它：通用的矩阵乘法为多行准备，1 行时吃不满带宽。
         # With 1 row, use the backend's own kernel if there is one: general products are made for many rows and leave
         # bandwidth unused at 1.
         if self.fused is not None and x.shape[0] == 1 and self.weight.is_contiguous():

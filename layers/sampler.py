@@ -55,9 +55,9 @@ class SamplingInputs:
 
     @classmethod
     def costliest(cls, num_rows: int, device: torch.device) -> "SamplingInputs":
-        """每一步都要走到的参数，用来量采样的显存峰值。
+        """让采样的每个分支都执行到的参数，用来量采样的显存峰值。
 
-        Parameters that take every step, to measure the peak memory of sampling.
+        Parameters that take every branch of sampling, to measure the peak memory of sampling.
         """
         column = torch.full((num_rows, 1), 0.5, device=device)  # [S, 1]
         ids = torch.arange(num_rows, device=device)  # [S]
@@ -94,7 +94,8 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix64(x: Tensor) -> Tensor:
-    """splitmix64 的收尾混合：输入变 1 位，输出平均变一半的位。整数乘法溢出时自然回绕，正是我们要的。
+    """splitmix64 的终结混合函数（finalizer）：输入翻转 1 位，输出平均翻转一半的位。
+    整数乘法溢出时自然回绕，正是我们要的。
 
     The finaliser of splitmix64: flip one input bit and half the output bits change on average. Integer products wrap
     around on overflow, as wanted. Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
@@ -150,8 +151,8 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     uniform = (bits.double() + 0.5) * 2.0**-32  # [S, vocab_size] float64
     # 大噪声来自很小的 `uniform`：写成 log1p(-u) 而不是 log(1 - u)，小数才不会被 1 淹没。
     # Large noise comes from a small `uniform`: log1p(-u), not log(1 - u), where the 1 would drown it.
-    # 用 float64 取对数再转回：float32 的向量化尾部可能差 1 个末位，会让噪声随批大小变化。
-    # Logarithms in float64, then cast: a float32 vector loop's tail may differ by 1 last bit with the batch size.
+    # 用 float64 取对数再转回：float32 的 SIMD 循环处理余下的元素时，结果可能差 1 ulp，噪声会随批大小变化。
+    # Logarithms in float64, then cast: the tail of a float32 SIMD loop may be 1 ulp off, by the batch size.
     # 噪声总在 -3.14 与 22.88 之间：`uniform` 最小是 2 的 -33 次方，最大是 1 减去它。
     # Noise stays between -3.14 and 22.88: `uniform` is at least 2 to the power -33, and at most 1 minus that.
     return -torch.log(-torch.log1p(-uniform)).float()  # [S, vocab_size]
@@ -173,7 +174,7 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, fused: FusedKernels | 
     Returns:
         token ids [S] int64
     """
-    # 没有行要过滤时，融合内核读一遍 logits 就选好了 token；它是下面那些步骤的快速孪生兄弟。
+    # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；它是下面那些步骤的快速孪生兄弟。
     # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.
     if inputs is not None and fused is not None and not inputs.any_filter and not inputs.any_min_p:
         return fused.sample(logits, inputs.temperatures.squeeze(1), inputs.seeds, inputs.output_indices)  # [S]

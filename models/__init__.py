@@ -40,4 +40,4 @@ def create_model(config: ModelConfig, backend: AttentionBackend) -> LlamaForCaus
     return model_class(config, backend)
 
 
-__all__ = ["MODEL_REGISTRY", "ModelConfig", "ModelLoadError", "create_model"]
+__all__ = ["MODEL_REGISTRY", "create_model"]

@@ -20,7 +20,7 @@ from layers.rotary_embedding import Llama3Scaling
 # 白名单，而不是 `getattr(torch, name)`：后者会让文件里的一个字符串取到 torch 里的任何东西，例如 `torch.load`。
 # An allow list, not `getattr(torch, name)`: with that,
 # a string in the file could name anything in torch, `torch.load` say.
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class ModelLoadError(ValueError):
@@ -134,9 +134,7 @@ def _positive_int(raw: dict[str, Any], key: str, default: int | None = None) -> 
 
     Take a positive integer; a bool is an int in Python, so rule it out.
     """
-    # 写成 null 和没写同样处理：有的 `config.json` 里就有 `"head_dim": null`。
-    # null counts as absent: some `config.json` files do contain `"head_dim": null`.
-    value = raw.get(key) if raw.get(key) is not None else default
+    value = raw.get(key, default)
     # 上限是 int32：长度之后要存进 int32 张量（如 `cache_seqlens`），放不下的值现在就拒绝，免得到时回绕成负数。
     # The limit is int32: lengths end up in int32 tensors such as `cache_seqlens`, so what does not fit is refused here
     # rather than wrapping to a negative number.
@@ -182,16 +180,18 @@ def _read_rope(raw: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
     # Two spellings of the same model:
     #     {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0, ...}}
     #     {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 32.0, ...}}
-    # Qwen3 写的是 `"rope_scaling": null`：`or {}` 把 null 当作没有缩放。
-    # Qwen3 has `"rope_scaling": null`: `or {}` takes null for no scaling.
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    # 用 `or`：空的 `rope_parameters` 什么也没说，不该盖住旁边的 `rope_scaling`。
+    # With `or`, as an empty `rope_parameters` says nothing and must not hide a `rope_scaling` beside it.
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling", {})
     if not isinstance(rope, dict):
         raise ModelLoadError(f"config.json: rope_parameters/rope_scaling must be an object, got {rope!r}")
-    # 新写法把这一项也放在里面；只转一部分分量的模型这里不支持。
-    # The newer spelling keeps this one inside as well; models that rotate only a part are not supported.
-    partial = rope.get("partial_rotary_factor", 1.0)
-    if partial != 1.0:
-        raise ModelLoadError(f"config.json: partial_rotary_factor={partial!r} is not supported: only 1.0 is")
+    rope = {key: value for key, value in rope.items() if value is not None}
+    # 小于 1 表示每个头只旋转一部分分量，`apply_rotary` 却总是旋转全部；新写法把这一项也放在里层，两处都要看。
+    # Below 1, only part of each head is rotated, but `apply_rotary` always rotates all of it;
+    # the newer spelling keeps this one inside as well, so look in both places.
+    for partial in (raw.get("partial_rotary_factor", 1.0), rope.get("partial_rotary_factor", 1.0)):
+        if partial != 1.0:
+            raise ModelLoadError(f"config.json: partial_rotary_factor={partial!r} is not supported: only 1.0 is")
     # 新写法只在里层有 theta。只看外层会得到默认的 10000：不报错，几乎每对分量的转速却都错了，输出悄悄变差。
     # The newer spelling has theta inside only. Looking outside gives the default 10000:
     # no error, but nearly every pair turns at a wrong speed and the output is quietly worse.
@@ -201,7 +201,7 @@ def _read_rope(raw: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type == "default":
         return theta, None
-    # yarn、linear、dynamic 等其他规则会改变频率；当作没看见的话，短提示看不出毛病，长提示才出错。
+    # yarn、linear、dynamic 等其他规则会改变频率；当作没看见的话，短提示词看不出毛病，长提示词才出错。
     # Other rules, such as yarn, linear or dynamic, change the frequencies;
     # ignored, only long prompts would show the damage.
     if rope_type != "llama3":
@@ -247,10 +247,7 @@ def _reject_unsupported(raw: dict[str, Any]) -> None:
         "quantization_config": (raw.get("quantization_config"), None),
         # 滑动窗口只看最近的若干 token，要用另一种掩码。
         # A sliding window sees the last few tokens only and needs another mask.
-        "use_sliding_window": (raw.get("use_sliding_window") or False, False),
-        # 小于 1 表示每个头只旋转一部分分量；`apply_rotary` 总是旋转全部。
-        # Below 1, only part of each head is rotated; `apply_rotary` always rotates all of it.
-        "partial_rotary_factor": (raw.get("partial_rotary_factor", 1.0), 1.0),
+        "use_sliding_window": (raw.get("use_sliding_window", False), False),
     }
     for key, (value, supported) in required.items():
         if value != supported:
@@ -265,12 +262,16 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     Raises:
         ModelLoadError: a field is missing, of the wrong kind, or asks for something unsupported
     """
+    # 写成 null 和没写同样处理：有的 `config.json` 里就有 `"head_dim": null`、`"rope_scaling": null`。
+    # null counts as absent: some `config.json` files do contain `"head_dim": null` and `"rope_scaling": null`.
+    raw = {key: value for key, value in raw.items() if value is not None}
     architectures = raw.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise ModelLoadError(f"config.json: architectures must name the model class, got {architectures!r}")
     # 先拒绝不支持的选项，再读形状：报错时说的是真正的原因。
     # Refuse unsupported options before reading shapes, so that the error names the real cause.
     _reject_unsupported(raw)
+    theta, scaling = _read_rope(raw)
     hidden_size = _positive_int(raw, "hidden_size")
     num_heads = _positive_int(raw, "num_attention_heads")
     # 没写 KV 头数就是普通的多头注意力：每个 query 头都有自己的 KV 头。
@@ -289,12 +290,11 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         raise ModelLoadError(f"config.json: head_dim={head_dim} must be even for rotary embedding")
     # `dtype` 是新写法，`torch_dtype` 是旧写法；都没有就当作 float32。
     # `dtype` is the newer spelling, `torch_dtype` the older; with neither it is taken for float32.
-    dtype_name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    dtype_name = raw.get("dtype", raw.get("torch_dtype", "float32"))
     # 先查类型：值若是列表，不能做字典的键，`in` 会抛出 `TypeError`。
     # The type first: a list cannot be a key, and `in` would raise `TypeError`.
-    if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
-        raise ModelLoadError(f"config.json: dtype {dtype_name!r} is not supported: use {', '.join(_DTYPES)}")
-    theta, scaling = _read_rope(raw)
+    if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
+        raise ModelLoadError(f"config.json: dtype {dtype_name!r} is not supported: use {', '.join(DTYPES)}")
     return ModelConfig(
         architecture=architectures[0],
         vocab_size=_positive_int(raw, "vocab_size"),
@@ -311,7 +311,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         tie_word_embeddings=_flag(raw, "tie_word_embeddings"),
         attention_bias=_flag(raw, "attention_bias"),
         mlp_bias=_flag(raw, "mlp_bias"),
-        dtype=_DTYPES[dtype_name],
+        dtype=DTYPES[dtype_name],
         # `generation_config.json` 里可能还有别的结束符，由引擎合并；这里只读 `config.json` 的。
         # `generation_config.json` may list more of them, which the engine adds;
         # only those of `config.json` are read here.
@@ -327,7 +327,7 @@ def load_config(folder: Path) -> ModelConfig:
     Raises:
         ModelLoadError: the folder or the file is missing, or the file is wrong
     """
-    # 先查文件夹：路径打错是最常见的错误，值得一句专门的提示。
+    # 先查文件夹：路径打错是最常见的错误，值得一句专门的说明。
     # The folder first: a mistyped path is the most common mistake and earns a message of its own.
     if not folder.is_dir():
         raise ModelLoadError(f"model folder {folder} does not exist: check --model, or download the model first")

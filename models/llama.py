@@ -61,7 +61,7 @@ class LlamaAttention(nn.Module):
         return q, k  # [T, Hq, D], [T, Hkv, D]
 
     def norm_weights(self) -> tuple[Tensor, Tensor] | None:
-        """q、k 归一化的权重，交给融合内核；Llama 没有。
+        """q、k 归一化的权重，交给融合核函数；Llama 没有。
 
         The weights that normalise q and k, for the fused kernel; Llama has none.
         """
@@ -80,7 +80,7 @@ class LlamaAttention(nn.Module):
             [T, hidden]
         """
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 * Hkv) * D]
-        # 快的后端用一个内核做完下面“拆分、归一化、旋转、写缓存”四件事；逐步的写法是它的孪生兄弟，断点请设在那里。
+        # 快的后端用一个核函数做完下面“拆分、归一化、旋转、写缓存”四件事；逐步的写法是它的孪生兄弟，断点请设在那里。
         # A fast backend does the steps below (split, normalise, rotate, store) in one kernel; the written-out steps are
         # its twin, and the place for a breakpoint.
         fused = self.attn.backend.fused
@@ -172,7 +172,7 @@ class LlamaDecoderLayer(nn.Module):
         """残差流 x 一路直通，每个子层只往上“加”一点修正 delta。
 
         数学上就是 x = x + attention(norm(x))，再 x = x + mlp(norm(x))；只是把“加”推迟到下一次归一化的时候一起做，
-        这两步才能融合成一个内核。
+        这两步才能融合成一个核函数。
 
         The residual stream x runs straight through; each sub-layer only adds a correction delta to it.
         In mathematics: x = x + attention(norm(x)), then x = x + mlp(norm(x)); but each sum waits for the norm that
@@ -226,7 +226,7 @@ class LlamaModel(nn.Module):
         Returns:
             [T, hidden]
         """
-        # 例：A 解码第 9 个位置，B 是 3 个 token 的新提示，
+        # 例：A 解码第 9 个位置，B 是 3 个 token 的新提示词，
         # `input_ids` 是 [A9, B0, B1, B2]，`positions` 是 [9, 0, 1, 2]，T = 4。
         # Example: A decodes position 9, B is a new prompt of 3 tokens:
         # `input_ids` is [A9, B0, B1, B2], `positions` [9, 0, 1, 2], T = 4.
@@ -292,10 +292,10 @@ class LlamaForCausalLM(nn.Module):
         Returns:
             [S, vocab_size], the model's dtype; the sampler goes on in float32
         """
-        # 1000 个 token 的提示只有最后一行要采样：float32 的 logits 从 513 MB 降到 0.5 MB。
+        # 1000 个 token 的提示词只有最后一行要采样：float32 的 logits 从 513 MB 降到 0.5 MB。
         # A prompt of 1000 tokens samples from its last row only: float32 logits shrink from 513 MB to 0.5 MB.
         #     1000 * 128256 * 4 bytes = 513,024,000
-        # 不在这里转 float32：采样内核读一遍 bf16、在寄存器里转，比先写出一份 float32 少搬 3 倍的字节。
+        # 不在这里转 float32：采样核函数读一遍 bf16、在寄存器里转，比先写出一份 float32 少搬 3 倍的字节。
         # No cast to float32 here: the sampling kernel reads bf16 once and casts in registers, instead of moving 3 times
         # the bytes for a float32 copy.
         return self.lm_head(hidden)  # [S, vocab_size]
@@ -305,7 +305,7 @@ class LlamaForCausalLM(nn.Module):
 
         The attention of each layer, first to last; KV caches are bound in this order.
         """
-        # `modules` 按登记次序深度优先地走，所以第 0 个就是 `model.layers.0` 的注意力，与页池的第 0 层对应。
+        # `modules` 按登记次序深度优先地走，所以第 0 个就是 `model.layers.0` 的注意力，与块池的第 0 层对应。
         # `modules` walks depth first in order of registration,
         # so entry 0 is the attention of `model.layers.0` and gets layer 0 of the pool.
         return [module for module in self.modules() if isinstance(module, Attention)]

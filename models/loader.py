@@ -33,15 +33,15 @@ def shard_files(folder: Path) -> list[Path]:
     Raises:
         ModelLoadError: none there, a shard missing, or a shard name that leaves the folder
     """
-    # 有索引就以索引为准：两种都有时，单个文件可能是另一次下载留下的。
-    # If there is an index, it decides: a single file beside it may be left from another download.
-    if not (folder / _INDEX_FILE).exists():
-        if not (folder / _SINGLE_FILE).exists():
-            raise ModelLoadError(
-                f"{folder} has neither {_SINGLE_FILE} nor {_INDEX_FILE}: download the model again "
-                "(only safetensors are read, not .bin or .pth)"
-            )
+    # 两种都有时用单个文件，与 transformers 相同：同一个文件夹，两边读到的是同一份权重。
+    # Where both exist the single file is taken, as in transformers: the same folder gives both the same weights.
+    if (folder / _SINGLE_FILE).exists():
         return [folder / _SINGLE_FILE]
+    if not (folder / _INDEX_FILE).exists():
+        raise ModelLoadError(
+            f"{folder} has neither {_SINGLE_FILE} nor {_INDEX_FILE}: download the model again "
+            "(only safetensors are read, not .bin or .pth)"
+        )
     weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelLoadError(f"{folder / _INDEX_FILE}: weight_map must be an object that names the shards")

@@ -7,8 +7,10 @@ To add a backend: one more line in `BACKENDS` with its devices, dtypes and block
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -31,9 +33,82 @@ class BackendSpec:
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     block_sizes: tuple[int, ...] = (8, 16, 256)
+    head_dims: tuple[int, ...] = (16, 32, 64, 80, 96, 128, 256)
+    # 内核逐个编译（GPU）或逐个程序解释（CPU），全部用例太慢；这里挑出要跑的，None 是全部。
+    # Kernels are compiled one by one (GPU) or interpreted program by program (CPU), and all cases would take too long;
+    # this picks those that run, None is all.
+    picks: Callable[[Case], bool] | None = None
+    packages: tuple[str, ...] = ()
+
+    def installed(self) -> bool:
+        return all(importlib.util.find_spec(package) is not None for package in self.packages)
 
 
-BACKENDS = (BackendSpec("torch"), BackendSpec("sdpa"))
+POWERS_OF_TWO = (16, 32, 64, 128, 256)
+HALF = (torch.bfloat16, torch.float16)
+
+
+def picked_for_the_interpreter(case: Case) -> bool:
+    """每种布局、head_dim、掩码都出现，但不是每种组合。
+    Each layout, head_dim and mask occurs, but not each combination.
+    """
+    shape = (case.num_q_heads, case.num_kv_heads, case.head_dim, case.block_size, case.causal, case.dtype)
+    return shape in {
+        (6, 2, 64, None, True, torch.float32),
+        (6, 2, 16, None, False, torch.float32),
+        (6, 2, 64, 8, True, torch.float32),
+        (6, 2, 32, 16, True, torch.float32),
+        (6, 2, 128, 16, False, torch.float32),
+        (6, 2, 64, 256, True, torch.float32),
+        (1, 1, 16, 256, False, torch.float32),
+        (8, 2, 16, 16, True, torch.float32),
+        (4, 4, 16, 8, False, torch.float32),
+        (1, 1, 32, 8, True, torch.float32),
+        (2, 1, 256, 16, True, torch.float32),
+        (6, 2, 64, 16, True, torch.float16),
+    }
+
+
+def picked_for_the_compiler(case: Case) -> bool:
+    """在 GPU 上：float32 主要用 3 个一组的头，其余头数各取一种；半精度全取。
+    On a GPU: float32 mostly with heads in groups of 3, the other head counts in one size; all of half precision.
+    """
+    if case.dtype != torch.float32 or case.head_dim == 256:
+        return True
+    if (case.num_q_heads, case.num_kv_heads) == (6, 2):
+        return case.causal or case.head_dim == 64
+    return case.head_dim == 32 and case.causal and case.block_size in (None, 16)
+
+
+# 解释器里没有 bf16 的算术（numpy 没有这种类型），所以 CPU 上只测 float32 和 float16。
+# The interpreter has no bf16 arithmetic (numpy lacks the type), so on the CPU it is float32 and float16 only.
+BACKENDS = (
+    BackendSpec("torch"),
+    BackendSpec("sdpa"),
+    BackendSpec(
+        "triton",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.float16),
+        head_dims=POWERS_OF_TWO,
+        picks=picked_for_the_interpreter,
+        packages=("triton",),
+    ),
+    BackendSpec(
+        "triton",
+        devices=("cuda",),
+        head_dims=POWERS_OF_TWO,
+        picks=picked_for_the_compiler,
+        packages=("triton",),
+    ),
+    BackendSpec(
+        "flash",
+        devices=("cuda",),
+        dtypes=HALF,
+        block_sizes=(256,),
+        head_dims=(64, 128),
+        packages=("flash_attn", "triton"),
+    ),
+)
 
 HEADS = ((1, 1), (4, 4), (8, 2), (6, 2))
 HEAD_DIMS = (16, 32, 64, 80, 96, 128)
@@ -58,8 +133,20 @@ class Target:
     def __str__(self) -> str:
         return f"{self.spec.name}-{self.device}"
 
+    @property
+    def interpreted(self) -> bool:
+        """Triton 内核在 CPU 上逐个程序解释执行，很慢。
+        Triton kernels run program by program on the CPU, which is slow.
+        """
+        return self.spec.name == "triton" and self.device == "cpu"
+
     def create(self) -> AttentionBackend:
-        return create_backend(self.spec.name, self.device)
+        backend = create_backend(self.spec.name, self.device)
+        # 假装 GPU 很小，历史就切得少，解释得快；单独的测试让它切得多。
+        # Pretend to a small GPU: fewer splits, which is faster to interpret; a test of its own has many.
+        if self.interpreted:
+            backend.num_processors = 12  # type: ignore[attr-defined]
+        return backend
 
 
 @dataclass(frozen=True)
@@ -118,7 +205,11 @@ def targets() -> list[Target]:
     The (backend, device) pairs that can be tested on this machine.
     """
     available = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    return [Target(spec, device) for spec in BACKENDS for device in spec.devices if device in available]
+    found = [Target(spec, device) for spec in BACKENDS for device in spec.devices if device in available]
+    # 有 GPU 的机器上不开解释模式，Triton 就只在 GPU 上测。
+    # On a machine with a GPU the interpreter is off, and Triton is tested on the GPU only.
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    return [t for t in found if t.spec.installed() and (interpreting or not t.interpreted)]
 
 
 def supported(target: Target, case: Case) -> bool:
@@ -126,7 +217,11 @@ def supported(target: Target, case: Case) -> bool:
     Whether the backend claims to support the case.
     """
     spec = target.spec
-    return case.dtype in spec.dtypes and (case.block_size is None or case.block_size in spec.block_sizes)
+    if case.dtype not in spec.dtypes or case.head_dim not in spec.head_dims:
+        return False
+    if case.block_size is not None and case.block_size not in spec.block_sizes:
+        return False
+    return spec.picks is None or spec.picks(case)
 
 
 def all_cases() -> Iterator[Case]:
@@ -143,6 +238,10 @@ def all_cases() -> Iterator[Case]:
         (torch.bfloat16, torch.float16), ((8, 2), (6, 2)), (64, 128), LAYOUTS
     ):
         yield Case(*heads, head_dim, layout, causal=True, dtype=dtype)
+    # head_dim 256 只取两个：它是共享内存用得最多的。
+    # Two with a head_dim of 256, which takes the most shared memory.
+    for dtype in (torch.float32, torch.bfloat16):
+        yield Case(2, 1, 256, 16, causal=True, dtype=dtype)
 
 
 def varlen_lengths(block_size: int | None) -> list[tuple[int, int]]:
@@ -286,13 +385,14 @@ def run_varlen(target: Target, problem: Problem) -> Tensor:
     )
 
 
-def run_decode(target: Target, problem: Problem) -> Tensor:
+def run_decode(target: Target, problem: Problem, backend: AttentionBackend | None = None) -> Tensor:
     """让后端做这个问题，结果摊平成 [B * Sq, Hq, D]。
     Have the backend solve the problem; the result is flattened to [B * Sq, Hq, D].
     """
+    backend = backend or target.create()
     device = target.device
     assert problem.k_cache is not None and problem.v_cache is not None and problem.block_table is not None
-    out = target.create().flash_attn_with_kvcache(
+    out = backend.flash_attn_with_kvcache(
         problem.q.unflatten(0, (len(problem.lengths_q), -1)).to(device),
         problem.k_cache.to(device),
         problem.v_cache.to(device),

@@ -4,6 +4,7 @@ What the tests share: folders with small random models, a small tokenizer, engin
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+
+# 没有 GPU 时，Triton 内核在 CPU 上解释执行；这个变量要在第一次导入 triton 之前设好，子进程也会继承它。
+# Without a GPU, Triton kernels are interpreted on the CPU; it must be set before triton is first imported, and child
+# processes inherit it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

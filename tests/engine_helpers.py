@@ -150,6 +150,13 @@ class SlotModel:
         """
         return seq.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
+    def prefix(self, seq: Sequence, length: int) -> tuple[int, ...]:
+        """序列的前 `length` 个 token。
+
+        The sequence's first `length` tokens.
+        """
+        return tuple(seq.token_ids[:length])
+
     def execute(self, schedule: list[ScheduledSequence], manager: BlockManager) -> None:
         """先写后读，与注意力层的次序相同。
 
@@ -164,10 +171,10 @@ class SlotModel:
                 assert block.ref_count == 1, f"{seq!r} writes a shared block"
                 assert block.key is None, f"{seq!r} writes a block that others can hit"
                 written.add(slot)
-                self.content[slot] = tuple(seq.token_ids[: position + 1])
+                self.content[slot] = self.prefix(seq, position + 1)
         for seq, num_new in schedule:
             for position in range(seq.num_computed_tokens + num_new):
-                expected = tuple(seq.token_ids[: position + 1])
+                expected = self.prefix(seq, position + 1)
                 found = self.content.get(self.slot(seq, position))
                 assert found == expected, f"{seq!r} attends to {found} at {position}, its prefix is {expected}"
 
@@ -281,9 +288,9 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
                 tokens[place] = [forced.tokens[int(seq.request_id)][seq.num_output_tokens]]
         return tokens
 
-    def add_sequence(seq: Sequence, prompt: str | None = None) -> None:
+    def add_sequence(seq: Sequence) -> None:
         run.seeds.append(seq.seed)
-        real_add(seq, prompt)
+        real_add(seq)
 
     engine.sample, engine.add_sequence = sample, add_sequence  # type: ignore[method-assign]
     run.outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)

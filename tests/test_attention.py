@@ -29,6 +29,8 @@ from attention_cases import (
 )
 from torch import Tensor
 
+from backends import backend_names
+
 NAN = float("nan")
 TARGETS = targets()
 
@@ -106,7 +108,8 @@ def test_with_kvcache(target: Target, case: Case, num_queries: int) -> None:
 def test_a_long_prompt_among_short_ones(target: Target) -> None:
     lengths = [(1, 1), (2, 2), (280, 290), (1, 40), (3, 3), (0, 0), (1, 7), (270, 270), (260, 300), (1, 300)]
     for block_size in (None, small_case(target).block_size):
-        case = small_case(target, num_q_heads=2, num_kv_heads=1, head_dim=16, block_size=block_size)
+        head_dim = target.spec.head_dims[0]
+        case = small_case(target, num_q_heads=2, num_kv_heads=1, head_dim=head_dim, block_size=block_size)
         problem = make_problem(case, [q for q, _ in lengths], [k for _, k in lengths])
         assert_solved(run_varlen(target, problem), problem)
 
@@ -148,11 +151,34 @@ def test_strided_queries_and_untouched_inputs(target: Target) -> None:
         assert torch.equal(getattr(problem, name).nan_to_num(7.0), before.nan_to_num(7.0)), name
 
 
-def test_both_backends_declare_every_dimension_of_the_tests() -> None:
-    assert {spec.name for spec in BACKENDS} >= {"torch", "sdpa"}
+def test_backends_declare_every_dimension_of_their_tests() -> None:
+    assert {spec.name for spec in BACKENDS} == set(backend_names())
     for target in TARGETS:
         backend = target.create()
-        assert all(backend.why_unsupported(case.head_dim, case.dtype) is None for case in all_cases())
+        cases = [case for case in all_cases() if supported(target, case)]
+        assert {case.block_size for case in cases} == {None, *target.spec.block_sizes}
+        assert {case.head_dim for case in cases} == set(target.spec.head_dims)
+        assert {case.dtype for case in cases} == set(target.spec.dtypes)
+        assert all(backend.why_unsupported(case.head_dim, case.dtype) is None for case in cases)
+        for block_size in target.spec.block_sizes:
+            backend.check_block_size(block_size)
+
+
+@pytest.mark.parametrize("num_splits", [1, 2, 8])
+def test_decoding_in_splits(target: Target, num_splits: int) -> None:
+    # 一条长历史切成几段，段数可以比 tile 多；别的后端不切，结果同样要对。
+    # One long history in several splits, possibly more of them than tiles; other backends do not split and must be
+    # right all the same.
+    problem = make_problem(small_case(target), [1, 1, 1], [300, 65, 0])
+    backend = target.create()
+    if target.spec.name == "triton":
+        from backends.triton.decode import choose_num_splits
+
+        # 3 条序列乘 2 个 KV 头是 6 个程序，凑到 4 倍的流处理器个数之前停下。
+        # 3 sequences times 2 KV heads are 6 programs; it stops short of 4 for each multiprocessor.
+        backend.num_processors = 3 * num_splits  # type: ignore[attr-defined]
+        assert choose_num_splits(3, 2, 3 * num_splits) == num_splits
+    assert_solved(run_decode(target, problem, backend), problem)
 
 
 # ---- NaN ----
@@ -267,6 +293,8 @@ def test_what_is_stored_is_what_attention_reads(target: Target) -> None:
 def test_slots_beyond_2_to_the_31_elements(target: Target) -> None:
     # 只预留地址，不写满：CPU 上没碰过的页不占内存，所以这里实际只用几 MB。
     # Address space only: pages never touched take no memory on the CPU, so this really uses a few MB.
+    if target.interpreted:
+        pytest.skip("the GPU test covers it")
     block_size, heads, head_dim = target.spec.block_sizes[-1], 8, 128
     dtype = torch.bfloat16
     num_blocks = 2**31 // (block_size * heads * head_dim) + 4

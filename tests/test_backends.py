@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import backends
-from backends import BackendUnavailableError, backend_names, backend_status, create_backend
+from backends import BackendUnavailableError, backend_names, backend_status, choose_backend, create_backend
 from backends.base import AttentionBackend
 from backends.torch_backend import TorchBackend
 
@@ -50,12 +50,95 @@ def fake_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_and_status() -> None:
     names = backend_names()
-    assert {"torch", "sdpa"} <= set(names)
-    assert "auto" not in names
+    assert names == ["torch", "sdpa", "triton", "flash"]
     status = {entry.name: entry for entry in backend_status("cpu")}
     assert list(status) == names
     for name in ("torch", "sdpa"):
         assert status[name].usable and status[name].reason == ""
+    # `flash` 在 CPU 上无论如何都用不了，原因要么是没装，要么是要 CUDA。
+    # `flash` never runs on a CPU: it is not installed, or it wants CUDA.
+    assert not status["flash"].usable
+    assert "not installed: flash_attn" in status["flash"].reason or "CUDA" in status["flash"].reason
+
+
+def test_triton_on_the_cpu_is_for_tests_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendUnavailableError, match=r"'triton' cannot run on cpu: needs a CUDA GPU.*use sdpa"):
+        create_backend("triton", "cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    backend = create_backend("triton", "cpu")
+    assert backend.name == "triton" and backend.supports_cuda_graphs and backend.fused is not None
+    # 能用归能用，`auto` 在 CPU 上仍是 `sdpa`。
+    # Usable it is, but `auto` on a CPU still means `sdpa`.
+    assert create_backend("auto", "cpu").name == choose_backend("cpu") == "sdpa"
+
+
+def test_triton_and_flash_say_what_they_do_not_support() -> None:
+    pytest.importorskip("triton")
+    from backends.flash import FlashBackend
+    from backends.triton import TritonBackend
+
+    for head_dim in (16, 32, 64, 128, 256):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            assert TritonBackend.why_unsupported(head_dim, dtype) is None
+    for head_dim in (8, 80, 96, 100, 512):
+        reason = TritonBackend.why_unsupported(head_dim, torch.bfloat16)
+        assert reason is not None and f"head_dim={head_dim}" in reason and "sdpa" in reason
+    assert TritonBackend.why_unsupported(64, torch.float64) is not None
+    for head_dim in (64, 96, 128, 256):
+        assert FlashBackend.why_unsupported(head_dim, torch.bfloat16) is None
+        assert FlashBackend.why_unsupported(head_dim, torch.float32) is not None
+    for head_dim in (60, 264):
+        assert FlashBackend.why_unsupported(head_dim, torch.float16) is not None
+    assert FlashBackend.why_unusable(torch.device("cpu")) is not None
+    for size in (256, 512, 1024, FlashBackend.default_block_size):
+        FlashBackend.check_block_size(size)
+    for size in (0, -256, 16, 128, 300):
+        with pytest.raises(ValueError, match=rf"={size} .*'flash'.*multiple of 256"):
+            FlashBackend.check_block_size(size)
+
+
+def fast_backend(name: str, unusable: str | None = None, unsupported: str | None = None) -> type[TorchBackend]:
+    """冒充快后端，按要求说“用不了”或“不支持”。
+    Stands in for a fast backend, unusable or unsupporting as asked.
+    """
+    methods = {
+        "name": name,
+        "why_unusable": classmethod(lambda cls, device: unusable),
+        "why_unsupported": classmethod(lambda cls, head_dim, dtype: unsupported),
+    }
+    return type("FakeBackend", (TorchBackend,), methods)
+
+
+@pytest.mark.parametrize(
+    "triton, flash, chosen",
+    [
+        ({}, {}, "triton"),
+        ({"unusable": "old GPU"}, {}, "flash"),
+        ({"unsupported": "head_dim=80"}, {}, "flash"),
+        ({"unsupported": "head_dim=80"}, {"unsupported": "head_dim=80"}, "sdpa"),
+        ({"unusable": "old GPU"}, {"unusable": "not there"}, "sdpa"),
+    ],
+)
+def test_auto_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, triton: dict[str, str], flash: dict[str, str], chosen: str
+) -> None:
+    # 不用真的 GPU：只看选择的规则。
+    # No real GPU is needed: this is about the rule of choice.
+    for name, options in (("triton", triton), ("flash", flash)):
+        module = ModuleType(f"fake_{name}_module")
+        module.FakeBackend = fast_backend(name, **options)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        register(monkeypatch, name, module.__name__)
+    assert choose_backend("cuda", 80, torch.bfloat16) == chosen
+    assert choose_backend("cpu", 80, torch.bfloat16) == "sdpa"
+
+
+def test_auto_on_cuda_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("triton", "flash"):
+        register(monkeypatch, name, "module_that_nobody_has", (MISSING,))
+    assert choose_backend("cuda") == "sdpa"
 
 
 @pytest.mark.parametrize("name", ["torch", "sdpa"])

@@ -169,16 +169,19 @@ def test_unknown_keyword_is_a_type_error(folder: Path) -> None:
     ("option", "value"),
     [
         *[("max_model_len", value) for value in (0, -1, 1.5, "100", True)],
-        *[("max_num_seqs", value) for value in (0, -1, None)],
+        *[("max_num_seqs", value) for value in (0, -1, None, True)],
         ("max_num_batched_tokens", 0),
         ("num_kvcache_blocks", 0),
         *[("kvcache_block_size", value) for value in (0, 4, 12, 100)],
-        *[("gpu_memory_utilization", value) for value in (0, -0.1, 1.1, float("nan"))],
+        *[("gpu_memory_utilization", value) for value in (0, -0.1, 1.1, float("nan"), True, "0.5", None)],
         ("dtype", "float64"),
         ("device", "tpu"),
         ("device", "mps"),
         ("device", "cuda:99"),
-        *[("seed", value) for value in (-1, 2**63)],
+        *[("seed", value) for value in (-1, 2**63, True, 1.5, "0")],
+        *[("enable_prefix_caching", value) for value in ("False", 0, None)],
+        *[("enforce_eager", value) for value in (1, "yes", None)],
+        *[("strict", value) for value in ("no", 0, None)],
     ],
 )
 def test_a_bad_option_names_itself_and_its_value(folder: Path, option: str, value: Any) -> None:

@@ -255,10 +255,13 @@ def test_broken_index(tmp_path: Path, content: str) -> None:
     refuses(lambda: load(folder), "model.safetensors.index.json")
 
 
-def test_index_wins_over_a_single_file(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", random_weights(), shards=2)
-    save_file({"stray": torch.ones(1)}, folder / "model.safetensors")
-    assert len(shard_files(folder)) == 2
+def test_a_single_file_wins_over_an_index(tmp_path: Path) -> None:
+    # 索引指向的分片里是多余的张量：读了它就会报错。
+    # The shard that the index names holds a stray tensor: reading it would fail.
+    folder = write(tmp_path / "model", random_weights())
+    save_file({"stray": torch.ones(1)}, folder / "stray.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"stray": "stray.safetensors"}}))
+    assert shard_files(folder) == [folder / "model.safetensors"]
     load(folder)
 
 
@@ -359,8 +362,45 @@ def test_defaults_are_those_of_transformers() -> None:
     assert (config.head_dim, config.num_key_value_heads) == (4, 4)
     assert (config.rms_norm_eps, config.rope_theta, config.rope_scaling) == (1e-6, 10000.0, None)
     assert (config.tie_word_embeddings, config.eos_token_ids, config.dtype) == (False, (), torch.float32)
-    nulls = parse_config({**CONFIG, "head_dim": None, "num_key_value_heads": None, "quantization_config": None})
-    assert (nulls.head_dim, nulls.num_key_value_heads) == (4, 4)
+
+
+OPTIONAL = (
+    "head_dim",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "hidden_act",
+    "use_sliding_window",
+    "quantization_config",
+    "eos_token_id",
+    "dtype",
+    "torch_dtype",
+)
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_null_counts_as_absent(key: str) -> None:
+    assert parse_config({**CONFIG, key: None}) == parse_config(without(key))
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "partial_rotary_factor", "rope_type", "type"])
+def test_null_counts_as_absent_in_the_rope_object(key: str) -> None:
+    for name in ("rope_parameters", "rope_scaling"):
+        config = {**without("rope_parameters"), "rope_theta": 5e5, name: {"rope_type": "default"}}
+        absent = {**config, name: {k: v for k, v in config[name].items() if k != key}}
+        assert parse_config({**config, name: {**config[name], key: None}}) == parse_config(absent)
+        assert parse_config(absent).rope_theta == 5e5
+
+
+def test_an_empty_rope_parameters_hides_no_rope_scaling() -> None:
+    config = parse_config({**CONFIG, "rope_parameters": {}, "rope_scaling": LLAMA3})
+    assert config.rope_scaling is not None
 
 
 def test_both_spellings() -> None:
@@ -374,7 +414,7 @@ def test_both_spellings() -> None:
         assert parse_config({**old, "rope_theta": 1e6, "rope_scaling": plain}).rope_theta == 1e6
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope", "su", "LLAMA3", "", 7, None, ["llama3"]])
+@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope", "su", "LLAMA3", "", 7, ["llama3"]])
 def test_unknown_rope_type(kind: Any) -> None:
     message = refuses(
         lambda: parse_config({**CONFIG, "rope_parameters": {**LLAMA3, "rope_type": kind}}), "rope type", "llama3"
@@ -422,7 +462,7 @@ def test_missing_integers(key: str) -> None:
     refuses(lambda: parse_config({**CONFIG, key: None}), key)
 
 
-@pytest.mark.parametrize("value", [True, 0, -1e-6, math.nan, math.inf, -math.inf, "1e-5", [1e-5], None, HUGE])
+@pytest.mark.parametrize("value", [True, 0, -1e-6, math.nan, math.inf, -math.inf, "1e-5", [1e-5], HUGE])
 def test_bad_numbers(value: Any) -> None:
     refuses(lambda: parse_config({**CONFIG, "rms_norm_eps": value}), "rms_norm_eps", "positive number")
     old = without("rope_parameters")
@@ -430,7 +470,7 @@ def test_bad_numbers(value: Any) -> None:
 
 
 @pytest.mark.parametrize("key", ["tie_word_embeddings", "attention_bias", "mlp_bias"])
-@pytest.mark.parametrize("value", [0, 1, "true", None, [], math.nan])
+@pytest.mark.parametrize("value", [0, 1, "true", [], math.nan])
 def test_bad_flags(key: str, value: Any) -> None:
     refuses(lambda: parse_config({**CONFIG, key: value}), key, "true or false")
 
@@ -441,10 +481,10 @@ def test_bad_flags(key: str, value: Any) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"quantization_config": {}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"hidden_act": None}, "hidden_act"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 1.0}, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "4 query heads"),
         ({"head_dim": 7}, "head_dim=7"),
         ({"dtype": "float8"}, "float8"),

@@ -8,7 +8,7 @@ The judge is a float64 run of `transformers`: our float32 error is at most 3 tim
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,12 @@ from models.config import load_config
 from models.llama import LlamaForCausalLM, randomize_weights
 from models.loader import load_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BLOCK_SIZE = 8
 # 绝对下限：`transformers` 自己恰好几乎没有误差时，不要求我们也恰好没有。
 # An absolute floor: where transformers happens to have almost no error, ours need not happen to have none.
 FLOOR = 1e-7
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """张量很小，多线程只会互相等待。
-    The tensors are small; more threads would only wait for each other.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def load(folder: Path, backend: str = "sdpa") -> LlamaForCausalLM:

@@ -1,8 +1,8 @@
-"""Triton 后端：自己写的 GPU 内核，一个文件一类。
+"""Triton 后端：自己写的 GPU 核函数，一个文件一类。
 
 store（写缓存）、decode（解码）、prefill（预填充）、fused（融合）、gemv（矩阵乘向量）、sample（采样）。
 
-`TRITON_INTERPRET=1` 时，同一份内核在 CPU 上逐个程序地解释执行：慢，但可以打断点，测试也靠它。
+`TRITON_INTERPRET=1` 时，同一份核函数在 CPU 上逐个程序地解释执行：慢，但可以打断点，测试也靠它。
 
 The Triton backend: our own GPU kernels, a file for each kind: store, decode, prefill, fused, gemv, sample.
 
@@ -31,7 +31,7 @@ from backends.triton.store import store_kvcache
 
 
 def why_no_triton(device: torch.device) -> str | None:
-    """这台设备上跑不了 Triton 内核的原因；`flash` 后端也用它。
+    """这台设备上跑不了 Triton 核函数的原因；`flash` 后端也用它。
 
     Why Triton kernels cannot run on this device; the `flash` backend asks it, too.
     """
@@ -100,7 +100,7 @@ class TritonFusedKernels(FusedKernels):
 
 
 class TritonBackend(AttentionBackend):
-    """自己的内核：页大小任意，长度在设备上读，可以录进 CUDA graph。
+    """自己的核函数：块大小任意，长度在设备上读，可以录进 CUDA graph。
 
     Our own kernels: any block size, lengths read on the device, ready for CUDA graphs.
     """
@@ -165,7 +165,7 @@ class TritonBackend(AttentionBackend):
         """
         check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-        # 内核按连续存放算地址；K、V 缓存必然连续，打包的 K、V 和 q 可能是别人的切片。
+        # 核函数按连续存放算地址；K、V 缓存必然连续，打包的 K、V 和 q 可能是别人的切片。
         # The kernel computes addresses of contiguous tensors; caches are, but q and packed K and V may be slices.
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         return prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scale, causal, block_table)
@@ -194,7 +194,7 @@ class TritonBackend(AttentionBackend):
             )
             return out.unsqueeze(1)
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
-        # 长度要变成前缀和：[3, 5] 得到 [0, 3, 8]。
+        # 长度要变成累计长度：[3, 5] 得到 [0, 3, 8]。
         # Lengths become running sums: [3, 5] gives [0, 3, 8].
         cu_seqlens_k = torch.nn.functional.pad(cache_seqlens.cumsum(0, dtype=torch.int32), (1, 0))
         flat = q.reshape(-1, num_heads, head_dim)

@@ -23,6 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 
+# 张量进了核函数只剩指针，大写的 `tl.constexpr` 参数在编译时就已知；GPU 的基本概念见 `store.py` 的注释。
+# Inside a kernel a tensor is a mere pointer, and the `tl.constexpr` arguments in capitals are known at compile time;
+# for the basics of a GPU see the comments in `store.py`.
 @triton.jit
 def decode_kernel(
     q_ptr,
@@ -46,6 +49,9 @@ def decode_kernel(
 
     One program: one sequence, one KV head, one split of the history.
     """
+    # 网格有 3 维：序列、KV 头、段。例：1 条序列、8 个 KV 头、32 段，共 256 个程序，132 个流处理器都能分到。
+    # The grid has 3 dimensions: sequence, KV head, split. Example: 1 sequence, 8 KV heads and 32 splits are 256
+    # programs, enough for all 132 multiprocessors.
     seq = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -57,13 +63,21 @@ def decode_kernel(
     # Share the tiles among the splits; example: 10 tiles over 4 splits are 3 each, and the last is left with 1.
     tiles = tl.cdiv(length, BLOCK_N)
     split_len = tl.cdiv(tiles, NUM_SPLITS) * BLOCK_N
+    # 例：长度 600 是 10 个 64 的 tile，4 段的起点是 0、192、384、576，最后一段只有 24 个 token。
+    # Example: length 600 is 10 tiles of 64; 4 splits begin at 0, 192, 384 and 576, and the last has 24 tokens.
     start = split * split_len
     end = tl.minimum(start + split_len, length)
 
     # 同组的 G 个 query 头拼成一个小矩阵，补到 16 行：`tl.dot` 至少要 16 行才用得上张量核心。
     # The group's G query heads form a small matrix, padded to 16 rows: `tl.dot` needs 16 to use tensor cores.
+    # `tl.arange` 的长度必须是 2 的幂：tile 要平均分给线程，线程数（32 乘 warp 数）也是 2 的幂。
+    # The length of `tl.arange` must be a power of 2: a tile is shared evenly among threads, whose number (32 times the
+    # warps) is a power of 2 as well.
     g = tl.arange(0, BLOCK_G)
     d = tl.arange(0, HEAD_DIM)
+    # 例：32 个 query 头、8 个 KV 头，`GROUP` = 4：KV 头 2 服务 query 头 8 到 11；补上的 12 行读成 0，也不写回。
+    # Example: 32 query heads, 8 KV heads, `GROUP` = 4: KV head 2 serves query heads 8 to 11;
+    # the other 12 rows read as 0 and are not written back.
     q_head = kv_head * GROUP + g
     q_row = (seq * (NUM_KV_HEADS * GROUP) + q_head) * HEAD_DIM
     real_head = g < GROUP
@@ -71,41 +85,77 @@ def decode_kernel(
 
     # 在线 softmax 的三个累加器：目前的最大分数 m、指数之和 total、加权和 acc。
     # The accumulators of the online softmax: largest score so far m, sum of exponentials total, weighted sum acc.
+    # 三者都是 float32，并且一直留在寄存器里：bf16 只有 8 位有效数字，累加几百项就不准了。
+    # All three are float32 and stay in registers: bf16 keeps 8 significant bits, too few for sums of hundreds of terms.
     m = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_G, HEAD_DIM], tl.float32)
 
     table = block_table_ptr + seq * table_stride
+    # 流水线：`num_stages` 让编译器可以在算这一个 tile 时，就发出后面 tile 的读取，乘法不必每轮都干等显存。
+    # Pipelining: `num_stages` lets the compiler issue the loads of later tiles while this one is computed, so that the
+    # products need not wait for memory in every round.
     for n in range(start, end, BLOCK_N):
         token = n + tl.arange(0, BLOCK_N)
+        # 末尾的 tile 可能越过 `end`：GPU 的指针没有越界检查，掩码为假的位置不读显存，直接得到 `other` 的值。
+        # The last tile may run past `end`: a GPU's pointers have no bounds check; where the mask is false, memory is
+        # not read and the value is that of `other`.
         valid = token < end
-        # 查块表：页号乘页大小再加页内偏移，就是槽位；先转成 64 位再乘，大缓存会超过 2 ** 31 个元素。
-        # The block table gives the page; times page size plus offset is the slot, in 64 bits before multiplying, as a
+        # 查块表：块编号乘块大小再加块内偏移，就是槽位；先转成 64 位再乘，大缓存会超过 2 ** 31 个元素。
+        # The block table gives the block; times block size plus offset is the slot, in 64 bits before multiplying, as a
         # large cache exceeds 2 ** 31 elements.
+        # `PAGE_SIZE` 就是块大小，编译时已知，所以这个 `if` 在编译时就选好了一边，运行时没有判断。
+        # `PAGE_SIZE` is the block size, known at compile time, so this `if` is settled by the compiler and costs
+        # nothing at run time.
         if PAGE_SIZE >= BLOCK_N:
-            # 页不小于 tile：整个 tile 在同一页里，只查一次。
-            # A page is no smaller than the tile, which then lies in a single page: look it up once.
+            # 块不小于 tile：整个 tile 在同一个块里，只查一次。
+            # A block is no smaller than the tile, which then lies in a single block: look it up once.
             page = tl.load(table + n // PAGE_SIZE).to(tl.int64)
+            # 例：块大小 256，n = 320：第 320 // 256 = 1 项，块内偏移 64，槽位连续的 64 个。
+            # Example: blocks of 256, n = 320: entry 320 // 256 = 1, offset 64, then 64 slots in a row.
             slot = page * PAGE_SIZE + n % PAGE_SIZE + tl.arange(0, BLOCK_N)
         else:
+            # 块比 tile 小：64 个 token 分在几个块里，逐个查表。例：块大小 16 时是 4 个块。
+            # Blocks smaller than the tile: its 64 tokens lie in several blocks and each looks up its own; blocks of 16
+            # make it 4.
             page = tl.load(table + token // PAGE_SIZE, mask=valid, other=0).to(tl.int64)
             slot = page * PAGE_SIZE + token % PAGE_SIZE
         kv_row = (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
         # K 直接按转置的形状 [D, N] 取，省去一次转置。
         # K is loaded in its transposed shape [D, N], which saves a transpose.
         k = tl.load(k_ptr + kv_row[None, :] + d[:, None], mask=valid[None, :], other=0.0)  # [D, BLOCK_N]
+        # `tl.dot` 是矩阵乘法，bf16 和 fp16 用张量核心；`"ieee"` 让 float32 的输入按完整精度相乘，不降成 TF32。
+        # `tl.dot` is a matrix product, on tensor cores for bf16 and fp16; `"ieee"` multiplies float32 inputs in full
+        # precision and not in TF32.
         scores = tl.dot(q, k, input_precision="ieee") * scale_log2  # [BLOCK_G, BLOCK_N]
+        # 越界的 key 读成 0，分数是 0 而不是“没有”；换成 -inf，2 ** -inf 才正好是 0。
+        # A key past the end reads as 0, and its score is 0 and not "none"; as -inf it becomes 2 ** -inf, which is just
+        # 0.
         scores = tl.where(valid[None, :], scores, float("-inf"))
 
         # 新的最大值出现时，旧的累加器按 2 ** (旧 - 新) 缩小，结果与一次看完全部分数相同。
         # When a larger score appears, the old accumulators shrink by 2 ** (old - new), as if all were seen at once.
+        # 减去最大值是防溢出：2 ** 200 在 float32 里已是 inf，而 2 ** (分数 - 最大值) 总在 0 与 1 之间。
+        # Subtracting the maximum prevents overflow: 2 ** 200 is inf in float32, while 2 ** (score - maximum) is between
+        # 0 and 1.
+        # 例：先看到分数 2，`total` 是 1；又看到 3：旧的乘 2 ** (2 - 3) = 0.5，`total` = 1 * 0.5 + 1 = 1.5。
+        # Example: score 2 comes first, `total` is 1; then 3: the old is scaled by 2 ** (2 - 3) = 0.5,
+        # and `total` = 1 * 0.5 + 1 = 1.5.
+        # v 是 10 和 20 时，`acc` 从 10 变成 10 * 0.5 + 20 = 25，输出 25 / 1.5 = 16.67，与一次算完的 softmax 相同。
+        # With v of 10 and 20, `acc` goes from 10 to 10 * 0.5 + 20 = 25, and 25 / 1.5 = 16.67 is what one full softmax
+        # gives.
         m_new = tl.maximum(m, tl.max(scores, 1))
+        # 一段里的第 1 个 tile，m 还是 -inf，2 ** -inf = 0：空的累加器乘 0，仍是 0。
+        # At tile 1 of a split, m is still -inf, and 2 ** -inf = 0: empty accumulators times 0 stay 0.
         shrink = tl.exp2(m - m_new)
         p = tl.exp2(scores - m_new[:, None])
         total = total * shrink + tl.sum(p, 1)
         # 没写过的槽位可能是 NaN，0 * NaN 还是 NaN，所以取 V 时也要把它们换成 0。
         # An unwritten slot may hold NaN, and 0 * NaN is NaN, so V's invalid rows are loaded as 0, too.
         v = tl.load(v_ptr + kv_row[:, None] + d[None, :], mask=valid[:, None], other=0.0)  # [BLOCK_N, D]
+        # p 先转成 v 的精度：张量核心要求两个输入的 dtype 相同；乘积的累加仍是 float32。
+        # p is cast to v's precision first: tensor cores want both inputs of one dtype; the products still add up in
+        # float32.
         acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         m = m_new
 
@@ -114,6 +164,8 @@ def decode_kernel(
     empty = total == 0.0
     out = acc / tl.where(empty, 1.0, total)[:, None]
     out_row = ((seq * (NUM_KV_HEADS * GROUP) + q_head) * NUM_SPLITS + split) * HEAD_DIM
+    # 不切段时直接写出结果；切了段，这里是 float32 的部分结果，由 `merge_kernel` 合并。
+    # With one split this is the result itself; with several it is a float32 part, for `merge_kernel` to combine.
     tl.store(out_ptr + out_row[:, None] + d[None, :], out.to(out_ptr.dtype.element_ty), mask=real_head[:, None])
     if NUM_SPLITS > 1:
         # 各段的“总权重”以 log2 记下，合并时按它加权；空段记 -inf，权重就是 0。
@@ -132,6 +184,8 @@ def merge_kernel(partial_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, NUM_SPLI
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, NUM_SPLITS)
     d = tl.arange(0, HEAD_DIM)
+    # 例：两段的 lse 是 3 和 2，权重就是 1 和 0.5：第 1 段占三分之二。
+    # Example: splits with lse 3 and 2 have weights 1 and 0.5, so split 1 counts for two thirds.
     lse = tl.load(lse_ptr + row * NUM_SPLITS + s)  # [NUM_SPLITS]
     # 全是空段时最大值是 -inf，换成 0 再减，避免 -inf - (-inf) = NaN。
     # If all splits are empty the maximum is -inf; subtract 0 instead, as -inf - (-inf) = NaN.
@@ -148,12 +202,12 @@ def merge_kernel(partial_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, NUM_SPLI
 
 
 def choose_num_splits(batch: int, num_kv_heads: int, num_processors: int) -> int:
-    """历史切成几段：程序数将要凑满每个流处理器 4 个时停下，取 2 的幂，最多 64。
+    """历史切成几段：程序数将要凑满每个流处理器 4 个时停下，取 2 的幂，最多 32。
 
     例（132 个流处理器，8 个 KV 头）：1 条序列切 32 段，8 条切 8 段，64 条以上不切。
     只看批大小、不看长度，所以录进 CUDA graph 之后仍然适用。
 
-    How many splits: a power of 2 that stops short of 4 programs for each multiprocessor, at most 64.
+    How many splits: a power of 2 that stops short of 4 programs for each multiprocessor, at most 32.
     Example (132 multiprocessors, 8 KV heads): 1 sequence is cut into 32, 8 into 8, and from 64 on there is 1.
     It depends on the batch size and not on lengths, so it holds inside a CUDA graph.
     """
@@ -162,7 +216,7 @@ def choose_num_splits(batch: int, num_kv_heads: int, num_processors: int) -> int
     # H200 上量过：1 条 2048 的序列，32 段用 9.1 微秒，64 段用 9.6；8 条 600 的，8 段用 13.1，16 段用 15.9。
     # Measured on an H200: 1 sequence of 2048 takes 9.1 µs in 32 splits, 9.6 in 64;
     # 8 sequences of 600 take 13.1 in 8 splits, 15.9 in 16.
-    while splits < 64 and 2 * splits * programs < 4 * num_processors:
+    while splits < 32 and 2 * splits * programs < 4 * num_processors:
         splits *= 2
     return splits
 
@@ -176,7 +230,7 @@ def decode_attention(
     softmax_scale: float,
     num_processors: int,
 ) -> Tensor:
-    """启动上面两个内核。
+    """启动上面两个核函数。
 
     Launch the two kernels above.
 
@@ -196,11 +250,21 @@ def decode_attention(
         return out
     group = num_heads // num_kv_heads
     num_splits = choose_num_splits(batch, num_kv_heads, num_processors)
+    # 只有 1 段时不必合并：核函数直接写 `out`，`lse` 用不到，传谁都行。
+    # With 1 split there is nothing to merge: the kernel writes `out` itself, and `lse` is not used, whatever it is.
     if num_splits == 1:
         partial, lse = out, out
     else:
         partial = torch.empty(batch, num_heads, num_splits, head_dim, dtype=torch.float32, device=q.device)
         lse = torch.empty(batch, num_heads, num_splits, dtype=torch.float32, device=q.device)
+    # 程序之间不能互相等待，所以合并是另一次启动；同一条流上的启动按次序执行，合并时各段一定已经写完。
+    # Programs cannot wait for each other, so merging is a launch of its own; launches on one stream run in order, and
+    # all splits are written when it starts.
+    # H200 上量过：64 条序列，64 个 token 一块、2 个 warp 用 31.9 微秒，128 一块、4 个 warp 用 33.8；
+    # 200 条时反过来，是 163.4 对 154.5：程序够多时，大块少算几次地址。
+    # Measured on an H200: 64 sequences take 31.9 µs with tiles of 64 and 2 warps, 33.8 with 128 and 4;
+    # at 200 it is 163.4 against 154.5: with enough programs, large tiles compute fewer addresses.
+    block_n, num_warps = (128, 4) if batch * num_kv_heads >= 6 * num_processors else (64, 2)
     decode_kernel[(batch, num_kv_heads, num_splits)](
         q,
         k_cache,
@@ -218,9 +282,11 @@ def decode_attention(
         BLOCK_G=max(16, triton.next_power_of_2(group)),
         HEAD_DIM=head_dim,
         PAGE_SIZE=page_size,
-        BLOCK_N=64,
+        BLOCK_N=block_n,
         NUM_SPLITS=num_splits,
-        num_warps=2,
+        # 3 级流水线，最多提前 2 个 tile 取数。
+        # A pipeline of 3 stages loads up to 2 tiles ahead.
+        num_warps=num_warps,
         num_stages=3,
     )
     if num_splits > 1:

@@ -3,7 +3,7 @@
 等价的 PyTorch：`F.linear(x, weight, bias)`，其中 x 是 [1, in_features]。
 
 单个请求解码时，一步的时间几乎全花在这里。通用的矩阵乘法是为“多行”准备的，只有 1 行时吃不满带宽；
-这里每个程序负责几行权重，沿着输入维一块一块地读，乘加都在寄存器里。
+这里每个程序负责几行权重，沿着输入维一小块一小块地读，乘加都在寄存器里。
 
 Matrix times vector: a linear layer whose input has 1 row; its limit is the time to read the weight once.
 
@@ -29,29 +29,50 @@ def gemv_kernel(
 
     One program: `BLOCK_N` outputs.
     """
+    # 例：`BLOCK_N` = 2 时，第 3 个程序（编号从 0 数起）算第 6、7 个输出。
+    # Example: with `BLOCK_N` = 2, program 3 (counted from 0) computes outputs 6 and 7.
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
+    # 输出数不是 `BLOCK_N` 的倍数时，最后一个程序会越过末尾；越界的行由掩码盖住，读成 0，也不写回。
+    # Where the outputs are no multiple of `BLOCK_N`, the last program runs past the end; the mask hides those rows,
+    # which read as 0 and are not written back.
     inside = n < num_rows
     # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
     # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
     rows = weight_ptr + n.to(tl.int64)[:, None] * SIZE
     # 每个线程先攒自己那几列的和，循环结束才跨线程求和：跨线程比乘加贵得多。
     # Each thread sums its own columns first, and threads are added up once at the end: that costs far more.
+    # 累加要用 float32：bf16 只有 8 位有效数字，256 + 1 还是 256，加上几千项之后，小的项全丢了。
+    # Sums want float32: bf16 keeps 8 significant bits, 256 + 1 is still 256, and over thousands of terms the small ones
+    # are lost.
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    # x 会被每个程序重读一遍，但它只有几 KB，读第 2 遍起多半在 GPU 的缓存里；贵的是权重，每个元素只读 1 遍。
+    # Every program reads x again, but it is a few KB and mostly in the GPU's caches from pass 2 on; the weight is what
+    # costs, and each of its elements is read 1 time.
     for start in range(0, SIZE, BLOCK_K):
         column = start + k
         real = column < SIZE
         x = tl.load(x_ptr + column, mask=real, other=0.0).to(tl.float32)
+        # 行 [BLOCK_N, 1] 加列 [1, BLOCK_K]，广播成一张二维的地址表；相邻的列在显存里也相邻，一次能取一整段。
+        # Rows [BLOCK_N, 1] plus columns [1, BLOCK_K] broadcast to a table of addresses; neighbouring columns are
+        # neighbours in memory, too, and are fetched together.
         w = tl.load(rows + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
+        # 1 行输入用不上张量核心（它要成块的行），逐个乘加就够：时间花在等数据上，不在算。
+        # 1 row of input has no use for tensor cores, which want blocks of rows; plain products do, as the time goes
+        # into waiting for data and not into arithmetic.
         acc += w.to(tl.float32) * x[None, :]
     out = tl.sum(acc, 1)
+    # `HAS_BIAS` 在编译时就已知：没有偏置的那份核函数里，根本没有下面这一行。
+    # `HAS_BIAS` is known at compile time: the kernel without a bias does not contain the next line at all.
     if HAS_BIAS:
         out += tl.load(bias_ptr + n, mask=inside, other=0.0).to(tl.float32)
+    # `out_ptr.dtype.element_ty` 是输出张量的 dtype：全部加完，才从 float32 舍入一次。
+    # `out_ptr.dtype.element_ty` is the output's dtype: float32 is rounded once, after all has been added.
     tl.store(out_ptr + n, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """启动上面的内核。
+    """启动上面的核函数。
 
     Launch the kernel above.
 
@@ -68,6 +89,10 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # Measured on an H200: with large inputs 1 row a program and 512 columns at a time are fastest; with small ones the
     # loop is too short, so take 2 rows and 1024 columns.
     block_n, block_k = (1, 512) if size >= 3072 else (2, 1024)
+    # `triton.cdiv` 是向上取整的除法：7 个输出、每个程序 2 个，要 4 个程序。
+    # `triton.cdiv` divides and rounds up: 7 outputs at 2 a program take 4 programs.
+    # 没有偏置时传 x 占位：指针总得给一个，而核函数不会去读它。
+    # Without a bias, x stands in: there must be some pointer, and the kernel never reads it.
     gemv_kernel[(triton.cdiv(num_rows, block_n),)](
         x, weight, x if bias is None else bias, out, num_rows,
         SIZE=size, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, num_warps=4,

@@ -31,6 +31,9 @@ def kv_rows(
 
     Where these tokens' K and V begin; a `PAGE_SIZE` of 0 means packed, without a block table.
     """
+    # `PAGE_SIZE` 在编译时已知，三个分支只有一个会被编译；返回的是元素下标，调用者再加上 `HEAD_DIM` 维的偏移。
+    # `PAGE_SIZE` is known at compile time, so one branch of the three is compiled; the result is indices of elements,
+    # to which the caller adds the offsets along `HEAD_DIM`.
     if PAGE_SIZE == 0:
         slot = k_start.to(tl.int64) + token
     elif PAGE_SIZE >= BLOCK_N:
@@ -67,11 +70,16 @@ def prefill_kernel(
     """
     seq = tl.program_id(2)
     head = tl.program_id(1)
+    # 例：32 个 query 头、8 个 KV 头，每组 4 个：query 头 0 到 3 用 KV 头 0，头 5 用 KV 头 1。
+    # Example: 32 query heads and 8 KV heads make groups of 4: query heads 0 to 3 use KV head 0, and head 5 uses KV head
+    # 1.
     kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
     # 因果掩码下靠后的 query 看得更多、算得更久，让它们先开始，收尾时就不会只剩一个在忙。
     # Under the causal mask later queries see more and take longer; start with them, so none is left alone at the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
 
+    # 相邻的两个累计长度之差就是长度：[0, 3, 8] 的序列 1 从第 3 行开始，长 8 - 3 = 5。
+    # Neighbouring running sums differ by the length: in [0, 3, 8] sequence 1 begins at row 3 and has 8 - 3 = 5.
     q_start = tl.load(cu_seqlens_q_ptr + seq)
     q_len = tl.load(cu_seqlens_q_ptr + seq + 1) - q_start
     k_start = tl.load(cu_seqlens_k_ptr + seq)
@@ -84,10 +92,15 @@ def prefill_kernel(
 
     m_offsets = first + tl.arange(0, BLOCK_M)
     d = tl.arange(0, HEAD_DIM)
+    # 例：长 100 的序列用两个 64 行的 tile，第 2 个只有 36 行是真的；其余读成 0，照算但不写回，免得写到别的序列里。
+    # Example: a sequence of 100 takes tiles of 64 rows; tile 2 has 36 real ones. The others read as 0, are computed
+    # along and never written, as that place may be another sequence's.
     real_query = m_offsets < q_len
     q_row = ((q_start + m_offsets).to(tl.int64) * NUM_HEADS + head) * HEAD_DIM
     q = tl.load(q_ptr + q_row[:, None] + d[None, :], mask=real_query[:, None], other=0.0)  # [BLOCK_M, D]
 
+    # 在线 softmax 的三个累加器，都是 float32；带数字的例子见 `decode.py`。
+    # The three accumulators of the online softmax, all float32; for an example with numbers see `decode.py`.
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
@@ -101,6 +114,10 @@ def prefill_kernel(
     else:
         end = k_len
         all_see = k_len
+    # 例：`BLOCK_M` = `BLOCK_N` = 64，从头预填充 200 个 token，`first` = 64：`all_see` = 65，`whole` = 64，`end` = 128。
+    # Example: `BLOCK_M` = `BLOCK_N` = 64, 200 tokens with nothing cached, `first` = 64: `all_see` = 65, `whole` = 64,
+    # `end` = 128.
+    #     keys 0 .. 63: part one, no mask     64 .. 127: part two, masked     128 .. 199: never read
     whole = all_see // BLOCK_N * BLOCK_N
 
     table = block_table_ptr + seq.to(tl.int64) * table_stride
@@ -109,13 +126,21 @@ def prefill_kernel(
     for n in range(0, whole, BLOCK_N):
         token = n + tl.arange(0, BLOCK_N)
         row = kv_rows(n, token, token < k_len, table, k_start, kv_head, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, BLOCK_N)
+        # `row` 作列、`d` 作行，取出来就是转置好的 K；没有掩码，因为这个 tile 里全是真实的 key。
+        # With `row` for columns and `d` for rows, K arrives transposed; there is no mask, as all keys of this tile are
+        # real.
         k = tl.load(k_ptr + row[None, :] + d[:, None])  # [D, BLOCK_N]
         scores = tl.dot(q, k, input_precision="ieee") * scale_log2  # [BLOCK_M, BLOCK_N]
+        # 每一行都看得见这里的每个 key，所以 `m_new` 一定不是 -inf，不必像第二段那样防 NaN。
+        # Every row sees every key here, so `m_new` is never -inf and needs no guard against NaN as in part two.
         m_new = tl.maximum(m, tl.max(scores, 1))
         shrink = tl.exp2(m - m_new)
         p = tl.exp2(scores - m_new[:, None])
         total = total * shrink + tl.sum(p, 1)
         v = tl.load(v_ptr + row[:, None] + d[None, :])  # [BLOCK_N, D]
+        # 第三个参数是累加的起点：p @ v 直接加在缩小后的 `acc` 上，张量核心本来就会做“乘完再加”。
+        # The third argument is what to add to: p @ v goes on top of the shrunken `acc`, as tensor cores multiply and
+        # add anyway.
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         m = m_new
     # 第二段：对角线附近和结尾，逐个判断谁看得见谁。
@@ -128,6 +153,9 @@ def prefill_kernel(
         scores = tl.dot(q, k, input_precision="ieee") * scale_log2
         visible = valid[None, :]
         if CAUSAL:
+            # [1, BLOCK_N] 与 [BLOCK_M, 1] 比较，广播成一张 [BLOCK_M, BLOCK_N] 的布尔表：谁看得见谁。
+            # [1, BLOCK_N] compared with [BLOCK_M, 1] broadcasts to a table of booleans, [BLOCK_M, BLOCK_N]: who sees
+            # whom.
             visible = visible & (token[None, :] <= m_offsets[:, None] + shift)
         scores = tl.where(visible, scores, float("-inf"))
         m_new = tl.maximum(m, tl.max(scores, 1))
@@ -141,6 +169,9 @@ def prefill_kernel(
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         m = m_new
 
+    # 到最后才除一次总和；什么都没看到的行 `total` 是 0，改除以 1，输出就是约定的 0。
+    # Divide by the sum once, at the very end; a row that saw nothing has `total` 0 and divides by 1, giving the agreed
+    # 0.
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(out_ptr + q_row[:, None] + d[None, :], out.to(out_ptr.dtype.element_ty), mask=real_query[:, None])
 
@@ -176,6 +207,9 @@ def prefill_attention(
     # Measured on an H200, 16 × 1024, head_dim 128: tiles of 64 × 64 take 397 µs, 128 × 64 take 458.
     # With few queries 16 rows do.
     block_m = 64 if max_seqlen_q > 16 else 16
+    # 网格：（query 的 tile，query 头，序列）。例：两条序列，最长 200，32 个头：[4, 32, 2]，共 256 个程序。
+    # The grid: (tile of queries, query head, sequence). Example: two sequences, at most 200 long, 32 heads:
+    # [4, 32, 2], which is 256 programs.
     prefill_kernel[(triton.cdiv(max_seqlen_q, block_m), num_heads, num_seqs)](
         q,
         k,
@@ -183,7 +217,13 @@ def prefill_attention(
         out,
         cu_seqlens_q,
         cu_seqlens_k,
+        # 打包时没有块表，随便传一个张量占位：`PAGE_SIZE` 为 0 的那份核函数不会读它。
+        # Packed K and V have no block table, and any tensor stands in: the kernel compiled for `PAGE_SIZE` 0 never
+        # reads it.
         cu_seqlens_q if block_table is None else block_table,
+        # 1.4427 是 log2(e)，乘进缩放里，softmax 就能用 exp2：硬件直接算的是 2 的幂，exp(1) = 2 ** 1.4427 = 2.718。
+        # 1.4427 is log2(e); folded into the scale it lets softmax use exp2, as powers of 2 are what the hardware
+        # computes: exp(1) = 2 ** 1.4427 = 2.718.
         softmax_scale * 1.4426950408889634,
         0 if block_table is None else block_table.stride(0),
         NUM_HEADS=num_heads,
@@ -193,6 +233,9 @@ def prefill_attention(
         CAUSAL=causal,
         BLOCK_M=block_m,
         BLOCK_N=64,
+        # 4 个 warp（128 个线程）分一个 tile；2 级流水线：算这一个 tile 时，下一个可以已经在路上，再多要占更多共享内存。
+        # 4 warps (128 threads) share a tile; a pipeline of 2 stages: the next tile can be on its way while this one is
+        # computed. More stages would take more shared memory.
         num_warps=4,
         num_stages=2,
     )

@@ -22,6 +22,9 @@ def mix64(x):
 
     Bit for bit `_mix64` of `layers/sampler.py`, in unsigned numbers, whose right shift is logical anyway.
     """
+    # Triton 的整数乘法溢出时回绕，与 C 的无符号数相同，所以不必像 PyTorch 版那样另做掩码。
+    # Integer products in Triton wrap around as C's unsigned ones do, so no extra masks are needed as in the PyTorch
+    # version.
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     return x ^ (x >> 31)
@@ -46,17 +49,30 @@ def sample_kernel(
 
     One program: BLOCK tokens of one row; it keeps the best of them.
     """
+    # 网格有两维：第 0 维是行，第 1 维是词表的第几段。一行交给许多程序，行数少时 GPU 才忙得起来。
+    # The grid has two dimensions: dimension 0 is the row, dimension 1 the part of the vocabulary. A row goes to many
+    # programs, so that a few rows keep the GPU busy.
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     token = tile * BLOCK + tl.arange(0, BLOCK)
     inside = token < VOCAB
+    # 越界的位置读成 -inf，而不是 0：取最大值时它们一定落选。
+    # Positions past the end read as -inf and not 0, so that they never win the maximum.
     score = tl.load(logits_ptr + row * VOCAB + token, mask=inside, other=float("-inf")).to(tl.float32)
     temperature = tl.load(temperature_ptr + row)
+    # 与 `GREEDY_TEMPERATURE` 相同；核函数读不到普通的 Python 全局变量，所以写成数。
+    # The same as `GREEDY_TEMPERATURE`; a kernel cannot read ordinary Python globals, so the number stands here.
+    # 一个程序只管一行，温度对它是一个数，整个程序一起走或一起跳过这个分支；贪心行因此省下了噪声的计算。
+    # A program has one row, whose temperature is a single number, so all of it takes or skips this branch, and greedy
+    # rows save the work of the noise.
     if temperature >= 1e-5:
         golden = tl.full([], 0x9E3779B97F4A7C15, tl.uint64)
         seed = tl.load(seed_ptr + row).to(tl.uint64)
         index = tl.load(index_ptr + row).to(tl.uint64)
         key = mix64(mix64(seed + golden) + index * golden)
+        # 密钥是标量，一个程序只算 1 次；`bits` 才对 BLOCK 个 token 各算 1 次，用更便宜的 32 位运算。
+        # The key is a scalar, computed 1 time in a program; `bits` is computed 1 time for each of the BLOCK tokens, in
+        # cheaper 32-bit arithmetic.
         low, high = (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32).to(tl.uint32)
         bits = mix32(mix32(token.to(tl.uint32) + low) ^ high)
         # 除以 2 ** 32；float32 会把最大的几个舍入成 1，那样 log(1 - u) 就是 -inf，所以压到 1 以下。
@@ -67,8 +83,16 @@ def sample_kernel(
         # bit.
         series = u * (1.0 + u * (0.5 + u * (0.3333333433 + u * 0.25)))
         exponential = tl.where(u < 0.01, series, -tl.log(1.0 - u))
+        # -log(指数分布的随机数) 就是 Gumbel 噪声；加上它再取最大值，等于按 softmax 的概率抽样。
+        # -log of an exponential random number is Gumbel noise; the maximum after adding it is a draw by softmax's
+        # probabilities.
         score = score / temperature - tl.log(exponential)
+        # -inf 除以温度再加噪声仍是 -inf，这一行是保险：越界的 token 无论如何不能当选。
+        # -inf over the temperature plus noise is still -inf; this line makes sure: a token past the end must never win.
         score = tl.where(inside, score, float("-inf"))
+    # 程序之间不能互相等待，所以每个程序只写下自己这一段的冠军；总冠军在下面的 Python 里，由另一次启动选出。
+    # Programs cannot wait for each other, so each writes down the best of its own part; the overall best is chosen by a
+    # launch of its own, from Python below.
     best, where = tl.max(score, 0, return_indices=True)
     tl.store(best_ptr + row * tl.num_programs(1) + tile, best)
     tl.store(token_ptr + row * tl.num_programs(1) + tile, (tile * BLOCK + where).to(tl.int64))
@@ -88,11 +112,19 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: 
         [S] int64
     """
     rows, vocab = logits.shape
+    # 例：词表 128256，每段 4096，每行 32 个程序，各写下 1 个分数和 1 个 token，随后只需比较这 32 个。
+    # Example: a vocabulary of 128256 in parts of 4096 gives 32 programs a row, each writes 1 score and 1 token, and
+    # only these 32 are compared afterwards.
     block = 4096
     tiles = triton.cdiv(vocab, block)
     best = torch.empty(rows, tiles, dtype=torch.float32, device=logits.device)
     token = torch.empty(rows, tiles, dtype=torch.int64, device=logits.device)
+    # 8 个 warp 是 256 个线程，4096 个 token 正好每个线程 16 个。
+    # 8 warps are 256 threads, so that 4096 tokens are just 16 a thread.
     sample_kernel[(rows, tiles)](
         logits, temperatures, seeds, output_indices, best, token, VOCAB=vocab, BLOCK=block, num_warps=8
     )
+    # 先找出哪一段的冠军分数最高，再取它记下的 token：全在 GPU 上，不等 CPU。
+    # Find the part whose best score is highest, then take the token it wrote down: all on the GPU, with no wait for the
+    # CPU.
     return token.gather(1, best.argmax(1, keepdim=True)).squeeze(1)

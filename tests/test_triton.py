@@ -1,0 +1,265 @@
+"""Triton 的融合内核：每个都与它逐步写出的孪生兄弟比较；CPU 上由解释器运行，GPU 上再跑一遍。
+
+Triton's fused kernels, each against its plain twin; interpreted on the CPU, and once more on a GPU.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from layers.activation import silu_and_mul
+from layers.layernorm import RMSNorm
+from layers.linear import Linear
+from layers.rotary_embedding import RotaryEmbedding, apply_rotary
+from layers.sampler import SamplingInputs, gumbel_noise, sample
+
+pytest.importorskip("triton")
+
+from backends.base import FusedKernels, KVCache
+from backends.triton import TritonFusedKernels
+from backends.triton.decode import choose_num_splits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# 相对误差：半精度的中间结果会各自舍入一次。
+# Relative errors: intermediate results in half precision are each rounded once.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Place:
+    """在哪个设备上、用哪种精度。
+
+    Which device, and which dtype.
+    """
+
+    device: str
+    dtype: torch.dtype
+
+    def random(self, *shape: int, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed + sum(shape))
+        return torch.randn(*shape, generator=generator).to(self.device, self.dtype)
+
+    def close(self, out: Tensor, expected: Tensor) -> None:
+        tolerance = TOLERANCE[self.dtype]
+        assert out.dtype == expected.dtype
+        torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+
+
+def places() -> Iterator[object]:
+    """没有 GPU 时用解释器（它没有 bf16）；有 GPU 时，三种精度都在 GPU 上跑。
+
+    The interpreter (which has no bf16) where there is no GPU, else all three dtypes on the GPU.
+    """
+    for device, dtypes in {"cpu": (torch.float32, torch.float16), "cuda": tuple(TOLERANCE)}.items():
+        marks = [pytest.mark.gpu] if device == "cuda" else []
+        if device == "cpu" and torch.cuda.is_available():
+            continue
+        for dtype in dtypes:
+            name = f"{device}-{str(dtype).removeprefix('torch.')}"
+            yield pytest.param(Place(device, dtype), id=name, marks=marks)
+
+
+@pytest.fixture(params=list(places()))
+def place(request: pytest.FixtureRequest) -> Place:
+    return request.param
+
+
+@pytest.fixture
+def fused() -> FusedKernels:
+    return TritonFusedKernels()
+
+
+# ---- 归一化与激活 ----
+# ---- norm and activation ----
+
+
+@pytest.mark.parametrize("num_tokens, size", [(1, 64), (3, 96), (2, 1000), (5, 1)])
+def test_add_rms_norm(fused: FusedKernels, place: Place, num_tokens: int, size: int) -> None:
+    norm = RMSNorm(size, EPS)
+    norm.weight.data = place.random(size, seed=1)
+    x, residual = place.random(num_tokens, size, seed=2), place.random(num_tokens, size, seed=3)
+    before = x.clone(), residual.clone()
+    for delta in (residual, None):
+        normed, total = fused.add_rms_norm(x, delta, norm.weight, EPS)
+        expected_normed, expected_total = norm.add_and_norm(x, delta, None)
+        # 和没有舍入的余地：逐位相同。
+        # The sum leaves no room for rounding: bit for bit.
+        assert torch.equal(total, expected_total)
+        place.close(normed, expected_normed)
+    assert torch.equal(x, before[0]) and torch.equal(residual, before[1])
+
+
+@pytest.mark.parametrize("num_tokens, size", [(1, 32), (3, 96), (2, 1500)])
+def test_silu_and_mul(fused: FusedKernels, place: Place, num_tokens: int, size: int) -> None:
+    gate_up = 4 * place.random(num_tokens, 2 * size)
+    place.close(fused.silu_and_mul(gate_up), silu_and_mul(gate_up))
+
+
+# ---- 旋转与写缓存 ----
+# ---- rotation and store ----
+
+
+@pytest.mark.parametrize("with_norm", [False, True])
+@pytest.mark.parametrize("num_heads, num_kv_heads, head_dim", [(6, 2, 16), (4, 4, 32), (3, 1, 64)])
+def test_qk_norm_rope_store(
+    fused: FusedKernels, place: Place, num_heads: int, num_kv_heads: int, head_dim: int, with_norm: bool
+) -> None:
+    num_tokens, block_size = 5, 4
+    qkv = place.random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
+    positions = torch.tensor([0, 7, 300, 2, 40000], device=place.device)
+    cos, sin = RotaryEmbedding(head_dim, 500000.0, None).to(place.device)(positions)
+    norms = [RMSNorm(head_dim, EPS) for _ in range(2)]
+    for seed, norm in enumerate(norms):
+        norm.weight.data = place.random(head_dim, seed=10 + seed)
+    slots = torch.tensor([9, -1, 0, 4, 11], device=place.device)
+    shape = (3, block_size, num_kv_heads, head_dim)
+    cache = KVCache(*(torch.full(shape, float("nan"), device=place.device, dtype=place.dtype) for _ in range(2)))
+
+    weights = (norms[0].weight, norms[1].weight) if with_norm else None
+    q = fused.qk_norm_rope_store(qkv, cos, sin, weights, EPS, cache, slots)
+
+    # 逐步写出的做法，与 `LlamaAttention.forward` 的那几行相同。
+    # The steps written out, as in `LlamaAttention.forward`.
+    sizes = [heads * head_dim for heads in (num_heads, num_kv_heads, num_kv_heads)]
+    expected_q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in qkv.split(sizes, dim=-1))
+    if with_norm:
+        expected_q, k = norms[0](expected_q), norms[1](k)
+    place.close(q, apply_rotary(expected_q, cos, sin))
+    k = apply_rotary(k, cos, sin)
+    stored = [token for token, slot in enumerate(slots.tolist()) if slot >= 0]
+    untouched = sorted(set(range(3 * block_size)) - set(slots.tolist()))
+    for out, expected in ((cache.k, k), (cache.v, v)):
+        place.close(out.flatten(0, 1)[slots[stored]], expected[stored])
+        # 槽位 -1 什么也不写：别的槽位都还是 NaN。
+        # Slot -1 stores nothing: all other slots are still NaN.
+        assert out.flatten(0, 1)[untouched].isnan().all()
+    assert torch.equal(cache.v.flatten(0, 1)[slots[stored]], v[stored])
+
+
+# ---- 矩阵乘向量 ----
+# ---- matrix times vector ----
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("in_features, out_features", [(64, 96), (1, 1), (37, 5), (1030, 7), (3100, 3)])
+def test_gemv(fused: FusedKernels, place: Place, in_features: int, out_features: int, with_bias: bool) -> None:
+    x, weight = place.random(1, in_features), place.random(out_features, in_features, seed=1)
+    bias = place.random(out_features, seed=2) if with_bias else None
+    out = fused.gemv(x, weight, bias)
+    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    assert out.shape == (1, out_features) and out.dtype == place.dtype
+    # 误差按各项绝对值之和来量：正负相消时，结果本身可以很小。
+    # Errors are measured by the sum of absolute terms: where signs cancel, the result itself may be small.
+    scale = x.double().abs() @ weight.double().abs().T
+    assert float(((out.double() - expected).abs() / (scale + expected.abs())).max()) < TOLERANCE[place.dtype]
+
+
+def test_a_linear_layer_takes_gemv_for_1_row_only(fused: FusedKernels, place: Place) -> None:
+    linear = Linear(64, 24)
+    linear.weight.data = place.random(24, 64)
+    plain = {rows: linear(place.random(rows, 64)) for rows in (0, 1, 2)}
+    linear.fused = fused
+    for rows, expected in plain.items():
+        out = linear(place.random(rows, 64))
+        torch.testing.assert_close(out, expected, rtol=5e-2, atol=5e-2)
+    # 按列存放的权重（CPU 上的排法）内核不认识，仍走普通的乘法。
+    # A weight stored by columns (the layout on a CPU) is not for the kernel and takes the plain product.
+    linear.weight.data = place.random(64, 24).t()
+    assert not linear.weight.is_contiguous()
+    torch.testing.assert_close(linear(place.random(1, 64)), place.random(1, 64) @ linear.weight.t())
+
+
+# ---- 采样 ----
+# ---- sampling ----
+
+
+def sampling_inputs(temperatures: list[float], seeds: list[int], indices: list[int], device: str) -> SamplingInputs:
+    column = torch.tensor(temperatures, device=device)[:, None]
+    ids = (torch.tensor(values, dtype=torch.int64, device=device) for values in (seeds, indices))
+    off = torch.zeros_like(column)
+    return SamplingInputs(column, off + 1, off, off.long() + 2**40, *ids, any_filter=False, any_min_p=False)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 1000, 4096, 5003])
+def test_sample(fused: FusedKernels, place: Place, vocab_size: int) -> None:
+    temperatures = [0.0, 1.0, 0.6, 0.0, 2.0, 1.0, 1e-6, 0.1]
+    seeds = [0, 0, 2**63 - 1, 5, 123456789012345, 1, 2, 3]
+    indices = [0, 0, 7, 1, 100000, 1, 3, 2]
+    logits = 3 * place.random(len(seeds), vocab_size)
+    inputs = sampling_inputs(temperatures, seeds, indices, place.device)
+    plain, fast = sample(logits, inputs), sample(logits, inputs, fused)
+    assert fast.dtype == torch.int64 and fast.shape == plain.shape
+    noise = gumbel_noise(inputs.seeds, inputs.output_indices, vocab_size).cpu()
+    for row, (a, b) in enumerate(zip(plain.tolist(), fast.tolist())):
+        if a == b:
+            continue
+        # 不同只能是险胜。
+        # They may differ in a close call only.
+        greedy = temperatures[row] < 1e-5
+        scores = logits[row].double().cpu() / (1 if greedy else temperatures[row]) + (0 if greedy else noise[row])
+        assert abs(float(scores[a] - scores[b])) < 1e-3, f"row {row}: {a} and {b}"
+    # 贪心行不许不同（除非并列），而不同应当极少。
+    # Greedy rows may not differ (but for ties), and differences should be very rare.
+    greedy_rows = [row for row, t in enumerate(temperatures) if t < 1e-5]
+    assert torch.equal(logits[greedy_rows].gather(1, fast[greedy_rows, None]), logits[greedy_rows].amax(1, True))
+    assert int((plain != fast).sum()) <= 1
+
+
+def test_fused_sampling_follows_the_distribution(fused: FusedKernels, place: Place) -> None:
+    # 4 个 token，2000 次抽取：频率与 softmax 的差不超过 4 个标准差。
+    # 4 tokens and 2000 draws: frequencies lie within 4 standard deviations of softmax.
+    count = 2000 if place.device == "cuda" else 300
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]], device=place.device, dtype=place.dtype).repeat(count, 1)
+    inputs = sampling_inputs([1.0] * count, list(range(count)), [0] * count, place.device)
+    drawn = torch.bincount(sample(logits, inputs, fused), minlength=4).cpu() / count
+    expected = logits[0].float().softmax(-1).cpu()
+    assert (drawn - expected).abs().max() < 4 * (0.25 / count) ** 0.5
+
+
+def test_rows_with_filters_do_not_take_the_fused_kernel(place: Place) -> None:
+    logits = place.random(2, 50)
+    inputs = sampling_inputs([1.0, 1.0], [1, 2], [0, 0], place.device)
+    inputs.top_ks, inputs.any_filter = torch.ones_like(inputs.top_ks), True
+    refuse = object.__new__(TritonFusedKernels)
+    refuse.sample = lambda *_: pytest.fail("fused")  # type: ignore[method-assign]
+    assert torch.equal(sample(logits, inputs, refuse), logits.argmax(-1))
+
+
+# ---- 没有行，也不崩溃；切几段 ----
+# ---- no rows and no crash; how many splits ----
+
+
+def test_no_rows(fused: FusedKernels, place: Place) -> None:
+    def empty(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(*shape, dtype=dtype or place.dtype, device=place.device)
+
+    weight, ids = place.random(48), empty(0, dtype=torch.int64)
+    for delta in (empty(0, 48), None):
+        assert [x.shape for x in fused.add_rms_norm(empty(0, 48), delta, weight, EPS)] == [(0, 48), (0, 48)]
+    assert fused.silu_and_mul(empty(0, 48)).shape == (0, 24)
+    angles = empty(0, 8, dtype=torch.float32)
+    cache = KVCache(place.random(2, 8, 1, 16), place.random(2, 8, 1, 16))
+    assert fused.qk_norm_rope_store(empty(0, 96), angles, angles, None, EPS, cache, ids).shape == (0, 4, 16)
+    assert fused.sample(empty(0, 100), empty(0, dtype=torch.float32), ids, ids).shape == (0,)
+
+
+def test_choose_num_splits() -> None:
+    # H200 有 132 个流处理器；8 个 KV 头时的表，批大小 -> 段数。
+    # An H200 has 132 multiprocessors; the table for 8 KV heads, batch size -> splits.
+    table = {1: 32, 2: 32, 4: 16, 8: 8, 16: 4, 32: 2, 64: 1, 65: 1, 256: 1}
+    assert {batch: choose_num_splits(batch, 8, 132) for batch in table} == table
+    assert choose_num_splits(1, 1, 132) == 32
+    assert choose_num_splits(0, 8, 132) == choose_num_splits(1, 8, 132)
+    for batch in range(1, 70):
+        for heads in (1, 2, 3, 8):
+            splits = choose_num_splits(batch, heads, 132)
+            assert splits & (splits - 1) == 0 and 1 <= splits <= 32
+            # 刚好不到每个流处理器 4 个程序。
+            # Just short of 4 programs for each multiprocessor.
+            assert splits == 1 or splits * batch * heads < 4 * 132
+            assert splits == 32 or 2 * splits * batch * heads >= 4 * 132
