@@ -164,21 +164,23 @@ def test_backends_declare_every_dimension_of_their_tests() -> None:
             backend.check_block_size(block_size)
 
 
-@pytest.mark.parametrize("num_splits", [1, 2, 8])
-def test_decoding_in_splits(target: Target, num_splits: int) -> None:
+@pytest.mark.parametrize("num_processors, num_splits", [(1, 1), (3, 1), (6, 2), (24, 8)])
+def test_decoding_in_splits(target: Target, num_processors: int, num_splits: int) -> None:
     # 一条长历史切成几段，段数可以比 tile 多；别的后端不切，结果同样要对。
     # One long history in several splits, possibly more of them than tiles; other backends do not split and must be
     # right all the same.
-    problem = make_problem(small_case(target), [1, 1, 1], [300, 65, 0])
-    backend = target.create()
-    if target.spec.name == "triton":
-        from backends.triton.decode import choose_num_splits
+    for block_size in target.spec.block_sizes:
+        problem = make_problem(small_case(target, block_size=block_size), [1, 1, 1], [300, 65, 0])
+        backend = target.create()
+        if target.spec.name == "triton":
+            from backends.triton.decode import choose_num_splits
 
-        # 3 条序列乘 2 个 KV 头是 6 个程序，凑到 4 倍的流处理器个数之前停下。
-        # 3 sequences times 2 KV heads are 6 programs; it stops short of 4 for each multiprocessor.
-        backend.num_processors = 3 * num_splits  # type: ignore[attr-defined]
-        assert choose_num_splits(3, 2, 3 * num_splits) == num_splits
-    assert_solved(run_decode(target, problem, backend), problem)
+            # 3 条序列乘 2 个 KV 头是 6 个程序，凑到 4 倍的流处理器个数之前停下；只有 1 个时，tile 也换成大的。
+            # 3 sequences times 2 KV heads are 6 programs; it stops short of 4 for each multiprocessor. With 1 of them
+            # tiles are large, too.
+            backend.num_processors = num_processors  # type: ignore[attr-defined]
+            assert choose_num_splits(3, 2, num_processors) == num_splits
+        assert_solved(run_decode(target, problem, backend), problem)
 
 
 # ---- NaN ----

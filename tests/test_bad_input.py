@@ -246,7 +246,7 @@ def test_a_default_that_is_not_built_yet_is_not_ignored(copy: Path) -> None:
     edit("generation_config.json", repetition_penalty=1.0)(copy)
     make_llm(copy)
     edit("generation_config.json", repetition_penalty=1.1)(copy)
-    with pytest.raises(NotImplementedError, match="repetition_penalty"):
+    with pytest.raises(ModelLoadError, match="repetition_penalty"):
         make_llm(copy)
 
 

@@ -327,7 +327,7 @@ def test_embedded_model_is_what_its_card_says() -> None:
 # ---- details ----
 
 
-def test_a_bfloat16_model_stays_bfloat16_and_gives_float32_logits(tmp_path: Path) -> None:
+def test_a_bfloat16_model_stays_bfloat16_to_the_logits(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", **VARIANTS["llama scaled 32"])
     token_ids = random_tokens(21)
     truth = run_hf(load_hf(folder, torch.float64), token_ids)
@@ -339,7 +339,7 @@ def test_a_bfloat16_model_stays_bfloat16_and_gives_float32_logits(tmp_path: Path
     finally:
         torch.set_default_dtype(torch.float32)
     theirs = error(run_hf(load_hf(folder, torch.bfloat16), token_ids), truth)
-    assert logits.dtype == torch.float32
+    assert logits.dtype == torch.bfloat16
     assert error(logits, truth) <= 2 * theirs
 
 

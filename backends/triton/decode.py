@@ -63,8 +63,9 @@ def decode_kernel(
     # Share the tiles among the splits; example: 10 tiles over 4 splits are 3 each, and the last is left with 1.
     tiles = tl.cdiv(length, BLOCK_N)
     split_len = tl.cdiv(tiles, NUM_SPLITS) * BLOCK_N
-    # 例：长度 600 是 10 个 64 的 tile，4 段的起点是 0、192、384、576，最后一段只有 24 个 token。
-    # Example: length 600 is 10 tiles of 64; 4 splits begin at 0, 192, 384 and 576, and the last has 24 tokens.
+    # 例：`BLOCK_N` = 64 时，长度 600 是 10 个 tile，4 段的起点是 0、192、384、576，最后一段只有 24 个 token。
+    # Example: with `BLOCK_N` = 64, length 600 is 10 tiles; 4 splits begin at 0, 192, 384 and 576,
+    # and the last has 24 tokens.
     start = split * split_len
     end = tl.minimum(start + split_len, length)
 
@@ -111,13 +112,13 @@ def decode_kernel(
             # 块不小于 tile：整个 tile 在同一个块里，只查一次。
             # A block is no smaller than the tile, which then lies in a single block: look it up once.
             page = tl.load(table + n // PAGE_SIZE).to(tl.int64)
-            # 例：块大小 256，n = 320：第 320 // 256 = 1 项，块内偏移 64，槽位连续的 64 个。
-            # Example: blocks of 256, n = 320: entry 320 // 256 = 1, offset 64, then 64 slots in a row.
+            # 例：块大小 256，n = 320：第 320 // 256 = 1 项，块内偏移 64，从那里起连续取 `BLOCK_N` 个槽位。
+            # Example: blocks of 256, n = 320: entry 320 // 256 = 1, offset 64, then `BLOCK_N` slots in a row.
             slot = page * PAGE_SIZE + n % PAGE_SIZE + tl.arange(0, BLOCK_N)
         else:
-            # 块比 tile 小：64 个 token 分在几个块里，逐个查表。例：块大小 16 时是 4 个块。
-            # Blocks smaller than the tile: its 64 tokens lie in several blocks and each looks up its own; blocks of 16
-            # make it 4.
+            # 块比 tile 小：一个 tile 分在几个块里，逐个 token 查表。例：64 个 token、块大小 16，是 4 个块。
+            # Blocks smaller than the tile: it lies in several blocks, and each token looks up its own. Example: 64
+            # tokens in blocks of 16 are 4 blocks.
             page = tl.load(table + token // PAGE_SIZE, mask=valid, other=0).to(tl.int64)
             slot = page * PAGE_SIZE + token % PAGE_SIZE
         kv_row = (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
@@ -257,11 +258,8 @@ def decode_attention(
     else:
         partial = torch.empty(batch, num_heads, num_splits, head_dim, dtype=torch.float32, device=q.device)
         lse = torch.empty(batch, num_heads, num_splits, dtype=torch.float32, device=q.device)
-    # 程序之间不能互相等待，所以合并是另一次启动；同一条流上的启动按次序执行，合并时各段一定已经写完。
-    # Programs cannot wait for each other, so merging is a launch of its own; launches on one stream run in order, and
-    # all splits are written when it starts.
-    # H200 上量过：64 条序列，64 个 token 一块、2 个 warp 用 31.9 微秒，128 一块、4 个 warp 用 33.8；
-    # 200 条时反过来，是 163.4 对 154.5：程序够多时，大块少算几次地址。
+    # H200 上量过：64 条序列，tile 为 64、2 个 warp 用 31.9 微秒，128、4 个 warp 用 33.8；
+    # 200 条时反过来，是 163.4 对 154.5：程序够多时，大的 tile 少算几次地址。
     # Measured on an H200: 64 sequences take 31.9 µs with tiles of 64 and 2 warps, 33.8 with 128 and 4;
     # at 200 it is 163.4 against 154.5: with enough programs, large tiles compute fewer addresses.
     block_n, num_warps = (128, 4) if batch * num_kv_heads >= 6 * num_processors else (64, 2)
@@ -289,6 +287,9 @@ def decode_attention(
         num_warps=num_warps,
         num_stages=3,
     )
+    # 程序之间不能互相等待，所以合并是另一次启动；同一条流上的启动按次序执行，合并时各段一定已经写完。
+    # Programs cannot wait for each other, so merging is a launch of its own; launches on one stream run in order, and
+    # all splits are written when it starts.
     if num_splits > 1:
         merge_kernel[(batch * num_heads,)](partial, lse, out, HEAD_DIM=head_dim, NUM_SPLITS=num_splits, num_warps=4)
     return out
