@@ -1,18 +1,16 @@
 """从零训练内嵌模型：分词器、一个很小的 Llama，以及 `transformers` 能读的模型目录。
 
 顺序：训练分词器，多进程生成并编码对话池，训练，转成 bfloat16 存盘。对话首尾相接地装进每行 1024 个词元，
-注意力可以跨过边界，所以模型既见过位置 0 的问题，也见过位置 1000 的问题。随后用 `--init` 在 2048 长的行上再练
-几百步，模型才认得 1024 之后的位置。
+注意力可以跨过边界，所以模型既见过位置 0 的问题，也见过位置 1000 的问题；更远的它不认得，除非 `--row 2048`。
 
-    python tools/train_tiny_llama.py --out assets/tiny-llama
-    python tools/train_tiny_llama.py --out /tmp/t --device cpu --steps 20 --conversations 2000 --rows 4
+    python tools/train_tiny_llama.py --out OUT
+    python tools/train_tiny_llama.py --out OUT --device cpu --steps 20 --conversations 2000 --rows 4
 
 Trains the embedded model from scratch: the tokenizer, a very small Llama, and a model folder `transformers` can read.
 
 In order: train the tokenizer, generate and encode a pool of conversations in several processes, train, store as
 bfloat16. Conversations are packed end to end into rows of 1024 tokens; attention may cross their borders, so the model
-has seen questions at position 0 as well as at position 1000. A few hundred more steps from `--init` on rows of 2048
-then teach it the positions beyond 1024.
+has seen questions at position 0 as well as at position 1000; farther ones it does not know, unless `--row 2048`.
 """
 
 import argparse
@@ -29,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
@@ -126,7 +124,7 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     The id of a special token; an error if there is none.
     """
     if (index := tokenizer.token_to_id(token)) is None:
-        raise ValueError(f"the tokenizer has no token {token!r}; train it anew without --init")
+        raise ValueError(f"the tokenizer has no token {token!r}; train a new one")
     return index
 
 
@@ -305,7 +303,7 @@ class Layer(nn.Module):
     One decoder layer.
     """
 
-    def __init__(self, config: dict[str, Any], dropout: float) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         """建注意力、前馈网络和两个归一化。
 
         Makes the attention, the feed-forward network and two norms.
@@ -314,15 +312,14 @@ class Layer(nn.Module):
         self.self_attn, self.mlp = Attention(config), MLP(config)
         self.input_layernorm = nn.RMSNorm(config["hidden_size"], config["rms_norm_eps"])
         self.post_attention_layernorm = nn.RMSNorm(config["hidden_size"], config["rms_norm_eps"])
-        self.dropout = dropout
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """两次“归一化、计算、残差相加”。
 
         Twice: norm, compute, add.
         """
-        x = x + F.dropout(self.self_attn(self.input_layernorm(x), cos, sin), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class TinyLlama(nn.Module):
@@ -334,14 +331,14 @@ class TinyLlama(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: dict[str, Any], dropout: float = 0.0) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         """建各层并初始化；接残差的投影初值更小。
 
         Makes and initialises all layers; projections into the residual start smaller.
         """
         super().__init__()
         self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
-        self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config["num_hidden_layers"]))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
         self.norm = nn.RMSNorm(config["hidden_size"], config["rms_norm_eps"])
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
@@ -442,18 +439,16 @@ def main(argv: list[str] | None = None) -> int:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description="训练内嵌模型 / train the embedded model")
     parser.add_argument("--out", type=Path, required=True, help="模型目录 / model folder")
-    parser.add_argument("--init", type=Path, help="从这个模型目录继续 / go on from this model folder")
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="设备 / device")
-    parser.add_argument("--steps", type=int, default=12000, help="最多训练步数 / training steps at most")
+    parser.add_argument("--steps", type=int, default=22_000, help="最多训练步数 / training steps at most")
     parser.add_argument("--seconds", type=float, default=1e9, help="最长训练时间 / training time at most")
     parser.add_argument("--rows", type=int, default=64, help="每步多少行 / rows a step")
     parser.add_argument("--row", type=int, default=1024, help="每行多少词元 / tokens a row")
-    parser.add_argument("--conversations", type=int, default=4_000_000, help="对话池大小 / size of the pool")
+    parser.add_argument("--conversations", type=int, default=6_000_000, help="对话池大小 / size of the pool")
     parser.add_argument("--tokenizer-conversations", type=int, default=60_000, help="其中给分词器的 / for BPE")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="数据进程数 / data processes")
     parser.add_argument("--lr", type=float, default=2e-3, help="峰值学习率 / peak learning rate")
     parser.add_argument("--warmup", type=int, default=100, help="升温步数 / warm-up steps")
-    parser.add_argument("--dropout", type=float, default=0.0, help="残差上的 dropout / dropout on the residual")
     parser.add_argument("--seed", type=int, default=1, help="随机种子 / random seed")
     parser.add_argument("--log-every", type=int, default=200, help="每多少步打印一次 / print every so many steps")
     args = parser.parse_args(argv)
@@ -461,11 +456,8 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     begin = time.perf_counter()
-    if args.init:
-        tokenizer = Tokenizer.from_file(str(args.init / "tokenizer.json"))
-    else:
-        sample = training_conversations(args.seed * 1_000_003 - 1, args.tokenizer_conversations)
-        tokenizer = train_tokenizer(message["content"] for conversation in sample for message in conversation)
+    sample = training_conversations(args.seed * 1_000_003 - 1, args.tokenizer_conversations)
+    tokenizer = train_tokenizer(message["content"] for conversation in sample for message in conversation)
     save_tokenizer(tokenizer, args.out)
     print(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {time.perf_counter() - begin:.0f} s", flush=True)
 
@@ -474,10 +466,7 @@ def main(argv: list[str] | None = None) -> int:
 
     special = {token: token_id(tokenizer, token) for token in SPECIAL_TOKENS}
     config = model_config(tokenizer.get_vocab_size(), special)
-    model = TinyLlama(config, args.dropout)
-    if args.init:
-        stored = load_file(args.init / "model.safetensors")
-        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in stored.items()})
+    model = TinyLlama(config)
     print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     loss = train(model, ids, weights, args)
     save_model(model, config, args.out)
