@@ -437,6 +437,20 @@ def test_draws_of_neighbouring_seeds_are_independent(exact: np.ndarray) -> None:
     assert chi_square(pairs, np.outer(exact, exact).ravel()) < 230
 
 
+def test_a_changed_weight_is_packed_again() -> None:
+    # CPU 上的小权重另存一份打包的；换掉或改写权重之后，不许再用旧的那份。
+    # A small weight on a CPU has a packed copy; once the weight is replaced or written to, the copy must not be used.
+    layer = Linear(8, 4)
+    layer.weight.data = torch.randn(4, 8)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layer(x), x @ layer.weight.t())
+    layer.weight.data = torch.randn(4, 8)
+    torch.testing.assert_close(layer(x), x @ layer.weight.t())
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    torch.testing.assert_close(layer(x), x @ layer.weight.t())
+
+
 def test_noise_is_a_pure_function_of_seed_index_and_token() -> None:
     seeds = torch.tensor([0, 7, -3, 2**63 - 1, 7, 12345])
     indices = torch.tensor([0, 0, 5, 99, 1, 100000])

@@ -167,8 +167,8 @@ def test_a_linear_layer_takes_gemv_for_1_row_only(fused: FusedKernels, place: Pl
     for rows, expected in plain.items():
         out = linear(place.random(rows, 64))
         torch.testing.assert_close(out, expected, rtol=5e-2, atol=5e-2)
-    # 按列存放的权重（CPU 上的排法）内核不认识，仍走普通的乘法。
-    # A weight stored by columns (the layout on a CPU) is not for the kernel and takes the plain product.
+    # 按列存放的权重核函数不认识，仍走普通的乘法。
+    # A weight stored by columns is not for the kernel and takes the plain product.
     linear.weight.data = place.random(64, 24).t()
     assert not linear.weight.is_contiguous()
     torch.testing.assert_close(linear(place.random(1, 64)), place.random(1, 64) @ linear.weight.t())
