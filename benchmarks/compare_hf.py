@@ -13,18 +13,13 @@ Usage: python benchmarks/compare_hf.py [--model DIR] [--device cpu] [--json FILE
 """
 
 import argparse
-import json
-import platform
 import random
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import environment, write_report
 
 from engine.config import EngineConfig
 from mini_llama import LLM, SamplingParams
@@ -131,18 +126,8 @@ def main() -> None:
     for row in results:
         spread = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})"
         print(f"{row['workload']:32}{row['ours_tok_per_s']:18,.0f}{row['transformers_tok_per_s']:20,.0f}{spread:>22}")
-    if args.json:
-        report = {
-            "device": str(runner.device),
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers_version,
-            "backend": runner.backend.name,
-            "dtype": str(runner.dtype),
-            "results": results,
-        }
-        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+    versions = environment(llm) | {"transformers": transformers_version, "threads": torch.get_num_threads()}
+    write_report(args.json, versions | {"results": results})
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
+from engine.validation import is_int
 from models.config import ModelLoadError, parse_token_ids, read_json
 
 
@@ -139,7 +140,7 @@ class LLMEngine:
             token_ids = self.tokenizer.encode(prompt)
         # 布尔值在 Python 里也是 int：不排除它，`[True]` 就会被当成 1 号 token。
         # A bool is an int in Python: without this check `[True]` would pass for token 1.
-        elif isinstance(prompt, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
+        elif isinstance(prompt, list) and all(map(is_int, prompt)):
             # 复制一份：输出会接在这个列表后面，不复制就改写了用户手里的提示词。
             # A copy: the output is appended to this list, and the user's own prompt must not grow.
             token_ids = list(prompt)
