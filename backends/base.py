@@ -103,6 +103,11 @@ class FusedKernels(ABC):
     Each has its plain twin in `layers/` or `models/`, and tests hold the two equal.
     """
 
+    # 下面的 `gemv` 和 `sample` 可有可无：只有 GPU 上才值得自己写，声明了才会被调用。
+    # `gemv` and `sample` below are optional, worth an own kernel only on a GPU; they are called where declared.
+    has_gemv: ClassVar[bool] = False
+    has_sampler: ClassVar[bool] = False
+
     @abstractmethod
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """残差相加再归一化；孪生兄弟是 `RMSNorm.add_and_norm`。
@@ -116,7 +121,6 @@ class FusedKernels(ABC):
             normalised [T, size], sum [T, size]
         """
 
-    @abstractmethod
     def gemv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """只有 1 行输入的线性层；孪生兄弟是 `Linear.forward`。
 
@@ -129,6 +133,7 @@ class FusedKernels(ABC):
         Returns:
             [1, out_features]
         """
+        raise NotImplementedError
 
     @abstractmethod
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
@@ -167,7 +172,6 @@ class FusedKernels(ABC):
             q [T, Hq, D]
         """
 
-    @abstractmethod
     def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor) -> Tensor:
         """不带过滤的采样；孪生兄弟是 `layers/sampler.py` 的 `sample`。
 
@@ -180,6 +184,7 @@ class FusedKernels(ABC):
         Returns:
             [S] int64
         """
+        raise NotImplementedError
 
 
 class AttentionBackend(ABC):

@@ -1,9 +1,9 @@
-"""SDPA 后端：把注意力交给 `torch.nn.functional.scaled_dot_product_attention`，写缓存用一次索引赋值。
+"""SDPA 后端：把注意力交给 `torch.nn.functional.scaled_dot_product_attention`，写缓存用一次按下标的复制。
 
 不用另装任何包，CPU 和 CUDA 都能跑。SDPA 要的是等长、连续的张量，所以这里要做的事只有两件：
 按块表把 K、V 取成连续的，再把长短不一的序列补齐成一批，用掩码盖住补上的部分。
 
-The SDPA backend: attention by `torch.nn.functional.scaled_dot_product_attention`, stores by one indexed assignment.
+The SDPA backend: attention by `torch.nn.functional.scaled_dot_product_attention`, stores by one copy by index.
 
 It needs no extra install and runs on CPU and CUDA. SDPA wants contiguous tensors of equal length, so there are two
 things to do here: gather K and V by the block table, and pad sequences of different lengths into one batch whose
@@ -11,13 +11,21 @@ padding a mask hides.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
+from backends.base import (
+    AttentionBackend,
+    FusedKernels,
+    KVCache,
+    check_kvcache_args,
+    check_store_args,
+    check_varlen_args,
+)
 
 
 def _padded_index(starts: Tensor, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -66,51 +74,71 @@ def _visible(real_k: Tensor, len_q: Tensor | int, len_k: Tensor, max_q: int, cau
     return visible  # [B, max_q, max_k]
 
 
-def _slots_of(positions: Tensor, block_table: Tensor, block_size: int) -> Tensor:
-    """逻辑位置 -> 物理槽位：查块表得块编号，再加块内偏移。
+def _paged_index(block_table: Tensor, lengths: Tensor, width: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """块表展开成槽位的矩形，和“是否真实”的掩码：`_padded_index` 的分页版本。
 
-    Logical position -> physical slot: the block table gives the block, then add the offset.
+    Spell block tables out as a rectangle of slots, and a mask of the real cells: `_padded_index` for pages.
 
     Args:
-        positions: [B, L] int64
         block_table: [B, max_blocks] int32
+        lengths: [B] int64
 
     Returns:
-        [B, L] int64
+        slots [B, width] int64, real [B, width] bool
     """
-    # 空序列的块表整行都是 -1，截到 0，免得越界；它的输出随后会被清零。
-    # An empty sequence's row is all -1; clamp it to 0 so it stays in range: its output is set to 0 later.
-    # 例：块大小 4，块表 [7, 2, 5]，位置 9：第 9 // 4 = 2 项是 5 号块，槽位 5 * 4 + 9 % 4 = 21。
-    # Example: blocks of 4, table [7, 2, 5], position 9: entry 9 // 4 = 2 is block 5, slot 5 * 4 + 9 % 4 = 21.
+    # 例：块大小 4，块表 [7, 2]：槽位是 28, 29, 30, 31, 8, 9, 10, 11；位置 5 就是其中下标 5 的那个，槽位 9。
+    # Example: blocks of 4 and table [7, 2] give slots 28, 29, 30, 31, 8, 9, 10, 11; position 5 is entry 5, slot 9.
     # 块表存 int32 省一半空间，算槽位之前换成 int64：再大的缓存，乘法也不会回绕到 0 以下。
     # The table is int32 to save half the space, int64 before any product:
     # however large the cache, nothing wraps below 0.
-    block = block_table.long().gather(1, positions // block_size).clamp_(min=0)  # [B, L]
-    return block * block_size + positions % block_size  # [B, L] int64
+    offsets = torch.arange(block_size, device=block_table.device)  # [block_size]
+    slots = (block_table.long().unsqueeze(-1) * block_size + offsets).flatten(1)[:, :width]  # [B, width]
+    real = torch.arange(width, device=block_table.device) < lengths[:, None]  # [B, width]
+    # 空序列的块表整行都是 -1，截到 0，免得越界；它的输出随后会被清零。
+    # An empty sequence's row is all -1; clamp it to 0 so it stays in range: its output is set to 0 later.
+    return torch.where(real, slots, slots[:, :1]).clamp_(min=0), real  # [B, width]
 
 
-def _gather(cache: Tensor, slots: Tensor) -> Tensor:
+def _side_by_side(block_table: Tensor, length: int, block_size: int) -> slice | None:
+    """只有一条序列，它的块又恰好首尾相接：返回它占的那一段槽位，否则 None。
+
+    If there is a single sequence and its blocks happen to lie side by side: the range of its slots, else None.
+    """
+    if len(block_table) != 1:
+        return None
+    blocks = block_table[0, : -(-length // block_size)].tolist()
+    # 例：块大小 4，块表 [7, 8, 9]，长度 10：槽位 28 到 37，一个都不缺；[7, 9, 8] 就得逐个去取。
+    # Example: blocks of 4, table [7, 8, 9], length 10: slots 28 to 37, none missing; [7, 9, 8] must be gathered.
+    start = blocks[0] * block_size
+    return slice(start, start + length) if blocks == list(range(blocks[0], blocks[0] + len(blocks))) else None
+
+
+def _gather(cache: Tensor, slots: Tensor | slice) -> Tensor:
     """按槽位取出 K 或 V。这其实就是查表，所以用 `F.embedding`：CPU 上它比 `cache[slots]` 快得多。
 
     Take K or V by slot. It is a table look-up, hence `F.embedding`: on a CPU it is much faster than `cache[slots]`.
 
     Args:
         cache: [num_blocks, block_size, Hkv, D]
-        slots: [B, L] int64
+        slots: [B, L] int64, or the range of L slots of a single sequence
 
     Returns:
         [B, Hkv, L, D]
     """
     num_heads, head_dim = cache.shape[2:]
+    # 只有一条序列，它的块又恰好首尾相接：K、V 已经是连续的，开一个窗口就行，不必拷贝。
+    # A single sequence whose blocks happen to lie side by side: K and V are contiguous already, a window will do.
+    if isinstance(slots, slice):
+        return cache.view(-1, num_heads, head_dim)[slots].transpose(0, 1).unsqueeze(0)  # [1, Hkv, L, D]
     # 查表只认 2 维的表：把 (块, 偏移) 并成槽位，把 (头, 维) 并成一行，查完再拆开。
     # A look-up wants a table of 2 dimensions: (block, offset) become the slot, (head, dim) the row; split it after.
     # 断点停在这里，看 `slots[0]`：同一个块里的槽位连续，换块时跳变，这就是分页在张量里的样子。
     # Stop here and look at `slots[0]`: consecutive within a block, a jump where the next block starts. This is paging.
     rows = F.embedding(slots, cache.view(-1, num_heads * head_dim))  # [B, L, Hkv * D]
-    return rows.unflatten(-1, (num_heads, head_dim)).transpose(1, 2)  # [B, Hkv, L, D]
+    return rows.view(*slots.shape, num_heads, head_dim).transpose(1, 2)  # [B, Hkv, L, D]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, blind: Tensor | None, scale: float) -> Tensor:
     """补齐后的一批，调用一次 SDPA。
 
     One SDPA call for a padded batch.
@@ -119,6 +147,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: floa
         q: [B, Hq, Sq, D]
         k, v: [B, Hkv, Sk, D]
         visible: which key each query may see, [B, 1, Sq, Sk] bool; None is every key
+        blind: which queries see no key at all, [B, 1, Sq, 1] bool; None is none of them
 
     Returns:
         [B, Hq, Sq, D]
@@ -131,11 +160,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: floa
     # `enable_gqa` 让 6 个 query 头配 2 个 KV 头：头 0 到 2 用 KV 头 0，头 3 到 5 用 KV 头 1。
     # `enable_gqa` fits 6 query heads to 2 KV heads: heads 0 to 2 use KV head 0, heads 3 to 5 use KV head 1.
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)  # [B, Hq, Sq, D]
-    if visible is None:
-        return out
     # 什么都看不到的行按约定输出 0；各版本的 SDPA 对这种行的结果并不一致，所以自己清零。
     # A row that sees nothing gives 0 by contract; SDPA's own answer differs between versions, so we set it.
-    return out.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)  # [B, Hq, Sq, D]
+    return out if blind is None else out.masked_fill(blind, 0.0)  # [B, Hq, Sq, D]
 
 
 def _similar_lengths(lengths_q: list[int], lengths_k: list[int]) -> Iterator[slice]:
@@ -167,54 +194,159 @@ def _similar_lengths(lengths_q: list[int], lengths_k: list[int]) -> Iterator[sli
         yield slice(start, len(lengths_q))
 
 
-def _version(tensor: Tensor) -> int:
-    """张量被原地改写的次数；推理模式里建的张量不记这个数，用 -1 表示“不知道”。
-
-    How often a tensor was written in place; one made in inference mode does not count, so -1 is "unknown".
-    """
-    # `_version` 是 PyTorch 为自动求导记的修改次数，类似乐观锁的版本号。
-    # `_version` is the write count that PyTorch keeps for autograd, much like the version of an optimistic lock.
-    return -1 if tensor.is_inference() else tensor._version
-
-
 class _DecodePlan(NamedTuple):
     """一步解码的 gather 索引。
 
     What one decoding step gathers.
 
     Attributes:
-        slots: [B, L] int64
-        visible: [B, 1, Sq, L] bool, or None if all is visible
-        key, shape: the arguments that the plan was made for
+        slots: [B, L] int64, or a range
+        visible: [B, 1, G * Sq, L] bool (or 1 row for all queries), or None if all is visible
+        blind: [B, 1, G * Sq, 1] bool, or None if every query sees something
+        cache_seqlens, block_table: the tensors that the plan was made for
+        versions, signature: how often they had been written, and what all arguments looked like
     """
 
-    slots: Tensor  # [B, L] int64
-    visible: Tensor | None  # [B, 1, Sq, L] bool
+    slots: Tensor | slice  # [B, L] int64
+    visible: Tensor | None  # [B, 1, G * Sq, L] bool
+    blind: Tensor | None  # [B, 1, G * Sq, 1] bool
     # 存张量本身，而不是它的 `id`：旧张量释放后，新张量可能得到同一个 `id`，缓存就会误命中。
     # The tensors themselves and not their `id`: once one is freed,
     # a new tensor may get the same `id`, a false cache hit.
-    key: tuple[Tensor, int, Tensor, int]
-    shape: tuple[int, ...]
+    cache_seqlens: Tensor
+    block_table: Tensor
+    # `_version` 是 PyTorch 为自动求导记的修改次数，类似乐观锁的版本号。
+    # `_version` is the write count that PyTorch keeps for autograd, much like the version of an optimistic lock.
+    versions: tuple[int, int]
+    signature: tuple[object, ...]
 
-    def made_for(self, cache_seqlens: Tensor, block_table: Tensor, shape: tuple[int, ...]) -> bool:
-        """还是不是同一步：必须是同一对张量，而且没被改写过。
 
-        Whether this is still the same step: the same two tensors, not written since.
+def _store(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """一次按下标复制，写完所有 token；槽位 -1 的不写。
+
+    One copy by index for all tokens; those of slot -1 are left out.
+    """
+    # 缓存是连续的，前两维可以看成一长条槽位：[num_blocks * block_size, Hkv, D]。
+    # The cache is contiguous, so its first two dimensions are one row of slots: [num_blocks * block_size, Hkv, D].
+    k_slots, v_slots = k_cache.view(-1, *key.shape[1:]), v_cache.view(-1, *key.shape[1:])  # [num_slots, Hkv, D]
+    # 槽位 -1 表示不写，当作下标却指最后一个槽位，会写坏别人的数据，要先滤掉；CPU 上没有 -1 就省一次筛选。
+    # Slot -1 stores nothing, but as an index it is the last slot: filter first; on the CPU only if there is a -1.
+    if slot_mapping.device.type != "cpu" or (slot_mapping.numel() and int(slot_mapping.min()) < 0):
+        # GPU 上总是筛选，因为问“有没有 -1”本身就要等 GPU 一次；`nonzero` 也要等，但不必等两次。
+        # On a GPU filter always, as asking for a -1 waits for the GPU by itself;
+        # `nonzero` waits too, but not twice.
+        rows = torch.nonzero(slot_mapping >= 0).squeeze(1)  # [N]
+        key, value, slot_mapping = key[rows], value[rows], slot_mapping[rows]  # [N, Hkv, D], [N, Hkv, D], [N]
+    # 例：`slot_mapping` = [21, 0, 1]：`key` 的第 0 行写到槽位 21，第 1、2 行写到槽位 0、1。
+    # Example: `slot_mapping` = [21, 0, 1]: row 0 of `key` goes to slot 21, rows 1 and 2 to slots 0 and 1.
+    k_slots.index_copy_(0, slot_mapping, key)  # [N, Hkv, D]
+    v_slots.index_copy_(0, slot_mapping, value)  # [N, Hkv, D]
+
+
+@cache
+def _root(value: float) -> Tensor:
+    """平方根，做成张量并记住：`torch.hypot` 不收 Python 的数。
+
+    A square root as a tensor, remembered: `torch.hypot` takes no Python numbers.
+    """
+    return torch.tensor(value).sqrt()
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`RMSNorm.forward` 的孪生兄弟，float32 时用 5 次调用代替 7 次。
+
+    The twin of `RMSNorm.forward`, in float32 with 5 calls instead of 7.
+    """
+    size = x.shape[-1]
+    if x.dtype != torch.float32:
+        # 不把权重交给它：先转回原精度再乘权重，次序与孪生兄弟相同。
+        # The weight stays outside: cast back first, then multiply, in the twin's order.
+        return F.rms_norm(x, (size,), None, eps) * weight  # [..., size]
+    # 向量的长度除以 sqrt(size) 就是均方根；hypot(a, b) = sqrt(a² + b²)，正好把 `eps` 加在根号里面。
+    # A vector's length over sqrt(size) is its root mean square; hypot(a, b) = sqrt(a² + b²) adds `eps` inside the root.
+    #     x = [3, 4]: length 5, 5 / sqrt(2) = 3.54
+    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(size**-0.5)  # [..., 1]
+    return (x / torch.hypot(rms, _root(eps))).mul_(weight)  # [..., size]
+
+
+class CPUKernels(FusedKernels):
+    """CPU 上的“融合”：没有自己的核函数，只是用更少的 torch 调用得到同样的结果。
+
+    小模型在 CPU 上解码 1 行时，一次 torch 调用的开销是 1 微秒左右，比真正的计算还长：调用的次数就是时间。
+
+    "Fusion" on a CPU: no kernels of our own, only fewer calls of torch for the same result.
+    When a small model decodes 1 row on a CPU, calling torch takes some 1 microsecond, longer than the work itself: the
+    number of calls is the time.
+    """
+
+    def __init__(self) -> None:
+        # （cos，加宽的 cos，加宽的 sin）：一步之内每层收到的是同一个 cos，只需加宽一次。
+        # (cos, wide cos, wide sin): all layers of a step are given the same cos, to be widened once.
+        self._angles: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """见 `_rms_norm`。
+
+        See `_rms_norm`.
         """
-        # 缓存失效是这里唯一的难点：误用上一步的计划，新 token 就看不见自己。因此拿不准就重算。
-        # Cache invalidation is the only hard part:
-        # with the last step's plan a new token would not see itself. If in doubt, redo.
-        seqlens, seqlens_version, table, table_version = self.key
-        return (
-            cache_seqlens is seqlens
-            and block_table is table
-            and shape == self.shape
-            # 连写的比较是两个条件：版本没变，而且不是 -1；版本未知时，即使两边都是 -1 也不算命中。
-            # The chained comparison is two conditions: the same version,
-            # and not -1; if unknown, -1 on both sides is no hit.
-            and _version(cache_seqlens) == seqlens_version >= 0
-            and _version(block_table) == table_version >= 0
-        )
+        x = x if residual is None else x + residual  # [T, size]
+        return _rms_norm(x, weight, eps), x  # [T, size], [T, size]
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """原地相乘，省一次分配。
+
+        Multiply in place, which saves an allocation.
+        """
+        gate, up = gate_up.chunk(2, dim=-1)  # [T, size]
+        return F.silu(gate).mul_(up)  # [T, size]
+
+    def qk_norm_rope_store(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        norm_weights: tuple[Tensor, Tensor] | None,
+        eps: float,
+        kv_cache: KVCache,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        """q 和 k 在 qkv 里相邻，当作一个张量一起旋转。
+
+        q and k are neighbours in qkv and are rotated together, as one tensor.
+        """
+        num_kv_heads, head_dim = kv_cache.k.shape[2:]
+        heads = qkv.view(len(qkv), qkv.shape[1] // head_dim, head_dim)  # [T, Hq + 2 * Hkv, D]
+        num_heads = heads.shape[1] - 2 * num_kv_heads
+        qk, v = heads.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), dim=1)  # [T, Hq + Hkv, D], [T, Hkv, D]
+        if norm_weights is not None:
+            parts = qk.split_with_sizes((num_heads, num_kv_heads), dim=1)  # [T, Hq, D], [T, Hkv, D]
+            qk = torch.cat([_rms_norm(part, weight, eps) for part, weight in zip(parts, norm_weights)], dim=1)
+        wide_cos, wide_sin = self._widen(cos, sin)  # [T, 1, D], [T, 1, D]
+        # `roll` 转半圈，把前后两半对调；`wide_sin` 的前一半带负号。例（D = 2）：
+        # `roll` by half a turn swaps the halves, and the first half of `wide_sin` is negative. Example (D = 2):
+        #     [a, b] * [cos, cos] + [b, a] * [-sin, sin] = [a cos - b sin, b cos + a sin]
+        turned = (qk * wide_cos).addcmul_(qk.roll(head_dim // 2, -1), wide_sin).to(qkv.dtype)  # [T, Hq + Hkv, D]
+        q, k = turned.split_with_sizes((num_heads, num_kv_heads), dim=1)  # [T, Hq, D], [T, Hkv, D]
+        _store(k, v, kv_cache.k, kv_cache.v, slot_mapping)
+        return q  # [T, Hq, D]
+
+    def _widen(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """半宽的角度表写成整宽，供一次乘法用完。
+
+        Half-width tables of angles at full width, for a single product.
+
+        Args:
+            cos, sin: [T, D // 2]
+
+        Returns:
+            [T, 1, D] each
+        """
+        # 认的是对象本身，不是内容：每一步的 cos 都是新建的张量；旧的还握在手里，新的不会与它同址。
+        # The object counts, not its content: each step makes a new cos, and the old one is held, so addresses differ.
+        if self._angles is None or self._angles[0] is not cos:
+            wide_cos = torch.cat((cos, cos), dim=-1).unsqueeze(1)  # [T, 1, D]
+            self._angles = cos, wide_cos, torch.cat((-sin, sin), dim=-1).unsqueeze(1)  # [T, 1, D]
+        return self._angles[1:]
 
 
 class SDPABackend(AttentionBackend):
@@ -230,30 +362,20 @@ class SDPABackend(AttentionBackend):
         # 只记最近一步：下一步换了张量，计划就重做，旧的随之释放，不会越积越多。
         # Only the latest step is kept: the next brings new tensors, the plan is made anew and the old one freed.
         self._plan: _DecodePlan | None = None
+        # GPU 上不用：那里的时间在核函数里，不在调用的次数上。
+        # Not on a GPU, where the time goes into kernels and not into calls.
+        if device.type == "cpu":
+            self.fused = CPUKernels()
 
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
     ) -> None:
-        """一次索引赋值写完所有 token。
+        """见 `_store`。
 
-        One indexed assignment for all tokens.
+        See `_store`.
         """
         check_store_args(key, value, k_cache, v_cache, slot_mapping)
-        # 缓存是连续的，前两维可以看成一长条槽位：[num_blocks * block_size, Hkv, D]。
-        # The cache is contiguous, so its first two dimensions are one row of slots: [num_blocks * block_size, Hkv, D].
-        k_slots, v_slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)  # [num_slots, Hkv, D]
-        # 槽位 -1 表示不写，当作下标却指最后一个槽位，会写坏别人的数据，要先滤掉；CPU 上没有 -1 就省一次筛选。
-        # Slot -1 stores nothing, but as an index it is the last slot: filter first; on the CPU only if there is a -1.
-        if slot_mapping.device.type != "cpu" or (slot_mapping.numel() and int(slot_mapping.min()) < 0):
-            # GPU 上总是筛选，因为问“有没有 -1”本身就要等 GPU 一次；`nonzero` 也要等，但不必等两次。
-            # On a GPU filter always, as asking for a -1 waits for the GPU by itself;
-            # `nonzero` waits too, but not twice.
-            rows = torch.nonzero(slot_mapping >= 0).squeeze(1)  # [N]
-            key, value, slot_mapping = key[rows], value[rows], slot_mapping[rows]  # [N, Hkv, D], [N, Hkv, D], [N]
-        # 例：`slot_mapping` = [21, 0, 1]：`key` 的第 0 行写到槽位 21，第 1、2 行写到槽位 0、1。
-        # Example: `slot_mapping` = [21, 0, 1]: row 0 of `key` goes to slot 21, rows 1 and 2 to slots 0 and 1.
-        k_slots[slot_mapping] = key  # [N, Hkv, D]
-        v_slots[slot_mapping] = value  # [N, Hkv, D]
+        _store(key, value, k_cache, v_cache, slot_mapping)
 
     def flash_attn_varlen_func(
         self,
@@ -298,18 +420,15 @@ class SDPABackend(AttentionBackend):
                 index_k.clamp_(max=k.shape[0] - 1)
                 keys, values = k[index_k].transpose(1, 2), v[index_k].transpose(1, 2)  # [B, Hkv, max_k, D]
             else:
-                # 分页时，下标是“本序列的第几个 token”，从 0 数起，再由块表翻成槽位；打包时才要加各段的起点。
-                # Paged, an index counts the sequence's own tokens from 0 and the table makes it a slot;
-                # only packed runs add their start.
-                positions, real_k = _padded_index(torch.zeros_like(len_k), len_k, max_k)  # [B, max_k]
-                slots = _slots_of(positions, block_table[group], k.shape[1])  # [B, max_k]
+                slots, real_k = _paged_index(block_table[group], len_k, max_k, k.shape[1])  # [B, max_k]
                 keys, values = _gather(k, slots), _gather(v, slots)  # [B, Hkv, max_k, D]
-            visible = _visible(real_k, len_q, len_k, max_q, causal)  # [B, max_q, max_k]
+            visible = _visible(real_k, len_q, len_k, max_q, causal)[:, None]  # [B, 1, max_q, max_k]
+            blind = ~visible.any(dim=-1, keepdim=True)  # [B, 1, max_q, 1]
             queries = q[index_q.clamp_(max=q.shape[0] - 1)]  # [B, max_q, Hq, D]
             # SDPA 要头在前、长度在后：[B, Hq, max_q, D]，与 flash-attn 的次序相反，所以进出各转置一次。
             # SDPA wants heads before length, [B, Hq, max_q, D],
             # the reverse of flash-attn: hence a transpose on the way in and out.
-            attended = _attend(queries.transpose(1, 2), keys, values, visible[:, None], scale)  # [B, Hq, max_q, D]
+            attended = _attend(queries.transpose(1, 2), keys, values, visible, blind, scale)  # [B, Hq, max_q, D]
             # 只把真实的 query 写回去，补齐的行丢掉。
             # Only real queries are written back; the padding is dropped.
             out[index_q[real_q]] = attended.transpose(1, 2)[real_q]  # [sum(len_q), Hq, D]
@@ -329,10 +448,9 @@ class SDPABackend(AttentionBackend):
 
         All decoding sequences are padded to the longest and served by one SDPA call.
         """
-        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        plan = self._plan_decode(q, k_cache, v_cache, cache_seqlens, block_table, causal)
         batch, num_queries, num_heads, head_dim = q.shape
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
-        plan = self._plan_decode(cache_seqlens, block_table, k_cache, num_queries, causal)
         # 所有序列都是空的（或没有 query）：没有东西可看，按约定输出全零。
         # Every sequence is empty, or there are no queries: nothing to see, so zeros by contract.
         if plan is None:
@@ -345,42 +463,72 @@ class SDPABackend(AttentionBackend):
         # Example: 6 query heads, 2 KV heads, Sq = 1:
         # [B, 6, 1, D] is seen as [B, 2, 3, D], and heads 0 to 2 fall to KV head 0.
         grouped = q.transpose(1, 2).reshape(batch, -1, group_size * num_queries, head_dim)  # [B, Hkv, G * Sq, D]
-        # 一组里的次序是先头后 query，所以掩码要整块重复：
-        # `repeat` 得 0 1 0 1 0 1，`repeat_interleave` 会错成 0 0 0 1 1 1。
-        # Rows of a group go head by head, so the mask repeats as a whole:
-        # `repeat` gives 0 1 0 1 0 1 where `repeat_interleave` would give 0 0 0 1 1 1.
-        visible = plan.visible if group_size == 1 or plan.visible is None else plan.visible.repeat(1, 1, group_size, 1)
-        out = _attend(grouped, keys, values, visible, scale)  # [B, Hkv, G * Sq, D]
+        out = _attend(grouped, keys, values, plan.visible, plan.blind, scale)  # [B, Hkv, G * Sq, D]
+        # 只有 1 个 query 时，换维不改变内存里的次序，直接看成结果的形状。
+        # With 1 query, moving its dimension changes nothing in memory: view it in the shape of the result.
+        if num_queries == 1:
+            return out.reshape(batch, 1, num_heads, head_dim)  # [B, 1, Hq, D]
         return out.reshape(batch, num_heads, num_queries, head_dim).transpose(1, 2).contiguous()  # [B, Sq, Hq, D]
 
     def _plan_decode(
-        self, cache_seqlens: Tensor, block_table: Tensor, cache: Tensor, num_queries: int, causal: bool
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor, causal: bool
     ) -> _DecodePlan | None:
-        """从哪里取、谁看得见谁：一步之内每层都一样，所以第一层算好，其余各层直接用。
+        """检查参数，算出从哪里取、谁看得见谁：一步之内每层都一样，所以第一层算好，其余各层直接用。
 
-        Where to gather and who sees whom: the same for every layer of a step, so the first layer computes it and the
-        others reuse it.
+        Check the arguments and work out where to gather and who sees whom: the same for every layer of a step, so the
+        first layer does it and the others reuse it.
         """
-        # `cache` 只用到形状：每层的缓存是不同的张量，但槽位相同，所以计划可以跨层共用。
-        # Only the shape of `cache` matters: each layer has its own tensor but the same slots,
-        # so layers can share the plan.
-        shape = (*cache.shape, num_queries, causal)
-        if self._plan is not None and self._plan.made_for(cache_seqlens, block_table, shape):
-            return self._plan
+        # 每层的缓存是不同的张量，但形状和槽位相同，所以计划可以跨层共用。
+        # Each layer's cache is another tensor, of the same shape and with the same slots, so layers can share the plan.
+        tensors = (q, k_cache, v_cache)
+        signature = (causal, *((x.shape, x.dtype, x.device) for x in tensors))
+        plan = self._plan
+        # 缓存失效是这里唯一的难点：误用上一步的计划，新 token 就看不见自己。所以张量要是同一对，而且没被改写过。
+        # Cache invalidation is the only hard part: with the last step's plan a new token would not see itself. So it
+        # must be the same two tensors, not written since.
+        if (
+            plan is not None
+            and cache_seqlens is plan.cache_seqlens
+            and block_table is plan.block_table
+            and plan.versions == (cache_seqlens._version, block_table._version)
+            and plan.signature == signature
+        ):
+            return plan
         # 28 层的模型，这以下的计算每步只做 1 次，而不是 28 次；断点停在这里，一步只会停 1 次。
         # In a model of 28 layers, what follows runs 1 time a step and not 28; a breakpoint here stops 1 time a step.
-        lengths = cache_seqlens.long()  # [B]
-        max_k = int(lengths.max()) if lengths.numel() else 0
-        if max_k == 0 or num_queries == 0:
+        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        num_queries, group_size = q.shape[1], q.shape[2] // k_cache.shape[2]
+        # 读回两个数，下面的分支就都在主机上判断，不必对整个掩码求 `all` 和 `any`。
+        # Two numbers read back decide all branches below on the host, with no `all` or `any` over the whole mask.
+        shortest, longest = map(int, cache_seqlens.aminmax()) if cache_seqlens.numel() else (0, 0)
+        if longest == 0 or num_queries == 0:
             return None
-        positions, real_k = _padded_index(torch.zeros_like(lengths), lengths, max_k)  # [B, max_k]
-        visible = _visible(real_k, num_queries, lengths, num_queries, causal)  # [B, Sq, max_k]
-        slots = _slots_of(positions, block_table, cache.shape[1])  # [B, max_k]
-        # 人人都看得到全部（例如只有 1 条序列）时不用掩码，SDPA 会更快。
-        # If everyone sees everything (with only 1 sequence, say), no mask is needed and SDPA is faster.
-        mask = None if bool(visible.all()) else visible[:, None]  # [B, 1, Sq, max_k]
-        # 版本号在计划做好时记下；之后谁原地改写了这些张量，`made_for` 就能看出来。
-        # Versions are noted as the plan is made; should anyone write to the tensors later, `made_for` can tell.
-        key = (cache_seqlens, _version(cache_seqlens), block_table, _version(block_table))
-        self._plan = _DecodePlan(slots, mask, key, shape)
-        return self._plan
+        block_size, is_masked = k_cache.shape[1], causal and num_queries > 1
+        run = None if is_masked else _side_by_side(block_table, longest, block_size)
+        slots: Tensor | slice
+        mask = blind = None
+        if run is not None:
+            slots = run
+        else:
+            lengths = cache_seqlens.long()  # [B]
+            slots, real_k = _paged_index(block_table, lengths, longest, block_size)  # [B, L]
+            # 长度都相同，又没有未来要遮，就不用掩码，SDPA 会更快。
+            # With equal lengths and no future to hide, no mask is needed and SDPA is faster.
+            if shortest < longest or is_masked:
+                visible = _visible(real_k, num_queries, lengths, num_queries, causal)[:, None]  # [B, 1, Sq, L]
+                # 一组里的次序是先头后 query，所以掩码要整块重复：
+                # `repeat` 得 0 1 0 1 0 1，`repeat_interleave` 会错成 0 0 0 1 1 1。
+                # Rows of a group go head by head, so the mask repeats as a whole:
+                # `repeat` gives 0 1 0 1 0 1 where `repeat_interleave` would give 0 0 0 1 1 1.
+                mask = visible if num_queries == 1 else visible.repeat(1, 1, group_size, 1)  # [B, 1, G * Sq, L]
+                # 空序列，或比 query 还短的序列，才有什么都看不到的 query。
+                # Only an empty sequence, or one shorter than its queries, has queries that see nothing.
+                if shortest < (num_queries if is_masked else 1):
+                    blind = ~mask.any(dim=-1, keepdim=True)  # [B, 1, G * Sq, 1]
+        # 推理模式里建的张量不记版本号，看不出有没有被改写：这样的计划用一次就丢，不留给下一层。
+        # A tensor made in inference mode has no version to tell that it was written: its plan serves one call only.
+        tracked = not (cache_seqlens.is_inference() or block_table.is_inference())
+        versions = (cache_seqlens._version, block_table._version) if tracked else (-1, -1)
+        plan = _DecodePlan(slots, mask, blind, cache_seqlens, block_table, versions, signature)
+        self._plan = plan if tracked else None
+        return plan

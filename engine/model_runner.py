@@ -23,6 +23,7 @@ from engine.batch import Batch
 from engine.block_manager import num_blocks_needed
 from engine.config import EngineConfig
 from engine.decode_graphs import DecodeGraphs
+from layers.linear import Linear
 from layers.sampler import SamplingInputs, sample
 from models import create_model
 from models.config import ModelLoadError, load_config
@@ -119,6 +120,9 @@ class ModelRunner:
             randomize_weights(self.model, seed=0)
         else:
             load_weights(self.model, folder, on_progress)
+        for module in self.model.modules():
+            if isinstance(module, Linear):
+                module.pack_weight()
 
         # 超过 `limit` 的位置，RoPE 的角度模型没有见过：不会报错，只会越说越乱，所以在这里拒绝。
         # Beyond `limit` the model has never seen RoPE's angles: no error, just worse and worse text, so refuse here.
@@ -341,4 +345,4 @@ class ModelRunner:
         hidden = self.model(batch.input_ids, batch.positions, batch.metadata)  # [T, hidden]
         # 1000 个 token 的提示词只有最后 1 个要 logits；全算就是 1000 * 128256 * 4 字节，约 0.5 GB，几乎全扔掉。
         # A prompt of 1000 tokens needs logits for its last 1: all would be 1000 * 128256 * 4 bytes, 0.5 GB thrown away.
-        return self.model.compute_logits(hidden[batch.logits_indices])
+        return self.model.compute_logits(hidden.index_select(0, batch.logits_indices))

@@ -33,10 +33,9 @@ class Linear(nn.Module):
         # Llama 3.2 和 Qwen3 的线性层都没有偏置，`config.json` 里写着 `attention_bias` 为假。
         # The linear layers of Llama 3.2 and Qwen3 have no bias: `config.json` sets `attention_bias` to false.
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
-        # 第一次在 CPU 上用到时才打包，见 `_packed_weight`。
-        # Packed when first used on a CPU, see `_packed_weight`.
+        # 由 `pack_weight` 填写，只在 CPU 上的小模型里有。
+        # Filled by `pack_weight`, for small models on a CPU only.
         self.packed: Tensor | None = None
-        self.packed_from = (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """矩阵乘法。
@@ -56,36 +55,32 @@ class Linear(nn.Module):
         # 32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
         # Decoding 1 row does 1 multiply-add per weight read, so reading is all the time it takes;
         # 32 rows still read the weights 1 time and, on a GPU, take hardly longer.
+        if self.packed is not None:
+            # `default` 是重载的名字：直接点名，就省下每次调用时挑选重载的几微秒。
+            # `default` names the overload, which saves the microseconds of choosing one in every call.
+            multiply = torch.ops.mkldnn._linear_pointwise.default
+            return multiply(x, self.packed, self.bias, "none", [], "")  # [T, out_features]
         # 只有 1 行时，后端若有专门的核函数就用它：通用的矩阵乘法为多行准备，1 行时吃不满带宽。
         # With 1 row, use the backend's own kernel if there is one: general products are made for many rows and leave
         # bandwidth unused at 1.
-        if self.fused is not None and x.shape[0] == 1 and self.weight.is_contiguous():
+        if self.fused is not None and self.fused.has_gemv and x.shape[0] == 1:
             return self.fused.gemv(x, self.weight, self.bias)  # [1, out_features]
-        packed = self._packed_weight()
-        if packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, packed, self.bias, "none", [], "")  # [T, out_features]
         return F.linear(x, self.weight, self.bias)  # [T, out_features]
 
-    def _packed_weight(self) -> Tensor | None:
-        """CPU 上的小权重按 oneDNN 喜欢的分块次序另存一份；不适用时返回 None。
+    def pack_weight(self) -> None:
+        """权重填好之后调用：CPU 上的小权重按 oneDNN 喜欢的分块次序另存一份，其余的什么也不做。
 
-        默认的矩阵乘法在有些 CPU 上只有它的一半快。打包的是同样的 float32 数，结果的误差也一样。
+        多行时，默认的矩阵乘法在有些 CPU 上只有它的一半快。打包的是同样的 float32 数，结果的误差也一样。
 
-        A small weight on a CPU, once more in the blocked order that oneDNN likes; None where that does not apply.
-        The default product is only half as fast on some CPUs. The same float32 numbers are packed, with the same error.
+        Call it once the weight is filled: a small weight on a CPU is kept once more in the blocked order that oneDNN
+        likes; any other is left alone. With many rows the default product is only half as fast on some CPUs. The same
+        float32 numbers are packed, with the same error.
         """
         # 另存一份要占内存，所以只为小模型做：几百万个元素不过十几 MB，大模型的权重却有好几 GB。
         # The second copy takes memory, so it is for small models only: theirs are MBs, a large model's weights are GBs.
         small_float = self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
-        if not small_float or self.weight.numel() >= 1 << 22 or not torch.backends.mkldnn.is_available():
-            return None
-        # 权重换过或改写过，旧的那份就作废：地址和版本号一起认。
-        # If the weight was replaced or written to, the copy is void: address and version tell.
-        source = (self.weight.data_ptr(), self.weight._version)
-        if self.packed is None or self.packed_from != source:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), 32)
-            self.packed_from = source
-        return self.packed
+        if small_float and self.weight.numel() < 1 << 22 and torch.backends.mkldnn.is_available():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 32)
 
 
 class FusedLinear(Linear):

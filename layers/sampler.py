@@ -176,7 +176,8 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, fused: FusedKernels | 
     """
     # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；它是下面那些步骤的快速孪生兄弟。
     # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.
-    if inputs is not None and fused is not None and not inputs.any_filter and not inputs.any_min_p:
+    filters = inputs is not None and (inputs.any_filter or inputs.any_min_p)
+    if inputs is not None and not filters and fused is not None and fused.has_sampler:
         return fused.sample(logits, inputs.temperatures.squeeze(1), inputs.seeds, inputs.output_indices)  # [S]
     greedy = logits.argmax(dim=-1)  # [S]
     if inputs is None:

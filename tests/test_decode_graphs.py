@@ -47,6 +47,8 @@ class PlainFused(FusedKernels):
     Each fused step written out.
     """
 
+    has_gemv = has_sampler = True
+
     def __init__(self, backend: SDPABackend) -> None:
         self.backend = backend
 

@@ -437,18 +437,24 @@ def test_draws_of_neighbouring_seeds_are_independent(exact: np.ndarray) -> None:
     assert chi_square(pairs, np.outer(exact, exact).ravel()) < 230
 
 
-def test_a_changed_weight_is_packed_again() -> None:
-    # CPU 上的小权重另存一份打包的；换掉或改写权重之后，不许再用旧的那份。
-    # A small weight on a CPU has a packed copy; once the weight is replaced or written to, the copy must not be used.
-    layer = Linear(8, 4)
-    layer.weight.data = torch.randn(4, 8)
-    x = torch.randn(3, 8)
-    torch.testing.assert_close(layer(x), x @ layer.weight.t())
-    layer.weight.data = torch.randn(4, 8)
-    torch.testing.assert_close(layer(x), x @ layer.weight.t())
-    with torch.no_grad():
-        layer.weight.mul_(2)
-    torch.testing.assert_close(layer(x), x @ layer.weight.t())
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_weight_gives_the_same_product(rows: int, bias: bool) -> None:
+    layer = Linear(24, 40, bias=bias)
+    for parameter in layer.parameters():
+        parameter.normal_()
+    x = torch.randn(rows, 24)
+    plain = layer(x)
+    layer.pack_weight()
+    assert layer.packed is not None
+    torch.testing.assert_close(layer(x), plain)
+
+
+def test_only_small_float32_weights_are_packed() -> None:
+    half, large = Linear(8, 4).to(torch.bfloat16), Linear(2048, 2048)
+    for layer in (half, large):
+        layer.pack_weight()
+        assert layer.packed is None
 
 
 def test_noise_is_a_pure_function_of_seed_index_and_token() -> None:

@@ -270,4 +270,4 @@ def test_counters_and_metrics(folder: Path) -> None:
 def test_the_cpu_takes_the_synchronous_loop(folder: Path) -> None:
     engine = create_engine(EngineConfig(model=folder, device="cpu", num_kvcache_blocks=64))
     assert type(engine) is LLMEngine
-    assert engine.model_runner.graphs is None and engine.model_runner.backend.fused is None
+    assert engine.model_runner.graphs is None

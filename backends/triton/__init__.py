@@ -54,6 +54,9 @@ class TritonFusedKernels(FusedKernels):
     The fused steps in Triton.
     """
 
+    has_sampler = True
+    has_gemv = True
+
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """见 `fused.py`。
 
