@@ -45,12 +45,8 @@ __all__ = ["LLM", "BackendUnavailableError", "CompletionOutput", "RequestOutput"
 # 内容取自内置模型学过的范围：它是谁、各国首都、素数、术语、两位数加法；问别的，它会说不知道。
 # Taken from what the embedded model has learnt: itself, capitals, primes, terms, sums; asked for more, it declines.
 BUILT_IN_PROMPTS = [
-    "introduce yourself",
-    "中国的首都是哪里？",
-    "list all prime numbers within 100",
-    "what is a KV cache?",
-    "什么是前缀缓存？",
-    "What is 23 + 45?",
+    "introduce yourself", "中国的首都是哪里？", "list all prime numbers within 100", "what is a KV cache?",
+    "什么是前缀缓存？", "What is 23 + 45?",
 ]
 
 
@@ -93,9 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--enforce-eager", action="store_true", help="不用 CUDA graph，便于调试 / no CUDA graphs, for debugging")
     add("--list-backends", action="store_true", help="列出后端及能否使用 / list backends and whether they work")
     add(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
+        "--compare", nargs=2, metavar=("A", "B"),
         help="两个后端逐步对比 logits 和 token / compare two backends step by step",
     )
     return parser

@@ -150,14 +150,8 @@ class FusedKernels(ABC):
 
     @abstractmethod
     def qk_norm_rope_store(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        norm_weights: tuple[Tensor, Tensor] | None,
-        eps: float,
-        kv_cache: KVCache,
-        slot_mapping: Tensor,
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
+        kv_cache: KVCache, slot_mapping: Tensor,
     ) -> Tensor:
         """拆分、归一化（若有）、旋转、写缓存；孪生兄弟是 `LlamaAttention.forward` 的那几行。
 
@@ -269,17 +263,8 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def flash_attn_varlen_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        block_table: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
     ) -> Tensor:
         """变长注意力：多条序列的 query 首尾相接地打包，各自只看自己的 K、V。
 
@@ -305,14 +290,8 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def flash_attn_with_kvcache(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        cache_seqlens: Tensor,
-        block_table: Tensor,
-        softmax_scale: float | None = None,
-        causal: bool = False,
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
+        softmax_scale: float | None = None, causal: bool = False,
     ) -> Tensor:
         """解码用的注意力：每条序列带等长的几个 query，对缓存里前 `cache_seqlens[b]` 个 token 做注意力。
 
@@ -334,11 +313,7 @@ class AttentionBackend(ABC):
 
 
 def _check_tensor(
-    argument: str,
-    tensor: Tensor,
-    shape: tuple[int | None, ...],
-    dtype: torch.dtype,
-    device: torch.device,
+    argument: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype, device: torch.device,
 ) -> None:
     """参数的形状（None 表示任意）、dtype、设备必须相符，否则报出参数名。
 
@@ -408,12 +383,7 @@ def check_store_args(
 
 
 def check_varlen_args(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    block_table: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, block_table: Tensor | None,
 ) -> None:
     """`flash_attn_varlen_func` 的参数检查。只看形状、dtype 和设备，不读张量内容，因此不会让 GPU 停下来等。
 

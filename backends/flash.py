@@ -85,17 +85,8 @@ class FlashBackend(AttentionBackend):
         store_kvcache(key, value, k_cache, v_cache, slot_mapping)
 
     def flash_attn_varlen_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        block_table: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
     ) -> Tensor:
         """flash-attn 的同名函数。
 
@@ -109,27 +100,13 @@ class FlashBackend(AttentionBackend):
         # `max_seqlen_q` 是 Python 整数：网格的大小在 CPU 上定，不能去 GPU 上读。
         # `max_seqlen_q` is a Python int: the size of the grid is settled on the CPU and must not be read from the GPU.
         return self.flash_attn.flash_attn_varlen_func(
-            q,
-            k,
-            v,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            max_seqlen_q,
-            max_seqlen_k,
-            softmax_scale=softmax_scale,
-            causal=causal,
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=softmax_scale, causal=causal,
             block_table=block_table,
         )
 
     def flash_attn_with_kvcache(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        cache_seqlens: Tensor,
-        block_table: Tensor,
-        softmax_scale: float | None = None,
-        causal: bool = False,
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
+        softmax_scale: float | None = None, causal: bool = False,
     ) -> Tensor:
         """flash-attn 的同名函数。
 
@@ -143,11 +120,6 @@ class FlashBackend(AttentionBackend):
         # 没有传新的 k、v：它们已由 `store_kvcache` 写进缓存，`cache_seqlens` 也已把它们算在内。
         # No new k and v are passed: `store_kvcache` has put them in the cache already, and `cache_seqlens` counts them.
         return self.flash_attn.flash_attn_with_kvcache(
-            q,
-            k_cache,
-            v_cache,
-            cache_seqlens=cache_seqlens,
-            block_table=block_table,
-            softmax_scale=softmax_scale,
+            q, k_cache, v_cache, cache_seqlens=cache_seqlens, block_table=block_table, softmax_scale=softmax_scale,
             causal=causal,
         )

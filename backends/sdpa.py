@@ -301,14 +301,8 @@ class CPUKernels(FusedKernels):
         return F.silu(gate).mul_(up)  # [T, size]
 
     def qk_norm_rope_store(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        norm_weights: tuple[Tensor, Tensor] | None,
-        eps: float,
-        kv_cache: KVCache,
-        slot_mapping: Tensor,
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
+        kv_cache: KVCache, slot_mapping: Tensor,
     ) -> Tensor:
         """q 和 k 在 qkv 里相邻，当作一个张量一起旋转。
 
@@ -378,17 +372,8 @@ class SDPABackend(AttentionBackend):
         _store(key, value, k_cache, v_cache, slot_mapping)
 
     def flash_attn_varlen_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        block_table: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
     ) -> Tensor:
         """长度相近的序列补齐成一批，一批调用一次 SDPA。
 
@@ -435,14 +420,8 @@ class SDPABackend(AttentionBackend):
         return out  # [T, Hq, D]
 
     def flash_attn_with_kvcache(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        cache_seqlens: Tensor,
-        block_table: Tensor,
-        softmax_scale: float | None = None,
-        causal: bool = False,
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
+        softmax_scale: float | None = None, causal: bool = False,
     ) -> Tensor:
         """所有解码序列补齐到最长的那条，一次 SDPA。
 

@@ -143,17 +143,8 @@ class TorchBackend(AttentionBackend):
             v_cache[block_id, offset] = value[token]  # [Hkv, D]
 
     def flash_attn_varlen_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        block_table: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
     ) -> Tensor:
         """打包的变长注意力：用累计长度切出每条序列，再逐条计算。
 
@@ -183,14 +174,8 @@ class TorchBackend(AttentionBackend):
         return out  # [T, Hq, D]
 
     def flash_attn_with_kvcache(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        cache_seqlens: Tensor,
-        block_table: Tensor,
-        softmax_scale: float | None = None,
-        causal: bool = False,
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
+        softmax_scale: float | None = None, causal: bool = False,
     ) -> Tensor:
         """解码注意力：先按块表取出历史的 K、V，再做同样的注意力。
 

@@ -145,9 +145,7 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
     # B has 16 computed and 5 more in this step, which see 21 keys:
     #     cu_seqlens_q [0, 3, 8]      cu_seqlens_k [0, 3, 24]
     cache_seqlens, cu_seqlens_q, cu_seqlens_k = tensors(
-        torch.int32,
-        contexts[:num_decodes],
-        list(accumulate(new_tokens[num_decodes:], initial=0)),
+        torch.int32, contexts[:num_decodes], list(accumulate(new_tokens[num_decodes:], initial=0)),
         list(accumulate(contexts[num_decodes:], initial=0)),
     )
     metadata = AttentionMetadata(

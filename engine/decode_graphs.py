@@ -51,12 +51,7 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self,
-        model: LlamaForCausalLM,
-        backend: AttentionBackend,
-        max_num_seqs: int,
-        max_blocks: int,
-        block_size: int,
+        self, model: LlamaForCausalLM, backend: AttentionBackend, max_num_seqs: int, max_blocks: int, block_size: int,
         device: torch.device,
     ) -> None:
         assert backend.fused is not None, "graphs sample with the fused kernel"
@@ -93,15 +88,9 @@ class DecodeGraphs:
         input_ids = torch.where(row["sources"] >= 0, previous, row["input_ids"])
         empty = torch.zeros(1, dtype=torch.int32, device=self.inputs.device)
         metadata = AttentionMetadata(
-            num_decodes=size,
-            slot_mapping=row["slots"],
-            decode_block_tables=self.tables.index_select(0, row["tables"]),
-            cache_seqlens=row["seqlens"].to(torch.int32),
-            prefill_block_tables=self.tables[:0],
-            cu_seqlens_q=empty,
-            cu_seqlens_k=empty,
-            max_seqlen_q=0,
-            max_seqlen_k=0,
+            num_decodes=size, slot_mapping=row["slots"], decode_block_tables=self.tables.index_select(0, row["tables"]),
+            cache_seqlens=row["seqlens"].to(torch.int32), prefill_block_tables=self.tables[:0], cu_seqlens_q=empty,
+            cu_seqlens_k=empty, max_seqlen_q=0, max_seqlen_k=0,
         )
         logits = self.model.compute_logits(self.model(input_ids, row["positions"], metadata))
         # 温度以 float64 的位模式混在整数里一起送来，省一次拷贝。

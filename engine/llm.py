@@ -100,10 +100,8 @@ class LLM:
             self.engine = create_engine(config)
 
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        progress: bool = True,
+        self, prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, progress: bool = True,
     ) -> list[RequestOutput]:
         """补全每个提示词，结果与提示词同序。
 
@@ -132,11 +130,9 @@ class LLM:
         return self._run(requests, sampling_params, progress)
 
     def chat(
-        self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        self, messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        progress: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None, progress: bool = True,
     ) -> list[RequestOutput]:
         """回答一段或几段对话，每段套上模型的对话模板。
 
@@ -165,9 +161,7 @@ class LLM:
         return self._run(prompts, sampling_params, progress)
 
     def _run(
-        self,
-        prompts: Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         progress: bool,
     ) -> list[RequestOutput]:
         """先检查全部，再加入全部，然后一步步走到完。

@@ -373,10 +373,6 @@ class LLMEngine:
             stop_reason=seq.stop_reason,
         )
         return RequestOutput(
-            request_id=seq.request_id,
-            prompt=seq.prompt,
-            prompt_token_ids=seq.prompt_token_ids,
-            outputs=[completion],
-            num_cached_tokens=seq.num_cached_tokens,
-            metrics=seq.metrics,
+            request_id=seq.request_id, prompt=seq.prompt, prompt_token_ids=seq.prompt_token_ids, outputs=[completion],
+            num_cached_tokens=seq.num_cached_tokens, metrics=seq.metrics,
         )

@@ -117,11 +117,7 @@ def loading_progress() -> Iterator["LoadingBar"]:
     """
     console = Console(file=sys.stderr)
     with Progress(
-        TextColumn("loading 加载权重"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
+        TextColumn("loading 加载权重"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console, transient=True,
         disable=not console.is_terminal,
     ) as progress:
         # 权重按张量计数而不是按字节：读到哪个张量都知道，字节数却要先把文件头全扫一遍。

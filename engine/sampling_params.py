@@ -117,12 +117,7 @@ class SamplingParams:
         # Fields not yet supported are in the class all the same:
         # code written for vLLM gets a plain answer and no TypeError.
         defaults = {
-            "min_tokens": 0,
-            "stop": None,
-            "n": 1,
-            "logprobs": None,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            "min_tokens": 0, "stop": None, "n": 1, "logprobs": None, "presence_penalty": 0.0, "frequency_penalty": 0.0,
             "repetition_penalty": 1.0,
         }
         for name, default in defaults.items():

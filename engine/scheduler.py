@@ -55,11 +55,7 @@ class Scheduler:
     """
 
     def __init__(
-        self,
-        block_manager: BlockManager,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_model_len: int,
+        self, block_manager: BlockManager, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int,
         strict: bool = False,
     ) -> None:
         self.block_manager = block_manager

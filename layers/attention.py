@@ -109,15 +109,8 @@ class Attention(nn.Module):
             # Example: a prompt of 35 tokens hits a prefix of 32:
             # `cu_seqlens_q` = [0, 3], `cu_seqlens_k` = [0, 35]; 3 queries see 35.
             prefilled = self.backend.flash_attn_varlen_func(
-                q[n:],
-                k_cache,
-                v_cache,
-                metadata.cu_seqlens_q,
-                metadata.cu_seqlens_k,
-                metadata.max_seqlen_q,
-                metadata.max_seqlen_k,
-                softmax_scale=self.softmax_scale,
-                causal=True,
+                q[n:], k_cache, v_cache, metadata.cu_seqlens_q, metadata.cu_seqlens_k, metadata.max_seqlen_q,
+                metadata.max_seqlen_k, softmax_scale=self.softmax_scale, causal=True,
                 block_table=metadata.prefill_block_tables,
             )
             outputs.append(prefilled)  # [T - n, Hq, D]

@@ -207,8 +207,7 @@ def _read_rope(raw: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
     if rope_type != "llama3":
         raise ModelLoadError(f"config.json: rope type {rope_type!r} is not supported: use default or llama3")
     scaling = Llama3Scaling(
-        factor=_positive_number(rope, "factor"),
-        low_freq_factor=_positive_number(rope, "low_freq_factor"),
+        factor=_positive_number(rope, "factor"), low_freq_factor=_positive_number(rope, "low_freq_factor"),
         high_freq_factor=_positive_number(rope, "high_freq_factor"),
         original_max_position_embeddings=_positive_int(rope, "original_max_position_embeddings"),
     )

@@ -79,14 +79,8 @@ class TritonFusedKernels(FusedKernels):
         return fused.silu_and_mul(gate_up)
 
     def qk_norm_rope_store(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        norm_weights: tuple[Tensor, Tensor] | None,
-        eps: float,
-        kv_cache: KVCache,
-        slot_mapping: Tensor,
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
+        kv_cache: KVCache, slot_mapping: Tensor,
     ) -> Tensor:
         """见 `fused.py`。
 
@@ -150,17 +144,8 @@ class TritonBackend(AttentionBackend):
         store_kvcache(key, value, k_cache, v_cache, slot_mapping)
 
     def flash_attn_varlen_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        block_table: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
     ) -> Tensor:
         """变长的预填充，见 `prefill.py`。
 
@@ -174,14 +159,8 @@ class TritonBackend(AttentionBackend):
         return prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scale, causal, block_table)
 
     def flash_attn_with_kvcache(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        cache_seqlens: Tensor,
-        block_table: Tensor,
-        softmax_scale: float | None = None,
-        causal: bool = False,
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
+        softmax_scale: float | None = None, causal: bool = False,
     ) -> Tensor:
         """解码，见 `decode.py`；每条序列有好几个 query 时，它就是变长的预填充。
 

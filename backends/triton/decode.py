@@ -28,22 +28,9 @@ from torch import Tensor
 # for the basics of a GPU see the comments in `store.py`.
 @triton.jit
 def decode_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    lse_ptr,
-    cache_seqlens_ptr,
-    block_table_ptr,
-    scale_log2,
-    table_stride,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cache_seqlens_ptr, block_table_ptr, scale_log2, table_stride,
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr,
 ):
     """一个程序：一条序列、一个 KV 头、历史的一段。
 
@@ -223,12 +210,7 @@ def choose_num_splits(batch: int, num_kv_heads: int, num_processors: int) -> int
 
 
 def decode_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    cache_seqlens: Tensor,
-    block_table: Tensor,
-    softmax_scale: float,
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor, softmax_scale: float,
     num_processors: int,
 ) -> Tensor:
     """启动上面两个核函数。

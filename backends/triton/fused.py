@@ -190,14 +190,8 @@ def qk_norm_rope_store_kernel(
 
 
 def qk_norm_rope_store(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    norm_weights: tuple[Tensor, Tensor] | None,
-    eps: float,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slot_mapping: Tensor,
+    qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float, k_cache: Tensor,
+    v_cache: Tensor, slot_mapping: Tensor,
 ) -> Tensor:
     """拆出 q、k、v；q、k 归一化（若有）并旋转；k、v 写进缓存；返回 q。
 
