@@ -103,9 +103,9 @@ class FusedKernels(ABC):
     Each has its plain twin in `layers/` or `models/`, and tests hold the two equal.
     """
 
-    # 下面的 `gemv` 和 `sample` 可有可无：只有 GPU 上才值得自己写，声明了才会被调用。
-    # `gemv` and `sample` below are optional, worth an own kernel only on a GPU; they are called where declared.
-    has_gemv: ClassVar[bool] = False
+    # 下面的 `skinny_linear` 和 `sample` 可有可无：只有 GPU 上才值得自己写，声明了才会被调用。
+    # `skinny_linear` and `sample` below are optional, worth an own kernel only on a GPU; they are called where declared.
+    max_skinny_rows: ClassVar[int] = 0
     has_sampler: ClassVar[bool] = False
 
     @abstractmethod
@@ -121,17 +121,17 @@ class FusedKernels(ABC):
             normalised [T, size], sum [T, size]
         """
 
-    def gemv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """只有 1 行输入的线性层；孪生兄弟是 `Linear.forward`。
+    def skinny_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """输入只有几行的线性层；孪生兄弟是 `Linear.forward`。
 
-        A linear layer whose input has 1 row; the twin is `Linear.forward`.
+        A linear layer whose input has few rows; the twin is `Linear.forward`.
 
         Args:
-            x: [1, in_features]
+            x: [M, in_features], M from 1 to `max_skinny_rows`
             weight: [out_features, in_features]
 
         Returns:
-            [1, out_features]
+            [M, out_features]
         """
         raise NotImplementedError
 

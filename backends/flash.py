@@ -72,7 +72,7 @@ class FlashBackend(AttentionBackend):
 
         super().__init__(device)
         self.flash_attn: Any = flash_attn
-        self.fused = TritonFusedKernels()
+        self.fused = TritonFusedKernels(device)
 
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor

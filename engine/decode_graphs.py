@@ -88,7 +88,7 @@ class DecodeGraphs:
         input_ids = torch.where(row["sources"] >= 0, previous, row["input_ids"])
         empty = torch.zeros(1, dtype=torch.int32, device=self.inputs.device)
         metadata = AttentionMetadata(
-            num_decodes=size, slot_mapping=row["slots"], decode_block_tables=self.tables.index_select(0, row["tables"]),
+            num_decodes=size, slot_mapping=row["slots"], decode_block_tables=self.tables[row["tables"]],
             cache_seqlens=row["seqlens"].to(torch.int32), prefill_block_tables=self.tables[:0], cu_seqlens_q=empty,
             cu_seqlens_k=empty, max_seqlen_q=0, max_seqlen_k=0,
         )

@@ -4,7 +4,6 @@ Embedding and output head: token ids become vectors, vectors become a score for 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.linear import Linear
@@ -41,7 +40,7 @@ class Embedding(nn.Module):
         # 越界的 id 在 CPU 上抛异常，在 CUDA 上会毁掉整个进程的 CUDA 上下文，所以引擎收到请求时就先检查。
         # An id out of range raises on the CPU but ruins the whole process's CUDA context,
         # so the engine checks each request.
-        return F.embedding(input_ids, self.weight)  # [T, hidden_size]
+        return self.weight[input_ids]  # [T, hidden_size]
 
 
 class LMHead(Linear):

@@ -60,11 +60,11 @@ class Linear(nn.Module):
             # `default` names the overload, which saves the microseconds of choosing one in every call.
             multiply = torch.ops.mkldnn._linear_pointwise.default
             return multiply(x, self.packed, self.bias, "none", [], "")  # [T, out_features]
-        # 只有 1 行时，后端若有专门的核函数就用它：通用的矩阵乘法为多行准备，1 行时吃不满带宽。
-        # With 1 row, use the backend's own kernel if there is one: general products are made for many rows and leave
-        # bandwidth unused at 1.
-        if self.fused is not None and self.fused.has_gemv and x.shape[0] == 1:
-            return self.fused.gemv(x, self.weight, self.bias)  # [1, out_features]
+        # 只有几行时，后端若有专门的核函数就用它：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
+        # With few rows, use the backend's own kernel if there is one: general products are made for many rows and leave
+        # bandwidth unused at few.
+        if self.fused is not None and 0 < x.shape[0] <= self.fused.max_skinny_rows:
+            return self.fused.skinny_linear(x, self.weight, self.bias)  # [T, out_features]
         return F.linear(x, self.weight, self.bias)  # [T, out_features]
 
     def pack_weight(self) -> None:

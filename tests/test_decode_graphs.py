@@ -47,7 +47,7 @@ class PlainFused(FusedKernels):
     Each fused step written out.
     """
 
-    has_gemv = has_sampler = True
+    max_skinny_rows, has_sampler = 1, True
 
     def __init__(self, backend: SDPABackend) -> None:
         self.backend = backend
@@ -56,7 +56,7 @@ class PlainFused(FusedKernels):
         x = x if residual is None else x + residual
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight, x
 
-    def gemv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def skinny_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:

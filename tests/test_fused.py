@@ -66,11 +66,11 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 @pytest.fixture
-def triton_fused() -> FusedKernels:
+def triton_fused(place: Place) -> FusedKernels:
     pytest.importorskip("triton")
     from backends.triton import TritonFusedKernels
 
-    return TritonFusedKernels()
+    return TritonFusedKernels(torch.device(place.device))
 
 
 @pytest.fixture(params=["sdpa", "triton"])
@@ -120,7 +120,8 @@ def test_qk_norm_rope_store(
     num_tokens, block_size = 5, 4
     qkv = place.random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
     positions = torch.tensor([0, 7, 300, 2, 40000], device=place.device)
-    cos, sin = RotaryEmbedding(head_dim, 500000.0, None).to(place.device)(positions)
+    with torch.device(place.device):
+        cos, sin = RotaryEmbedding(head_dim, 500000.0, None)(positions)
     norms = [RMSNorm(head_dim, EPS) for _ in range(2)]
     for seed, norm in enumerate(norms):
         norm.weight.data = place.random(head_dim, seed=10 + seed)
@@ -149,32 +150,38 @@ def test_qk_norm_rope_store(
     assert torch.equal(cache.v.flatten(0, 1)[slots[stored]], v[stored])
 
 
-# ---- 矩阵乘向量 ----
-# ---- matrix times vector ----
+# ---- 行数很少的矩阵乘法 ----
+# ---- products with few rows ----
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("in_features, out_features", [(64, 96), (1, 1), (37, 5), (1030, 7), (3100, 3)])
-def test_gemv(triton_fused: FusedKernels, place: Place, in_features: int, out_features: int, with_bias: bool) -> None:
-    x, weight = place.random(1, in_features), place.random(out_features, in_features, seed=1)
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+def test_skinny_linear(
+    triton_fused: FusedKernels, place: Place, rows: int, in_features: int, out_features: int, with_bias: bool
+) -> None:
+    x, weight = place.random(rows, in_features), place.random(out_features, in_features, seed=1)
     bias = place.random(out_features, seed=2) if with_bias else None
-    out = triton_fused.gemv(x, weight, bias)
+    out = triton_fused.skinny_linear(x, weight, bias)
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-    assert out.shape == (1, out_features) and out.dtype == place.dtype
+    assert out.shape == (rows, out_features) and out.dtype == place.dtype
     # 误差按各项绝对值之和来量：正负相消时，结果本身可以很小。
     # Errors are measured by the sum of absolute terms: where signs cancel, the result itself may be small.
     scale = x.double().abs() @ weight.double().abs().T
     assert float(((out.double() - expected).abs() / (scale + expected.abs())).max()) < TOLERANCE[place.dtype]
 
 
-def test_a_linear_layer_takes_gemv_for_1_row_only(triton_fused: FusedKernels, place: Place) -> None:
+def test_a_linear_layer_takes_the_kernel_for_few_rows_only(triton_fused: FusedKernels, place: Place) -> None:
     linear = Linear(64, 24)
     linear.weight.data = place.random(24, 64)
-    plain = {rows: linear(place.random(rows, 64)) for rows in (0, 1, 2)}
+    rows = (0, 1, 2, triton_fused.max_skinny_rows, triton_fused.max_skinny_rows + 1)
+    plain = {count: linear(place.random(count, 64)) for count in rows}
     linear.fused = triton_fused
-    for rows, expected in plain.items():
-        out = linear(place.random(rows, 64))
-        torch.testing.assert_close(out, expected, rtol=5e-2, atol=5e-2)
+    for count, expected in plain.items():
+        torch.testing.assert_close(linear(place.random(count, 64)), expected, rtol=5e-2, atol=5e-2)
+    triton_fused.skinny_linear = lambda *_: pytest.fail("too many rows")  # type: ignore[method-assign]
+    for count in (0, rows[-1]):
+        linear(place.random(count, 64))
 
 
 # ---- 采样 ----

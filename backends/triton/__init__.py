@@ -26,7 +26,9 @@ from backends.base import (
 from backends.triton import fused, sample
 from backends.triton.decode import decode_attention
 from backends.triton.gemv import gemv
+from backends.triton.launch import MAX_SKINNY_ROWS
 from backends.triton.prefill import prefill_attention
+from backends.triton.skinny import skinny_linear
 from backends.triton.store import store_kvcache
 
 
@@ -55,7 +57,12 @@ class TritonFusedKernels(FusedKernels):
     """
 
     has_sampler = True
-    has_gemv = True
+    max_skinny_rows = MAX_SKINNY_ROWS
+
+    def __init__(self, device: torch.device) -> None:
+        # 常驻的计数器，见 `skinny.py`：每次用完都归零，不必每次启动都先清零。
+        # Counters that stay, see `skinny.py`: every use leaves them at 0, and no launch has to clear them first.
+        self.arrived = torch.zeros(128, dtype=torch.int32, device=device)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """见 `fused.py`。
@@ -64,12 +71,14 @@ class TritonFusedKernels(FusedKernels):
         """
         return fused.add_rms_norm(x, residual, weight, eps)
 
-    def gemv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """见 `gemv.py`。
+    def skinny_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """1 行用 `gemv.py`，2 到 16 行用 `skinny.py`。
 
-        See `gemv.py`.
+        `gemv.py` for 1 row, `skinny.py` for 2 to 16.
         """
-        return gemv(x, weight, bias)
+        if x.shape[0] == 1:
+            return gemv(x, weight, bias)
+        return skinny_linear(x, weight, bias, self.arrived)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """见 `fused.py`。
@@ -127,7 +136,7 @@ class TritonBackend(AttentionBackend):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.fused = TritonFusedKernels()
+        self.fused = TritonFusedKernels(device)
         # 流处理器的个数决定历史切成几段；解释模式下取 H200 的 132，走到的代码才相同。
         # The number of multiprocessors decides the splits; the interpreter takes an H200's 132, to run the same code.
         properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None

@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.triton.launch import await_inputs, early
+
 
 # 张量进了核函数只剩指针，大写的 `tl.constexpr` 参数在编译时就已知；GPU 的基本概念见 `store.py` 的注释。
 # Inside a kernel a tensor is a mere pointer, and the `tl.constexpr` arguments in capitals are known at compile time;
@@ -30,12 +32,13 @@ from torch import Tensor
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cache_seqlens_ptr, block_table_ptr, scale_log2, table_stride,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):
     """一个程序：一条序列、一个 KV 头、历史的一段。
 
     One program: one sequence, one KV head, one split of the history.
     """
+    await_inputs(EARLY)
     # 网格有 3 维：序列、KV 头、段。例：1 条序列、8 个 KV 头、32 段，共 256 个程序，132 个流处理器都能分到。
     # The grid has 3 dimensions: sequence, KV head, split. Example: 1 sequence, 8 KV heads and 32 splits are 256
     # programs, enough for all 132 multiprocessors.
@@ -164,11 +167,12 @@ def decode_kernel(
 
 
 @triton.jit
-def merge_kernel(partial_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr):
+def merge_kernel(partial_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr, EARLY: tl.constexpr):
     """合并各段：out = Σ w_i * out_i / Σ w_i，其中 w_i = 2 ** lse_i。一个程序管一个（序列，query 头）。
 
     Merge the splits: out = Σ w_i * out_i / Σ w_i with w_i = 2 ** lse_i. One program a (sequence, query head).
     """
+    await_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, NUM_SPLITS)
     d = tl.arange(0, HEAD_DIM)
@@ -246,32 +250,21 @@ def decode_attention(
     # at 200 it is 163.4 against 154.5: with enough programs, large tiles compute fewer addresses.
     block_n, num_warps = (128, 4) if batch * num_kv_heads >= 6 * num_processors else (64, 2)
     decode_kernel[(batch, num_kv_heads, num_splits)](
-        q,
-        k_cache,
-        v_cache,
-        partial,
-        lse,
-        cache_seqlens,
-        block_table,
+        q, k_cache, v_cache, partial, lse, cache_seqlens, block_table,
         # exp(x) = 2 ** (x * log2(e))：硬件只有 2 的幂，先把常数乘进缩放里。
         # exp(x) = 2 ** (x * log2(e)): the hardware has powers of 2 only, so fold the constant into the scale.
-        softmax_scale * 1.4426950408889634,
-        block_table.stride(0),
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        BLOCK_G=max(16, triton.next_power_of_2(group)),
-        HEAD_DIM=head_dim,
-        PAGE_SIZE=page_size,
-        BLOCK_N=block_n,
-        NUM_SPLITS=num_splits,
+        softmax_scale * 1.4426950408889634, block_table.stride(0),
+        NUM_KV_HEADS=num_kv_heads, GROUP=group, BLOCK_G=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
+        PAGE_SIZE=page_size, BLOCK_N=block_n, NUM_SPLITS=num_splits,
         # 3 级流水线，最多提前 2 个 tile 取数。
         # A pipeline of 3 stages loads up to 2 tiles ahead.
-        num_warps=num_warps,
-        num_stages=3,
+        num_warps=num_warps, num_stages=3, **early(q.device, batch),
     )
     # 程序之间不能互相等待，所以合并是另一次启动；同一条流上的启动按次序执行，合并时各段一定已经写完。
     # Programs cannot wait for each other, so merging is a launch of its own; launches on one stream run in order, and
     # all splits are written when it starts.
     if num_splits > 1:
-        merge_kernel[(batch * num_heads,)](partial, lse, out, HEAD_DIM=head_dim, NUM_SPLITS=num_splits, num_warps=4)
+        merge_kernel[(batch * num_heads,)](
+            partial, lse, out, HEAD_DIM=head_dim, NUM_SPLITS=num_splits, num_warps=4, **early(q.device, batch)
+        )
     return out

@@ -13,16 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.triton.launch import await_inputs, early
+
 
 @triton.jit
 def add_rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, normed_ptr, sum_ptr, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：一行。
 
     One program: one row.
     """
+    await_inputs(EARLY)
     # 一整行交给一个程序：求均方要用到整行，放在同一个程序里，中间结果就一直留在寄存器里。
     # A whole row goes to one program: the mean square needs all of it, and within one program what lies between stays
     # in registers.
@@ -72,16 +75,18 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     add_rms_norm_kernel[(x.shape[0],)](
         x, x if residual is None else residual, weight, normed, total, eps,
         SIZE=size, BLOCK=block, HAS_RESIDUAL=residual is not None, num_warps=min(8, max(1, block // 512)),
+        **early(x.device, x.shape[0]),
     )  # fmt: skip
     return normed, total
 
 
 @triton.jit
-def silu_and_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def silu_and_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """一个程序：一行里的 BLOCK 个通道。
 
     One program: BLOCK channels of one row.
     """
+    await_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
     # 这里每个通道互不相干，一行可以切给几个程序：T = 1 时也有足够多的程序，能占满更多的流处理器。
     # Channels are independent here, so a row can be cut for several programs: even at T = 1 there are enough of them to
@@ -114,7 +119,9 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     # 例：`size` = 8192 时，网格是 [T, 8]，每个程序 1024 个通道，128 个线程各 8 个。
     # Example: with `size` = 8192 the grid is [T, 8], 1024 channels a program, and 128 threads take 8 each.
     block = min(1024, triton.next_power_of_2(size))
-    silu_and_mul_kernel[(gate_up.shape[0], triton.cdiv(size, block))](gate_up, out, SIZE=size, BLOCK=block, num_warps=4)
+    silu_and_mul_kernel[(gate_up.shape[0], triton.cdiv(size, block))](
+        gate_up, out, SIZE=size, BLOCK=block, num_warps=4, **early(gate_up.device, gate_up.shape[0])
+    )
     return out
 
 
@@ -122,12 +129,13 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 def qk_norm_rope_store_kernel(
     qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slot_mapping_ptr, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    BLOCK_H: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：一个 token 的 `BLOCK_H` 个头；头号依次是 q 头、k 头、v 头。
 
     One program: `BLOCK_H` heads of one token; heads are numbered q, then k, then v.
     """
+    await_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     # 例：32 个 q 头、8 个 KV 头，共 48 个头，每个程序 8 个：头 0 到 31 是 q，32 到 39 是 k，40 到 47 是 v。
     # Example: 32 q heads and 8 KV heads make 48, 8 a program: heads 0 to 31 are q, 32 to 39 are k, 40 to 47 are v.
@@ -217,6 +225,6 @@ def qk_norm_rope_store(
     qk_norm_rope_store_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, 8))](
         qkv, cos, sin, q_weight, k_weight, q, k_cache, v_cache, slot_mapping, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HAS_NORM=norm_weights is not None,
-        BLOCK_H=8, num_warps=4,
+        BLOCK_H=8, num_warps=4, **early(qkv.device, num_tokens),
     )  # fmt: skip
     return q

@@ -19,11 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.triton.launch import await_inputs, early
+
 
 @triton.jit
 def gemv_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, num_rows,
-    SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：`BLOCK_N` 个输出。
 
@@ -40,6 +42,7 @@ def gemv_kernel(
     # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
     # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
     rows = weight_ptr + n.to(tl.int64)[:, None] * SIZE
+    await_inputs(EARLY)
     # 每个线程先攒自己那几列的和，循环结束才跨线程求和：跨线程比乘加贵得多。
     # Each thread sums its own columns first, and threads are added up once at the end: that costs far more.
     # 累加要用 float32：bf16 只有 8 位有效数字，256 + 1 还是 256，加上几千项之后，小的项全丢了。
@@ -96,5 +99,6 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     gemv_kernel[(triton.cdiv(num_rows, block_n),)](
         x, weight, x if bias is None else bias, out, num_rows,
         SIZE=size, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, num_warps=4,
+        **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
