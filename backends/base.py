@@ -104,7 +104,7 @@ class FusedKernels(ABC):
     """
 
     # 下面的 `skinny_linear` 和 `sample` 可有可无：只有 GPU 上才值得自己写，声明了才会被调用。
-    # `skinny_linear` and `sample` below are optional, worth an own kernel only on a GPU; they are called where declared.
+    # `skinny_linear` and `sample` are optional, worth an own kernel only on a GPU; they are called where declared.
     max_skinny_rows: ClassVar[int] = 0
     has_sampler: ClassVar[bool] = False
 
@@ -134,6 +134,20 @@ class FusedKernels(ABC):
             [M, out_features]
         """
         raise NotImplementedError
+
+    @abstractmethod
+    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+        """角度的 cos 和 sin；孪生兄弟是 `RotaryEmbedding.forward`。
+
+        The cos and sin of the angles; the twin is `RotaryEmbedding.forward`.
+
+        Args:
+            positions: [T] int64
+            inv_freq: [D // 2] float32
+
+        Returns:
+            cos, sin: [T, D // 2] float32
+        """
 
     @abstractmethod
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
@@ -166,14 +180,17 @@ class FusedKernels(ABC):
             q [T, Hq, D]
         """
 
-    def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor) -> Tensor:
+    def sample(
+        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """不带过滤的采样；孪生兄弟是 `layers/sampler.py` 的 `sample`。
 
         Sampling without filters; the twin is `sample` in `layers/sampler.py`.
 
         Args:
             logits: [S, vocab_size]
-            temperatures: [S] float32; seeds, output_indices: [S] int64
+            temperatures: [S] float32 or float64; seeds, output_indices: [S] int64
+            out: where to write, [S] int64; None allocates
 
         Returns:
             [S] int64

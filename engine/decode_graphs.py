@@ -57,10 +57,17 @@ class DecodeGraphs:
         assert backend.fused is not None, "graphs sample with the fused kernel"
         self.model, self.fused, self.block_size = model, backend.fused, block_size
         self.sizes = graph_sizes(max_num_seqs)
-        self.inputs = torch.zeros(len(_ROWS), max_num_seqs, dtype=torch.int64, device=device)
+        # 最后一行放上一步采到的 token：它与来自主机的 `input_ids` 在同一块内存里，一次查表就能取齐一批输入。
+        # The last row keeps the tokens sampled last: in one memory with the host's `input_ids`, so that one look-up
+        # gathers the inputs of a batch.
+        self.inputs = torch.zeros(len(_ROWS) + 1, max_num_seqs, dtype=torch.int64, device=device)
+        self.sampled = self.inputs[-1]
+        self.empty = torch.zeros(1, dtype=torch.int32, device=device)
         # 两份页锁定的主机缓冲区轮流用：上一份可能还在拷贝途中，不能马上覆盖。
         # Two pinned host buffers take turns: the one before may still be on its way and must not be overwritten.
-        self.staging = [torch.zeros(self.inputs.shape, dtype=torch.int64, pin_memory=True) for _ in range(2)]
+        self.staging = [
+            torch.zeros(len(_ROWS), max_num_seqs, dtype=torch.int64, pin_memory=True) for _ in range(2)
+        ]
         self.turn = 0
         # 块表常驻设备，一行一个序列；每步只送新增的表项。行数是上限的 2 倍，结束的序列不必马上清理。
         # Block tables stay on the device, a row a sequence; each step sends only new cells. There are 2 times the rows,
@@ -68,7 +75,6 @@ class DecodeGraphs:
         self.tables = torch.zeros(2 * max_num_seqs, max_blocks, dtype=torch.int32, device=device)
         self.rows: dict[Sequence, list[int]] = {}
         self.free_rows = list(range(2 * max_num_seqs))
-        self.sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self.logits: dict[int, Tensor] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._capture()
@@ -82,21 +88,20 @@ class DecodeGraphs:
             logits [size, vocab_size]
         """
         row = {name: self.inputs[i, :size] for i, name in enumerate(_ROWS)}
-        # 上一步采到的 token 不经过主机：`sources` 是它在上一步里的行号，-1 表示 token 来自主机。
-        # A token sampled in the last step never visits the host: `sources` is its row there, -1 takes the host's token.
-        previous = self.sampled[row["sources"].clamp(min=0)]
-        input_ids = torch.where(row["sources"] >= 0, previous, row["input_ids"])
-        empty = torch.zeros(1, dtype=torch.int32, device=self.inputs.device)
+        # 上一步采到的 token 不经过主机：`sources` 指出每个输入在缓冲区的什么地方，主机给的在第 0 行，采到的在最后一行。
+        # A token sampled in the last step never visits the host: `sources` says where in the buffer each input stands,
+        # the host's in row 0 and the sampled ones in the last row.
+        input_ids = self.inputs.view(-1)[row["sources"]]
         metadata = AttentionMetadata(
             num_decodes=size, slot_mapping=row["slots"], decode_block_tables=self.tables[row["tables"]],
-            cache_seqlens=row["seqlens"].to(torch.int32), prefill_block_tables=self.tables[:0], cu_seqlens_q=empty,
-            cu_seqlens_k=empty, max_seqlen_q=0, max_seqlen_k=0,
+            cache_seqlens=row["seqlens"].to(torch.int32), prefill_block_tables=self.tables[:0], cu_seqlens_q=self.empty,
+            cu_seqlens_k=self.empty, max_seqlen_q=0, max_seqlen_k=0,
         )
         logits = self.model.compute_logits(self.model(input_ids, row["positions"], metadata))
         # 温度以 float64 的位模式混在整数里一起送来，省一次拷贝。
         # Temperatures travel among the integers as the bits of a float64, which saves a copy.
-        temperatures = row["temperatures"].view(torch.float64).float()
-        self.sampled[:size] = self.fused.sample(logits, temperatures, row["seeds"], row["output_indices"])
+        temperatures = row["temperatures"].view(torch.float64)
+        self.fused.sample(logits, temperatures, row["seeds"], row["output_indices"], out=self.sampled[:size])
         return logits
 
     @torch.inference_mode()
@@ -107,7 +112,6 @@ class DecodeGraphs:
         as nothing may be compiled during a capture.
         """
         self.inputs[_ROWS.index("slots")] = -1
-        self.inputs[_ROWS.index("sources")] = -1
         pool = None
         for size in reversed(self.sizes):
             self._forward(size)
@@ -171,13 +175,13 @@ class DecodeGraphs:
         temperatures: list[float] = []
         last_rows: list[int] = []
         changes: list[tuple[int, int]] = []
-        block_size = self.block_size
+        block_size, first_sampled = self.block_size, len(_ROWS) * self.inputs.shape[1]
         for seq, count in schedule:
             table_row = self._table_row(seq, changes)
             for position in range(seq.num_computed_tokens, seq.num_computed_tokens + count):
                 token = seq.token_ids[position]
+                sources.append(first_sampled + seq.sample_row if token == PENDING_TOKEN else len(ids))
                 ids.append(token)
-                sources.append(seq.sample_row if token == PENDING_TOKEN else -1)
                 positions.append(position)
                 slots.append(seq.block_table[position // block_size] * block_size + position % block_size)
                 seqlens.append(position + 1)
@@ -195,9 +199,8 @@ class DecodeGraphs:
             host[i, :count] = column
         host[-1, :count].view("float64")[:] = temperatures
         host[:, count:size] = 0
-        host[_ROWS.index("sources"), count:size] = -1
         host[_ROWS.index("slots"), count:size] = -1
-        self.inputs.copy_(staging, non_blocking=True)
+        self.inputs[:-1].copy_(staging, non_blocking=True)
         if changes:
             cells = torch.tensor(changes, dtype=torch.int64).to(self.inputs.device, non_blocking=True)
             self.tables.view(-1)[cells[:, 0]] = cells[:, 1].to(torch.int32)

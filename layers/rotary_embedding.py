@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from backends.base import FusedKernels
+
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
@@ -92,17 +94,20 @@ class RotaryEmbedding(nn.Module):
         # and long texts would lose their positions: a common bug.
         self.inv_freq = inverse_frequencies(head_dim, theta, scaling).to(torch.get_default_device())  # [D // 2] float32
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, fused: FusedKernels | None = None) -> tuple[Tensor, Tensor]:
         """cos 和 sin 表，每个 token 一行。
 
         The cos and sin of each token's angles.
 
         Args:
             positions: [T] int64
+            fused: the backend's fused kernels, if it has any
 
         Returns:
             cos, sin: [T, head_dim // 2] float32
         """
+        if fused is not None:
+            return fused.rotary(positions, self.inv_freq)  # [T, head_dim // 2]
         # 位置会超过 100000，bf16 连 257 都表示不了，角度必须用 float32 算。
         # Positions exceed 100000 while bf16 cannot even hold 257, so angles are float32.
         # 例：位置 3，频率 [1, 0.01]，角度是 [3, 0.03] 弧度。各序列的 token 混在一批里也没关系，每行只看自己的位置。

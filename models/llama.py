@@ -234,7 +234,7 @@ class LlamaModel(nn.Module):
         # No padding and no batch dimension:
         # apart from attention all work is row by row and need not know whose row it is.
         x = self.embed_tokens(input_ids)  # [T, hidden]
-        cos, sin = self.rotary(positions)  # [T, D // 2]
+        cos, sin = self.rotary(positions, self.backend.fused)  # [T, D // 2]
         delta = None
         for layer in self.layers:
             # 想看某一层对 token 的改动，在这里比较循环前后的 `x[0]`：形状始终不变，变的是内容。

@@ -78,10 +78,17 @@ class PlainFused(FusedKernels):
         self.backend.store_kvcache(apply_rotary(k, cos, sin), v, kv_cache.k, kv_cache.v, slot_mapping)
         return apply_rotary(q, cos, sin)
 
-    def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor) -> Tensor:
-        column = temperatures[:, None]
+    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[:, None] * inv_freq
+        return angles.cos(), angles.sin()
+
+    def sample(
+        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        column = temperatures[:, None].float()
         off = torch.zeros_like(column)
-        return sample(logits, SamplingInputs(column, off, off, off.long(), seeds, output_indices, False, False))
+        chosen = sample(logits, SamplingInputs(column, off, off, off.long(), seeds, output_indices, False, False))
+        return chosen if out is None else out.copy_(chosen)
 
 
 class Recording:

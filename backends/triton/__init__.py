@@ -60,8 +60,8 @@ class TritonFusedKernels(FusedKernels):
     max_skinny_rows = MAX_SKINNY_ROWS
 
     def __init__(self, device: torch.device) -> None:
-        # 常驻的计数器，见 `skinny.py`：每次用完都归零，不必每次启动都先清零。
-        # Counters that stay, see `skinny.py`: every use leaves them at 0, and no launch has to clear them first.
+        # 切段的程序在这里报到，见 `skinny.py`；每次用完都归零，不必每次启动都先清零。
+        # Where programs with splits sign in, see `skinny.py`; every use leaves it at zero, and no launch must clear it.
         self.arrived = torch.zeros(128, dtype=torch.int32, device=device)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -80,6 +80,13 @@ class TritonFusedKernels(FusedKernels):
             return gemv(x, weight, bias)
         return skinny_linear(x, weight, bias, self.arrived)
 
+    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+        """见 `fused.py`。
+
+        See `fused.py`.
+        """
+        return fused.rotary(positions, inv_freq)
+
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """见 `fused.py`。
 
@@ -97,12 +104,14 @@ class TritonFusedKernels(FusedKernels):
         """
         return fused.qk_norm_rope_store(qkv, cos, sin, norm_weights, eps, kv_cache.k, kv_cache.v, slot_mapping)
 
-    def sample(self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor) -> Tensor:
+    def sample(
+        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """见 `sample.py`。
 
         See `sample.py`.
         """
-        return sample.sample(logits, temperatures, seeds, output_indices)
+        return sample.sample(logits, temperatures, seeds, output_indices, out)
 
 
 class TritonBackend(AttentionBackend):

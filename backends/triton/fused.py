@@ -126,6 +126,41 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
+def rotary_kernel(position_ptr, inv_freq_ptr, cos_ptr, sin_ptr, HALF: tl.constexpr, EARLY: tl.constexpr):
+    """一个程序：一个 token 的角度。
+
+    One program: the angles of one token.
+    """
+    await_inputs(EARLY)
+    token = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, HALF)
+    angle = tl.load(position_ptr + token).to(tl.float32) * tl.load(inv_freq_ptr + i)
+    tl.store(cos_ptr + token * HALF + i, tl.cos(angle))
+    tl.store(sin_ptr + token * HALF + i, tl.sin(angle))
+
+
+def rotary(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+    """各位置的 cos 和 sin。
+
+    The cos and sin at each position.
+
+    Args:
+        positions: [T] int64
+        inv_freq: [D // 2] float32
+
+    Returns:
+        cos, sin: [T, D // 2] float32
+    """
+    num_tokens, half = positions.shape[0], inv_freq.shape[0]
+    cos, sin = torch.empty(2, num_tokens, half, dtype=torch.float32, device=positions.device)
+    if num_tokens:
+        rotary_kernel[(num_tokens,)](
+            positions, inv_freq, cos, sin, HALF=half, num_warps=1, **early(positions.device, num_tokens)
+        )
+    return cos, sin
+
+
+@triton.jit
 def qk_norm_rope_store_kernel(
     qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slot_mapping_ptr, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,

@@ -74,7 +74,7 @@ def sample_kernel(
     # 越界的位置读成 -inf，而不是 0：取最大值时它们一定落选。
     # Positions past the end read as -inf and not 0, so that they never win the maximum.
     score = tl.load(logits_ptr + row * VOCAB + token, mask=inside, other=float("-inf")).to(tl.float32)
-    temperature = tl.load(temperature_ptr + row)
+    temperature = tl.load(temperature_ptr + row).to(tl.float32)
     # 与 `GREEDY_TEMPERATURE` 相同；核函数读不到普通的 Python 全局变量，所以写成数。
     # The same as `GREEDY_TEMPERATURE`; a kernel cannot read ordinary Python globals, so the number stands here.
     # 一个程序只管一行，温度对它是一个数，整个程序一起走或一起跳过这个分支；贪心行因此省下了噪声的计算。
@@ -98,8 +98,8 @@ def sample_kernel(
         # bit.
         series = u * (1.0 + u * (0.5 + u * (0.3333333433 + u * 0.25)))
         # 硬件只有以 2 为底的对数，所以整个比较都换成以 2 为底：分数也除以 log(2)，谁最大不会变。
-        # The hardware has logarithms to base 2 only, so the whole comparison is in base 2: scores are divided by log(2),
-        # too, and the largest stays the largest.
+        # The hardware has logarithms to base 2 only, so the whole comparison is in base 2: scores are over log(2), too,
+        # and the largest stays the largest.
         exponential = tl.where(u < 0.01, series * 1.4426950408889634, -log2(1.0 - u, FAST))
         # -log(指数分布的随机数) 就是 Gumbel 噪声；加上它再取最大值，等于按 softmax 的概率抽样。
         # -log of an exponential random number is Gumbel noise; the maximum after adding it is a draw by softmax's
@@ -108,23 +108,39 @@ def sample_kernel(
         # -inf 除以温度再加噪声仍是 -inf，这一行是保险：越界的 token 无论如何不能当选。
         # -inf over the temperature plus noise is still -inf; this line makes sure: a token past the end must never win.
         score = tl.where(inside, score, float("-inf"))
-    # 程序之间不能互相等待，所以每个程序只写下自己这一段的冠军；总冠军在下面的 Python 里，由另一次启动选出。
-    # Programs cannot wait for each other, so each writes down the best of its own part; the overall best is chosen by a
-    # launch of its own, from Python below.
+    # 程序之间不能互相等待，所以每个程序只写下自己这一段的冠军；总冠军由下面的 `choose_kernel` 选出。
+    # Programs cannot wait for each other, so each writes down the best of its own part; the overall best is chosen by
+    # `choose_kernel` below.
     best, where = tl.max(score, 0, return_indices=True)
     tl.store(best_ptr + row * tl.num_programs(1) + tile, best)
     tl.store(token_ptr + row * tl.num_programs(1) + tile, (tile * BLOCK + where).to(tl.int64))
 
 
-def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor) -> Tensor:
+@triton.jit
+def choose_kernel(best_ptr, token_ptr, out_ptr, TILES: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    """一个程序：从一行各段的冠军里选出总冠军。
+
+    One program: the overall best among the best of all parts of a row.
+    """
+    await_inputs(EARLY)
+    row = tl.program_id(0).to(tl.int64) * TILES
+    i = tl.arange(0, BLOCK)
+    _, where = tl.max(tl.load(best_ptr + row + i, mask=i < TILES, other=float("-inf")), 0, return_indices=True)
+    tl.store(out_ptr + tl.program_id(0), tl.load(token_ptr + row + where))
+
+
+def sample(
+    logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
+) -> Tensor:
     """每行选一个 token，没有 top_k、top_p、min_p 的批才走这里。
 
     Choose a token for each row; for batches without top_k, top_p and min_p.
 
     Args:
         logits: [S, vocab], contiguous
-        temperatures: [S] float32
+        temperatures: [S] float32 or float64
         seeds, output_indices: [S] int64
+        out: where to write, [S] int64
 
     Returns:
         [S] int64
@@ -144,7 +160,10 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: 
         FAST=logits.is_cuda,
         **early(logits.device, rows),
     )
-    # 先找出哪一段的冠军分数最高，再取它记下的 token：全在 GPU 上，不等 CPU。
-    # Find the part whose best score is highest, then take the token it wrote down: all on the GPU, with no wait for the
-    # CPU.
-    return token.gather(1, best.argmax(1, keepdim=True)).squeeze(1)
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
+    if rows:
+        choose_kernel[(rows,)](
+            best, token, out, TILES=tiles, BLOCK=triton.next_power_of_2(tiles), num_warps=1,
+            **early(logits.device, rows),
+        )
+    return out

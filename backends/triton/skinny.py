@@ -63,8 +63,8 @@ def skinny_kernel(
         tl.debug_barrier()
         last = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == NUM_SPLITS - 1
         if last:
-            # 计数清零，留给下一次启动用。
-            # The count goes back to 0 for the next launch.
+            # 计数归零，留给下一次启动用。
+            # The count goes back to zero for the next launch.
             tl.store(arrived_ptr + tile, 0)
             acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for other in range(NUM_SPLITS):
