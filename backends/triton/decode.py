@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.triton.launch import await_inputs, early
+from backends.triton.launch import await_inputs, early, nearly_done
 
 
 # 张量进了核函数只剩指针，大写的 `tl.constexpr` 参数在编译时就已知；GPU 的基本概念见 `store.py` 的注释。
@@ -153,6 +153,7 @@ def decode_kernel(
     # 空的一段（或长度为 0）里 total 是 0：除以 1，输出就是 0，而不是 0 / 0。
     # In an empty split (or at length 0) total is 0: divide by 1, so the output is 0 and not 0 / 0.
     empty = total == 0.0
+    nearly_done(EARLY)
     out = acc / tl.where(empty, 1.0, total)[:, None]
     out_row = ((seq * (NUM_KV_HEADS * GROUP) + q_head) * NUM_SPLITS + split) * HEAD_DIM
     # 不切段时直接写出结果；切了段，这里是 float32 的部分结果，由 `merge_kernel` 合并。
@@ -189,6 +190,7 @@ def merge_kernel(partial_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, NUM_SPLI
         partial_ptr + (row * NUM_SPLITS + s[:, None]) * HEAD_DIM + d[None, :], mask=(weight != 0.0)[:, None], other=0.0
     )
     total = tl.sum(weight, 0)
+    nearly_done(EARLY)
     out = tl.sum(partial * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
     tl.store(out_ptr + row * HEAD_DIM + d, out.to(out_ptr.dtype.element_ty))
 

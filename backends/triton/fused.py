@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.triton.launch import await_inputs, early
+from backends.triton.launch import await_inputs, early, nearly_done
 
 
 @triton.jit
@@ -49,6 +49,7 @@ def add_rms_norm_kernel(
     # x.
     scale = tl.rsqrt(tl.sum(x32 * x32, 0) / SIZE + eps)
     weight = tl.load(weight_ptr + i, mask=inside, other=0.0)
+    nearly_done(EARLY)
     tl.store(normed_ptr + row + i, (x32 * scale).to(x.dtype) * weight, mask=inside)
 
 
@@ -69,12 +70,12 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     # Without a residual the sum is x itself; the kernel does not write `sum_ptr`, so nothing is allocated for it.
     total = x if residual is None else torch.empty_like(x)
     block = triton.next_power_of_2(size)
-    # 网格是 [T]，一行一个程序；每 512 个元素配 1 个 warp，最多 8 个：`SIZE` = 2048 用 4 个 warp，每个线程 16 个元素。
-    # The grid is [T], one program a row, with 1 warp for each 512 elements and at most 8:
-    # `SIZE` = 2048 takes 4 warps, 16 elements a thread.
+    # 网格是 [T]，一行一个程序；每 256 个元素配 1 个 warp，最多 8 个：`SIZE` = 1024 用 4 个 warp，每个线程 8 个元素。
+    # The grid is [T], one program a row, with 1 warp for each 256 elements and at most 8:
+    # `SIZE` = 1024 takes 4 warps, 8 elements a thread.
     add_rms_norm_kernel[(x.shape[0],)](
         x, x if residual is None else residual, weight, normed, total, eps,
-        SIZE=size, BLOCK=block, HAS_RESIDUAL=residual is not None, num_warps=min(8, max(1, block // 512)),
+        SIZE=size, BLOCK=block, HAS_RESIDUAL=residual is not None, num_warps=min(8, max(1, block // 256)),
         **early(x.device, x.shape[0]),
     )  # fmt: skip
     return normed, total
@@ -98,6 +99,7 @@ def silu_and_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.cons
     gate = tl.load(gate_up_ptr + row * 2 * SIZE + i, mask=inside, other=0.0)
     up = tl.load(gate_up_ptr + row * 2 * SIZE + SIZE + i, mask=inside, other=0.0)
     gate32 = gate.to(tl.float32)
+    nearly_done(EARLY)
     # silu 在 float32 里算，转回原精度之后再乘，与不融合时一致。
     # silu in float32, cast back, then multiply, as the unfused steps do.
     tl.store(out_ptr + row * SIZE + i, (gate32 * tl.sigmoid(gate32)).to(gate.dtype) * up, mask=inside)
@@ -215,6 +217,7 @@ def qk_norm_rope_store_kernel(
     # `slot` 是一个数，加上 `0 * head` 就成了与 `head` 同形状的一排，后面的掩码才能逐头组合。
     # `slot` is one number; plus `0 * head` it has the shape of `head`, and the masks below combine head by head.
     stored = slot + 0 * head >= 0
+    nearly_done(EARLY)
     q_mask = (head < NUM_HEADS)[:, None]
     target = q_out_ptr + token * (NUM_HEADS * HEAD_DIM) + head[:, None] * HEAD_DIM + i[None, :]
     tl.store(target, rotated_first, mask=q_mask)
@@ -255,11 +258,13 @@ def qk_norm_rope_store(
     # 没有归一化时传 `qkv` 占位；`HAS_NORM` 为假，编译出的核函数里没有读它的代码。
     # Without normalisation `qkv` stands in; with `HAS_NORM` false the compiled kernel has no code that reads it.
     q_weight, k_weight = norm_weights if norm_weights is not None else (qkv, qkv)
-    # 一个程序 8 个头：H200 上 256 个 token 时，一个头一个程序要 7 微秒多，时间都花在排队上。
-    # 8 heads a program: on an H200 with 256 tokens, a program for each head takes over 7 µs, most of it queueing.
-    qk_norm_rope_store_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, 8))](
+    # 一个程序 8 个头：H200 上 256 个 token 时，一个头一个程序要 7 微秒多，时间都花在排队上；token 少时，4 个头更快。
+    # 8 heads a program: on an H200 with 256 tokens, a program for each head takes over 7 µs, most of it queueing; with
+    # few tokens 4 heads are faster.
+    block_h = 4 if num_tokens <= 16 else 8
+    qk_norm_rope_store_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, block_h))](
         qkv, cos, sin, q_weight, k_weight, q, k_cache, v_cache, slot_mapping, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HAS_NORM=norm_weights is not None,
-        BLOCK_H=8, num_warps=4, **early(qkv.device, num_tokens),
+        BLOCK_H=block_h, num_warps=4, **early(qkv.device, num_tokens),
     )  # fmt: skip
     return q

@@ -26,25 +26,33 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 # `skinny.py` 最多管这么多行。
 # `skinny.py` serves up to so many rows.
 MAX_SKINNY_ROWS = 16
+# `EARLY` 的取值：照常启动；一开始就放行后面的；快结束时才放行。
+# What `EARLY` may be: an ordinary launch; let those behind come on at once; let them come on near the end.
+OFF, AT_START, NEAR_END = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
 def await_inputs(EARLY: tl.constexpr):
-    """核函数的第一句：放行后面的，等前面的。
+    """核函数的第一句：等前面的全部结束，才去碰它们写出的数据。
 
-    The first statement of a kernel: let those behind come on, wait for those before.
-
-    Args:
-        EARLY: 0 for an ordinary launch, 1 to let go and wait, 2 to wait only
+    The first statement of a kernel: wait until all before it have ended, and only then touch what they wrote.
     """
-    # 不放行，后面的就等本核函数的程序全部退出才上场，只省下一半空当。
-    # Without letting them go, those behind come on when all programs of this kernel have left: half the gap is saved.
-    if EARLY == 1:
+    if EARLY == AT_START:
         gdc_launch_dependents()
     # 每个核函数都等，所以“前一个结束了”就意味着更前面的也都结束了：不会读到没写完的数据。
     # Every kernel waits, so that "the one before has ended" implies all before that: nothing is read half written.
-    if EARLY > 0:
+    if EARLY != OFF:
         gdc_wait()
+
+
+@triton.jit
+def nearly_done(EARLY: tl.constexpr):
+    """放在写出结果之前：数据都已读完，后面的可以上场了。
+
+    Stands before the results are written: all data has been read, and those behind may come on.
+    """
+    if EARLY == NEAR_END:
+        gdc_launch_dependents()
 
 
 @cache
@@ -57,9 +65,9 @@ def early(device: torch.device, num_rows: int) -> dict[str, Any]:
         num_rows: rows of the step, tokens or sequences
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
-        return {"EARLY": 0}
-    # H200 上量过，每个 token 的毫秒数，Qwen3-0.6B：1 行时放行 0.83，只等 0.90；8 行时正相反，1.27 和 1.20。
-    # 行少而用 `skinny.py` 时，候场的程序占着共享内存，正在跑的反而施展不开。
-    # Measured on an H200, milliseconds a token for Qwen3-0.6B: with 1 row 0.83 letting go and 0.90 waiting only; with 8
-    # rows the reverse, 1.27 and 1.20. With `skinny.py`, programs standing by hold shared memory that running ones want.
-    return {"EARLY": 2 if 1 < num_rows <= MAX_SKINNY_ROWS else 1, "launch_pdl": True}
+        return {"EARLY": OFF.value}
+    # H200 上量过，Qwen3-0.6B 每个 token 的毫秒数：1 行时一开始就放行 0.79，快结束时 0.91；8 行时反过来，1.34 和 1.03。
+    # 2 到 16 行用 `skinny.py`，候场的程序占着共享内存，正在跑的反而施展不开。
+    # Measured on an H200, milliseconds a token for Qwen3-0.6B: with 1 row 0.79 at once and 0.91 near the end; with 8
+    # rows the reverse, 1.34 and 1.03. 2 to 16 rows run `skinny.py`, whose programs hold much shared memory standing by.
+    return {"EARLY": (NEAR_END if 1 < num_rows <= MAX_SKINNY_ROWS else AT_START).value, "launch_pdl": True}

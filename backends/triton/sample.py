@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.triton.launch import await_inputs, early
+from backends.triton.launch import await_inputs, early, nearly_done
 
 
 @triton.jit
@@ -112,6 +112,7 @@ def sample_kernel(
     # Programs cannot wait for each other, so each writes down the best of its own part; the overall best is chosen by
     # `choose_kernel` below.
     best, where = tl.max(score, 0, return_indices=True)
+    nearly_done(EARLY)
     tl.store(best_ptr + row * tl.num_programs(1) + tile, best)
     tl.store(token_ptr + row * tl.num_programs(1) + tile, (tile * BLOCK + where).to(tl.int64))
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.triton.launch import MAX_SKINNY_ROWS, await_inputs, early
+from backends.triton.launch import MAX_SKINNY_ROWS, await_inputs, early, nearly_done
 
 
 @triton.jit
@@ -51,6 +51,7 @@ def skinny_kernel(
             x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K]
         acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
     last = True
+    nearly_done(EARLY)
     if NUM_SPLITS > 1:
         # 各段写下自己的部分和，并报到；最后报到的一段负责合计。总是按段号相加，与到达的先后无关，所以结果每次都一样。
         # Each split writes its partial sum and signs in, and the last to sign in adds up: always in the order of the
