@@ -182,7 +182,21 @@ class ModelRunner:
             # then runs out of memory on the first long prompt.
             #   80 GB * 0.9 - 8 GB = 64 GB; Llama-3.2-3B: 64e9 / 1835008 = 34877 blocks = 558032 tokens
             total = torch.cuda.get_device_properties(self.device).total_memory
-            budget = int(total * gpu_memory_utilization) - self._peak_forward_bytes()
+            try:
+                peak = self._peak_forward_bytes()
+            except torch.OutOfMemoryError:
+                peak = total
+            budget = int(total * gpu_memory_utilization) - peak
+            # 只差几个块，由 `_fit_length` 说清楚；连一个块都放不下，多半是别的程序占着卡。
+            # A few blocks short is for `_fit_length` to explain; not even one is mostly another program on the card.
+            if budget < self._block_bytes():
+                free = torch.cuda.mem_get_info(self.device)[0]
+                raise ValueError(
+                    f"{self.device} is too full for the KV cache: beside the weights {free / 1e9:.1f} of "
+                    f"{total / 1e9:.1f} GB are free, and gpu_memory_utilization={gpu_memory_utilization:g} is the limit; end other programs "
+                    "on it (nvidia-smi lists them), raise gpu_memory_utilization, or lower "
+                    f"max_num_batched_tokens={self.max_num_batched_tokens}"
+                )
         else:
             # 权重已经加载，所以“可用”里不再含它；只取四分之一，其余留给中间结果、系统和别的程序。
             # The weights are loaded and no longer "available"; a quarter leaves room for activations and others.

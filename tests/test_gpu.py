@@ -308,3 +308,13 @@ def test_bf16_with_graphs(tmp_path: Path, requests: list[Request], backend: str)
     first, second = (llm.generate([[3, 9, 4]], GREEDY, progress=False)[0].outputs[0].token_ids for _ in range(2))
     assert first == second
     assert_all_free(llm.engine.block_manager)
+
+
+def test_a_full_gpu_gives_one_clear_line(folder: Path) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    hog = torch.empty(int(free * 0.95), dtype=torch.uint8, device="cuda")
+    with pytest.raises(ValueError, match="too full for the KV cache: .* GB are free, .*nvidia-smi"):
+        make_llm(folder, num_kvcache_blocks=None)
+    del hog
+    torch.cuda.empty_cache()
+    assert make_llm(folder, num_kvcache_blocks=None).engine.model_runner.num_blocks > 0

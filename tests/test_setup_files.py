@@ -425,3 +425,12 @@ def test_debugger_shows_a_tensor_in_one_line(tmp_path: Path) -> None:
         watchdog.cancel()
         adapter.process.kill()
         adapter.process.communicate()
+
+
+def test_the_plot_shows_the_results_that_are_there() -> None:
+    # 重新画一遍，与文档里的图逐字节相同：换了结果，就要重画。
+    # Drawn again it is byte for byte the picture in the docs: new results need a new picture.
+    drawn = subprocess.run(
+        [sys.executable, "benchmarks/plot.py", "/dev/stdout"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert drawn == (ROOT / "docs" / "performance.svg").read_text(encoding="utf-8")
