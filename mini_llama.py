@@ -1,22 +1,24 @@
 """mini-llama 的命令行和公共接口。
 
 作为程序：`python mini_llama.py --backend torch` 用内置的小模型回答几个问题，不需要 GPU，也不需要下载。
-作为库：`from mini_llama import LLM, SamplingParams`。
+作为库：`from mini_llama import LLM, SamplingParams`；asyncio 程序用 `AsyncLLM`。
 往下读：`engine/llm.py`（入口）-> `engine/llm_engine.py`（主循环）-> `engine/scheduler.py`（谁运行）。
 
 The command line and the public face of mini-llama.
 
 As a program: `python mini_llama.py --backend torch` answers a few questions with the embedded model; no GPU, no
-download. As a library: `from mini_llama import LLM, SamplingParams`.
+download. As a library: `from mini_llama import LLM, SamplingParams`; asyncio programs take `AsyncLLM`.
 Read on in `engine/llm.py` (the entry), `engine/llm_engine.py` (the loop), `engine/scheduler.py` (who runs).
 """
 
 import argparse
 import io
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,17 +30,22 @@ from rich.table import Table
 # 依赖只有一个方向：命令行 -> `engine` -> `models` -> `layers` -> `backends`；下层从不导入上层。
 # Dependencies point one way: command line -> `engine` -> `models` -> `layers` -> `backends`, and never back.
 from backends import BackendUnavailableError, backend_names, backend_status
+from engine.async_llm import AsyncLLM, EngineDeadError
+from engine.beam_search import BeamSearchParams
 from engine.compare import compare_backends
 from engine.config import EngineConfig
 from engine.llm import LLM
 from engine.llm_engine import load_generation_config
-from engine.outputs import CompletionOutput, RequestOutput
+from engine.outputs import CompletionOutput, EngineMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import Message, Tokenizer
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
 # Users may rely on these names; all else is internal and may change at any time.
-__all__ = ["LLM", "BackendUnavailableError", "CompletionOutput", "RequestOutput", "SamplingParams", "main"]
+__all__ = [
+    "LLM", "AsyncLLM", "BackendUnavailableError", "BeamSearchParams", "CompletionOutput", "EngineDeadError",
+    "RequestOutput", "SamplingParams", "main",
+]
 
 # 6 个问题一起提交，在 `LLMEngine.step` 下断点，第一步就能看到 6 行的 `schedule`：批处理从这里看起。
 # All 6 are submitted together: a breakpoint in `LLMEngine.step` shows a `schedule` of 6 rows at once, which is a batch.
@@ -48,6 +55,13 @@ BUILT_IN_PROMPTS = [
     "introduce yourself", "中国的首都是哪里？", "list all prime numbers within 100", "what is a KV cache?",
     "什么是前缀缓存？", "What is 23 + 45?",
 ]
+
+CHAT_HELP = """\
+/help    这份帮助 / this help
+/reset   忘掉之前的对话 / forget the conversation
+/stats   前缀缓存的命中率，上一个回答的速度 / hit rate of the prefix cache, speed of the last answer
+/exit    离开，也可以按 Ctrl-D / leave, as Ctrl-D does
+Ctrl-C   停下正在写的回答 / stop the answer that is being written"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     # 默认值必须是 None：`append` 会往默认列表后面追加，给了默认问题，用户的问题就和它们混在一起。
     # The default must be None: `append` adds to a default list and would mix user's and built-in questions.
     add("--prompt", action="append", metavar="TEXT", help="问题，可重复 / a question; repeatable")
+    add("--chat", action="store_true", help="交互对话，边写边显示 / talk to the model, answers are streamed")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N（默认 auto）/ (default auto)")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16（默认 auto）/ (default auto)")
     # 不用 `SamplingParams` 的 16：那是 vLLM 的默认值，一句话常常说到一半就断了。
@@ -153,6 +168,15 @@ def _print_answers(console: Console, prompts: list[str], outputs: list[RequestOu
         console.print()
 
 
+def _hits(metrics: EngineMetrics) -> str:
+    """前缀缓存的命中，一行。
+
+    The hits of the prefix cache, in a line.
+    """
+    hits, queries = metrics.prefix_cache_hits, metrics.prefix_cache_queries
+    return f"{hits} / {queries} tokens ({metrics.prefix_cache_hit_rate:.0%})"
+
+
 def _print_summary(console: Console, llm: LLM, outputs: list[RequestOutput], started: float) -> None:
     """收尾的表：多少 token、多快、缓存省了多少。
 
@@ -160,7 +184,7 @@ def _print_summary(console: Console, llm: LLM, outputs: list[RequestOutput], sta
     """
     # 数字都取自引擎和各请求自己的记录，不另外计时：命令行看到的与库用户看到的是同一份数据。
     # All numbers come from the engine and the requests' own records: the command line shows what a library user sees.
-    runner, stats = llm.engine.model_runner, llm.engine.block_manager.stats
+    runner, metrics = llm.engine.model_runner, llm.engine.metrics()
     # 只数输出 token：吞吐量不算提示词，否则一个长提示词就能把数字抬高几倍。
     # Output tokens only: throughput leaves prompts out, or one long prompt would multiply the number.
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
@@ -178,14 +202,127 @@ def _print_summary(console: Console, llm: LLM, outputs: list[RequestOutput], sta
     # The divisor is 1e-9 at least: no division by 0, even if all ends in the same instant.
     table.add_row("output tokens 输出", f"{tokens} ({tokens / max(end - begin, 1e-9):,.0f} tok/s)")
     table.add_row("first token 首个 token", f"{(first - begin) * 1000:.0f} ms")
+    # 各请求平均的平均；只有 1 个 token 的请求没有“之后的每个”，不算在内。
+    # The mean of the requests' means; one of 1 token has no "each after the first" and is left out.
+    gaps = [gap for output in outputs if (gap := output.metrics.time_per_output_token) is not None]
+    if gaps:
+        table.add_row("next tokens 之后每个", f"{sum(gaps) / len(gaps) * 1000:.1f} ms")
     # 同一步进来的请求互相命中不了，因为块算完才登记；所以内置的 6 个问题，命中通常是 0。
     # In one step nobody hits another's blocks, which are registered once computed; so the built-in 6 mostly hit 0.
-    table.add_row("prefix cache 前缀缓存", f"{stats.hit} / {stats.queried} tokens ({stats.hit_rate:.0%})")
+    table.add_row("prefix cache 前缀缓存", _hits(metrics))
+    # 大于 0 就是块不够用：被抢占的请求要重算，`computed` 会比提示词加输出多。
+    # Above 0, blocks ran short: what was preempted is recomputed, and `computed` exceeds prompts plus outputs.
+    table.add_row("preemptions 抢占", f"{metrics.num_preemptions} ({metrics.num_computed_tokens} tokens computed 算过)")
     # 两数相乘就是 KV 缓存的容量：运行中的请求，提示词加输出，合计最多这么多 token（共用的块只算一次）。
     # Their product is the KV cache's capacity: all running requests, prompts and outputs (shared blocks count once).
     table.add_row("KV blocks KV 块", f"{runner.num_blocks} × {runner.block_size} tokens")
     table.add_row("total time 总用时", f"{time.monotonic() - started:.2f} s")
     console.print(table)
+
+
+@contextmanager
+def _ctrl_c_noted() -> Iterator[list[int]]:
+    """其间第一次 Ctrl-C 只记下来，第二次才抛 `KeyboardInterrupt`。
+
+    Meanwhile the first Ctrl-C is only noted; a second one raises `KeyboardInterrupt`.
+    """
+    # 直接抛出，会打断引擎的半步；而对话之后还要用同一个引擎，所以等到两步之间再停。
+    # Raised at once, it would break off in the middle of a step of an engine that the chat goes on to use.
+    pressed: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
+    """边生成边打印回答，记进 `history`；返回一行统计。
+
+    Print an answer while it is generated and add it to `history`; returns a line of statistics.
+
+    Raises:
+        ValueError: the last question is too long, or not valid text
+    """
+    engine, start = llm.engine, 0
+    # 历史加回答要装进 `max_model_len`：装不下就丢掉最早的一问一答，回答至少留得下半个窗口或 `max_tokens`。
+    # History and answer must fit `max_model_len`: else the oldest exchanges go, until `max_tokens` or half the window
+    # is left for the answer.
+    limit = engine.model_runner.max_model_len
+    room = limit - min(params.max_tokens, limit // 2)
+    while start < len(history) - 1 and len(engine.tokenizer.encode_chat(history[start:])) > room:
+        start += 2
+    # 这一行会检查问题；它抛错时历史还没动过。
+    # This line validates the question; if it raises, the history has not been touched.
+    stream = llm.stream_chat(history[start:], params)
+    if start:
+        del history[:start]
+        print(f"[对话太长，忘掉最早的 {start // 2} 轮 / too long: oldest exchanges forgotten: {start // 2}]")
+    before, started, pieces = engine.metrics(), time.monotonic(), []
+    with _ctrl_c_noted() as pressed, closing(stream):
+        for piece in stream:
+            pieces.append(piece)
+            print(piece, end="", flush=True)
+            # 离开 `closing` 就关闭迭代器，请求随之取消；已经写出的留在历史里。
+            # Leaving `closing` closes the iterator, and that aborts the request; what was written stays in the history.
+            if pressed:
+                print(" [已停止 / stopped]", end="")
+                break
+    print()
+    history.append({"role": "assistant", "content": "".join(pieces)})
+    after, seconds = engine.metrics(), max(time.monotonic() - started, 1e-9)
+    tokens = after.num_generated_tokens - before.num_generated_tokens
+    return (
+        f"{tokens} tokens, {tokens / seconds:,.0f} tok/s, "
+        f"cached 命中 {after.prefix_cache_hits - before.prefix_cache_hits} prompt tokens"
+    )
+
+
+def _chat(llm: LLM, params: SamplingParams) -> None:
+    """交互对话：读一行，答一段；每次都把全部历史发给引擎，重复的开头由前缀缓存省下。
+
+    Talk: read a line, answer it. All of the history is sent every time; the prefix cache saves the part it knows.
+    """
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if terminal:
+        # 导入它，`input` 就能用方向键编辑和翻历史；Windows 上没有。
+        # Importing it gives `input` line editing and the arrow keys; Windows has none.
+        with suppress(ImportError):
+            import readline  # noqa: F401
+        print("输入问题，/help 看命令 / ask a question, /help lists the commands")
+    history: list[Message] = []
+    last = "-"
+    while True:
+        try:
+            line = input("> " if terminal else "").strip()
+        except EOFError:
+            return print(end="\n" if terminal else "")
+        if line == "/exit":
+            return
+        if line == "/help":
+            print(CHAT_HELP)
+        elif line == "/reset":
+            history.clear()
+            print("[对话已清空 / the conversation is forgotten]")
+        elif line == "/stats":
+            print(f"prefix cache 前缀缓存  {_hits(llm.engine.metrics())}\nlast answer 上个回答   {last}")
+        elif line.startswith("/"):
+            print(f"[没有这个命令 / no such command: {line}; /help]")
+        elif line:
+            history.append({"role": "user", "content": line})
+            try:
+                last = _answer(llm, history, params)
+            except ValueError as error:
+                # 这一句问不了（例如太长），不是程序坏了：说一声，忘掉它，接着聊。
+                # This question cannot be asked, being too long say, and nothing is broken: say so and go on without it.
+                history.pop()
+                print(f"error: {error}", file=sys.stderr)
 
 
 def _compare(console: Console, config: EngineConfig, args: argparse.Namespace, prompts: list[str]) -> None:
@@ -251,6 +388,8 @@ def run(args: argparse.Namespace) -> None:
     if args.compare:
         return _compare(console, config, args, prompts)
     llm = LLM(**options, progress=True)
+    if args.chat:
+        return _chat(llm, _params(args, llm.engine.generation_defaults))
     # 每个问题是一段独立的对话，互相看不到；想让模型记得上文，要把之前的消息一起放进列表。
     # Each question is a conversation of its own; to be remembered, earlier messages have to be sent along.
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
@@ -270,10 +409,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `argv` is a parameter: tests call `main(["--list-backends"])` without a new process; None means `sys.argv`.
     # 终端不支持某个字符时（例如 ASCII 的环境），打印一个问号，而不是丢掉整个回答。
     # Where the terminal lacks a character (an ASCII locale, say), print a question mark and do not lose the answer.
-    for stream in (sys.stdout, sys.stderr):
+    # 输入也一样：对话里的一个坏字节不该结束程序。
+    # Input alike: a bad byte in a chat should not end the program.
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.chat and (args.prompt or args.compare or args.list_backends):
+        parser.error("--chat 不能与 --prompt、--compare、--list-backends 同用 / cannot be combined with them")
     try:
         run(args)
     # 只接住用户能造成的错误；引擎的自检失败是 `AssertionError` 或 `RuntimeError`，要连同 traceback 露出来。

@@ -188,21 +188,26 @@ def build_sampling_inputs(
     top_ks = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
 
     def column(values: list[float]) -> Tensor:
+        # `non_blocking`：拷贝排进队列就返回，不停下来等 GPU 算完前面的。
+        # `non_blocking`: the copy is queued, and nobody waits for what the GPU has to do before it.
         # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
         # A column broadcasts against logits of [S, vocab_size]:
         # each row gets its own temperature without a Python loop.
-        return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)  # [S, 1]
+        return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True).unsqueeze(1)  # [S, 1]
+
+    def integers(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)  # [S]
 
     return SamplingInputs(
         temperatures=column([p.temperature for p in params]),
         top_ps=column([p.top_p for p in params]),
         min_ps=column([p.min_p for p in params]),
-        top_ks=torch.tensor(top_ks, dtype=torch.int64, device=device).unsqueeze(1),
+        top_ks=integers(top_ks).unsqueeze(1),
         # 噪声由（种子，第几个输出，token id）决定，这里送去前 2 个；没有随机数状态，也就不怕被谁打乱。
         # Noise depends on (seed, output index, token id), and here go the first 2;
         # with no generator state, nothing disturbs it.
-        seeds=torch.tensor([seq.seed for seq in sequences], dtype=torch.int64, device=device),
-        output_indices=torch.tensor([seq.num_output_tokens for seq in sequences], dtype=torch.int64, device=device),
+        seeds=integers([seq.seed for seq in sequences]),
+        output_indices=integers([seq.num_output_tokens for seq in sequences]),
         # 给 128256 个分数排序很贵，没人用 `top_k`、`top_p` 就整批跳过；在主机上判断，不必读 GPU。
         # Sorting 128256 scores is expensive and skipped if nobody uses `top_k` or `top_p`;
         # decided on the host, no GPU read.

@@ -3,22 +3,43 @@
 LLM: what the user calls, with vLLM's interface. The work is done in `llm_engine.py`; this calls `step` until done.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from engine.config import EngineConfig
 from engine.outputs import RequestOutput
 from engine.overlapped_engine import create_engine
 from engine.progress import generation_progress, loading_progress
 from engine.sampling_params import SamplingParams
+from engine.sequence import Sequence as Request
 from engine.tokenizer import Message
 
 # 文字，或已经分好的 token id；后者绕过分词器，测试和测速用它来固定输入。
 # Text, or token ids; ids bypass the tokenizer, and tests and benchmarks use them to fix the input.
 Prompt = str | list[int]
+
+
+def list_of_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """一个字符串，或者几个提示词，统一成列表。
+
+    A string, or several prompts, as a list.
+
+    Raises:
+        ValueError: it is neither
+    """
+    # 字符串也是可迭代的：不先判断，`list("你好")` 会变成 2 个各一个字的请求。
+    # A string is iterable as well: without the test, `list("你好")` would be 2 requests of one character each.
+    # 直接传 [1, 2, 3] 会被当成 3 个提示词而报错；一个以 id 表示的提示词要写成 [[1, 2, 3]]。
+    # A bare [1, 2, 3] counts as 3 prompts and is an error; one prompt of ids is written [[1, 2, 3]].
+    # 字典也能被 `list` 展开，得到的却是键名；与其补全一个键名，不如直接说不支持。
+    # `list` would take a dict, too, and yield its keys; better to refuse than to complete the name of a key.
+    if not isinstance(prompts, str | list | tuple):
+        raise ValueError(f"prompts must be a string or a list, got {type(prompts).__name__}")
+    return [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
 
 
 class LLM:
@@ -118,16 +139,22 @@ class LLM:
         Raises:
             ValueError: a request is not valid; then none has been added
         """
-        # 字符串也是可迭代的：不先判断，`list("你好")` 会变成 2 个各一个字的请求。
-        # A string is iterable as well: without the test, `list("你好")` would be 2 requests of one character each.
-        # 直接传 [1, 2, 3] 会被当成 3 个提示词而报错；一个以 id 表示的提示词要写成 [[1, 2, 3]]。
-        # A bare [1, 2, 3] counts as 3 prompts and is an error; one prompt of ids is written [[1, 2, 3]].
-        # 字典也能被 `list` 展开，得到的却是键名；与其补全一个键名，不如直接说不支持。
-        # `list` would take a dict, too, and yield its keys; better to refuse than to complete the name of a key.
-        if not isinstance(prompts, str | list | tuple):
-            raise ValueError(f"prompts must be a string or a list, got {type(prompts).__name__}")
-        requests: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
-        return self._run(requests, sampling_params, progress)
+        return self._run(list_of_prompts(prompts), sampling_params, progress)
+
+    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """为每个提示词找出总概率最高的几条补全；怎么找，见 `beam_search.py`。
+
+        Find for each prompt the completions of the highest total probability; `beam_search.py` shows how.
+
+        Args:
+            prompts: as for `generate`
+
+        Raises:
+            ValueError: a prompt is not valid
+        """
+        return beam_search(
+            self.engine, lambda beams, one: self._run(beams, one, progress=False), list_of_prompts(prompts), params
+        )
 
     def chat(
         self, messages: Sequence[Message] | Sequence[Sequence[Message]],
@@ -159,6 +186,63 @@ class LLM:
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
         prompts: list[Prompt] = [tokenizer.encode_chat(c, chat_template_kwargs) for c in conversations]
         return self._run(prompts, sampling_params, progress)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Generator[str, None, None]:
+        """边生成边交出文字；各段接起来就是 `generate` 的 `text`，从不切开一个字符。
+
+        提前关闭迭代器（`break`、异常、Ctrl-C）就取消请求，归还它的块。引擎里的其他请求同步前进。
+
+        Yield the text as it is generated; the pieces joined are the `text` of `generate`, and none splits a character.
+        To close the iterator early (`break`, an exception, Ctrl-C) aborts the request and returns its blocks. Others in
+        the engine go on beside it.
+
+        Raises:
+            ValueError: the request is not valid; at the call, before anything runs
+        """
+        # 普通函数检查，生成器运行：若整个写成生成器，错误要等到取第一段文字时才抛出。
+        # A plain function validates and a generator runs: as one generator it would raise at the first piece only.
+        seq = self.engine.prepare_request(prompt, sampling_params, stream=True)
+        if seq.params.n > 1:
+            raise ValueError(f"stream gives a single text, but n={seq.params.n}: use generate or AsyncLLM")
+        return self._stream(seq)
+
+    def stream_chat(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Generator[str, None, None]:
+        """回答一段对话，其余同 `stream`。
+
+        Answer one conversation; the rest is as in `stream`.
+        """
+        return self.stream(self.engine.tokenizer.encode_chat(messages, chat_template_kwargs), sampling_params)
+
+    def _stream(self, seq: Request) -> Generator[str, None, None]:
+        """走一步，交出新的文字，直到结束。
+
+        Step and yield what is new, until the end.
+        """
+        assert seq.output_text is not None
+        self.engine.add_sequence(seq)
+        shown, finished = 0, False
+        try:
+            while not finished:
+                # 两段文字之间，别人（另一个 `stream`）可能已经把引擎走到了这个请求的结尾。
+                # Between two pieces somebody else, another `stream` say, may have stepped this request to its end.
+                if seq.finish_reason is None:
+                    self.engine.step()
+                finished = seq.finish_reason is not None
+                text = seq.output_text.so_far(finished)
+                # 半个字符、可能是停止字符串开头的尾巴，都还扣着，所以不是每步都有新文字。
+                # Half a character, or a tail that may begin a stop string, is held back: not every step has new text.
+                if len(text) > shown:
+                    yield text[shown:]
+                    shown = len(text)
+        finally:
+            # `break` 时 Python 在 `yield` 处抛 `GeneratorExit`，就走到这里；已经结束的不取消，它的 id 可能已另有主人。
+            # On `break` Python raises `GeneratorExit` at the `yield`, which leads here. One that has ended is left
+            # alone: its id may have a new owner.
+            if seq.finish_reason is None:
+                self.engine.abort(seq.request_id)
 
     def _run(
         self, prompts: Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None,

@@ -12,6 +12,7 @@ LLMEngine: the main loop. Reading for the first time, start at `step`: set a bre
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -20,11 +21,14 @@ import torch
 from engine.batch import Batch, build_batch, build_sampling_inputs
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig
+from engine.detokenizer import OutputText
+from engine.logprobs import gather_logprobs, read_logprobs
 from engine.model_runner import ModelRunner
-from engine.outputs import CompletionOutput, RequestOutput
+from engine.outputs import CompletionOutput, EngineMetrics, RequestOutput
+from engine.penalties import Penalties
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
-from engine.sequence import Sequence
+from engine.sequence import Sequence, SequenceStatus
 from engine.tokenizer import Tokenizer
 from engine.validation import is_int
 from models.config import ModelLoadError, parse_token_ids, read_json
@@ -37,7 +41,7 @@ def load_generation_config(folder: Path) -> tuple[SamplingParams, frozenset[int]
     temperature 0.
 
     Raises:
-        ModelLoadError: `generation_config.json` holds a value that is not valid or not supported
+        ModelLoadError: `generation_config.json` holds a value that is not valid
     """
     # 这个文件可有可无，与必需的 `config.json` 不同；没有它，就用 `SamplingParams` 自己的默认值。
     # Optional, unlike `config.json`, which must be there; without it `SamplingParams` has defaults of its own.
@@ -46,8 +50,8 @@ def load_generation_config(folder: Path) -> tuple[SamplingParams, frozenset[int]
     eos_token_ids = frozenset(parse_token_ids(generation_config.get("eos_token_id"), "generation_config.json"))
     # 两边叫法不同的只有一项：`max_new_tokens` 是 transformers 的叫法，这里和 vLLM 一样叫 `max_tokens`。
     # One name differs: transformers say `max_new_tokens`, here and in vLLM it is `max_tokens`.
-    names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
-    names |= {"max_new_tokens": "max_tokens", "repetition_penalty": "repetition_penalty"}
+    names = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+    names["max_new_tokens"] = "max_tokens"
     # JSON 里的 null 读进来是 None，当作没写；否则 `temperature=None` 会被当成不合法的值。
     # A JSON null becomes None and counts as absent; otherwise `temperature=None` would be refused as a bad value.
     #   {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": null}  ->  {"temperature": 0.6, "top_p": 0.9}
@@ -58,7 +62,7 @@ def load_generation_config(folder: Path) -> tuple[SamplingParams, frozenset[int]
         values["temperature"] = 0.0
     try:
         return SamplingParams(**values), eos_token_ids
-    except (ValueError, NotImplementedError) as error:
+    except ValueError as error:
         # 错在文件，不在用户的参数：改抛一个写明文件名的错误，免得用户去检查自己没写过的 `temperature`。
         # The file is wrong, not the user: name it, or the user looks for a `temperature` that nobody typed.
         raise ModelLoadError(f"generation_config.json: {error}") from None
@@ -101,9 +105,13 @@ class LLMEngine:
         # Counters that only grow, as in Prometheus: for a speed, take two readings and divide by the time between.
         self.num_generated_tokens = 0
         self.num_computed_tokens = 0
+        self.penalties = Penalties(self.model_runner.model_config.vocab_size, self.model_runner.device)
         # 未完成请求的 id，用来查重；`_finish` 会删掉它，id 便可再用。
         # The ids of unfinished requests, to find duplicates; `_finish` frees an id again.
         self._ids_in_use: set[str] = set()
+        # 等第 1 份算完提示词的其余各份，按请求 id；见 `_release_held`。
+        # The outputs of a request that wait until number 1 has computed the prompt, by request id; see `_release_held`.
+        self._held: dict[str, list[Sequence]] = {}
         self._ids = count()
         # 引擎的种子只管发种子：`seed` 相同、加入顺序相同，第几个请求就拿到同样的种子；None 则每次启动都不同。
         # The engine's seed only deals out seeds: same `seed` and order, same seed for each request; None varies.
@@ -113,12 +121,16 @@ class LLMEngine:
     # ---- requests in and out ----
 
     def prepare_request(
-        self, prompt: str | list[int], params: SamplingParams | None = None, request_id: str | None = None
+        self, prompt: str | list[int], params: SamplingParams | None = None, request_id: str | None = None,
+        stream: bool = False,
     ) -> Sequence:
         """检查一个请求并造出它的 Sequence，但不加入队列；`generate` 借此先查全部、再加任何一个。
 
         Validate a request and make its Sequence without queueing it, so that `generate` can check all before it adds
         any.
+
+        Args:
+            stream: its text is wanted while it runs
 
         Raises:
             ValueError: empty or too long a prompt, or a token id out of range; names the request and the limit
@@ -183,6 +195,9 @@ class LLMEngine:
             # `ignore_eos` 只去掉模型自带的结束符，用户给的停止 id 照样有效；测速时靠它让输出一样长。
             # `ignore_eos` drops the model's own end tokens, the user's ids still count; benchmarks want equal lengths.
             stop_token_ids=stop_token_ids if params.ignore_eos else stop_token_ids | self.eos_token_ids,
+            # 多数请求两样都不要：它们结束时整段还原一次就够，每个 token 不必多花一分。
+            # Most requests want neither: theirs is decoded once, at the end, and no token costs anything more.
+            output_text=OutputText(self.tokenizer, params) if params.stop or stream else None,
         )
 
     def add_sequence(self, seq: Sequence) -> None:
@@ -202,6 +217,46 @@ class LLMEngine:
         # Counted from queueing, so the wait is included; `monotonic` never runs backwards when the clock is adjusted.
         seq.metrics.arrival_time = time.monotonic()
         self.scheduler.add(seq)
+        if seq.params.n == 1:
+            return
+        # `n` 份输出就是 `n` 个序列，各自调度、抢占、结束，只在交出结果时合在一起。
+        # `n` outputs are `n` sequences, each scheduled, preempted and ended on its own; the result puts them together.
+        siblings = [seq.sibling(index) for index in range(1, seq.params.n)]
+        for each in (seq, *siblings):
+            each.siblings = [seq, *siblings]
+            # 文字各有各的。
+            # Each has its own text.
+            each.output_text = seq.output_text and OutputText(self.tokenizer, seq.params)
+        # 同一步里大家互相查不到，提示词会算 `n` 遍；有整块可共享时，先让第 1 份算，其余的命中它的块。
+        # In the same step they would not find each other and compute the prompt `n` times; if there are whole blocks to
+        # share, number 1 computes them first and the others hit its blocks.
+        if self._num_shareable_blocks(seq):
+            self._held[seq.request_id] = siblings
+        else:
+            for each in siblings:
+                self.scheduler.add(each)
+
+    def _num_shareable_blocks(self, seq: Sequence) -> int:
+        """别人最多能命中它的提示词的几个块。
+
+        How many blocks of its prompt others can hit at most.
+        """
+        manager = self.block_manager
+        return (seq.num_prompt_tokens - 1) // manager.block_size if manager.enable_prefix_caching else 0
+
+    def _release_held(self) -> None:
+        """第 1 份的提示词块都登记了，或者它已经结束，其余各份就进等待队列，排在最前面。
+
+        Once the prompt's blocks of number 1 are registered, or it has ended, the others enter the waiting queue, at its
+        front.
+        """
+        released: list[Sequence] = []
+        for request_id, siblings in list(self._held.items()):
+            first = siblings[0].siblings[0]
+            computed = first.num_registered_blocks >= self._num_shareable_blocks(first)
+            if computed or first.status is SequenceStatus.FINISHED:
+                released += self._held.pop(request_id)
+        self.scheduler.add_first(released)
 
     def add_request(
         self, prompt: str | list[int], params: SamplingParams | None = None, request_id: str | None = None
@@ -224,17 +279,41 @@ class LLMEngine:
 
         Cancel a request and return its blocks at once; what it has put out so far is returned.
         """
-        seq = self.scheduler.abort(request_id)
         # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成本来就会赛跑，取消应当是幂等的。
         # None for an id unknown or finished, and no error: cancelling races with finishing and has to be idempotent.
-        return self._finish(seq) if seq else None
+        output = None
+        # 还没放进队列的也要一起取消；一个请求有几份输出，就取消几次，最后一次得到结果。
+        # Those not queued yet are cancelled as well; each output takes a turn, and the last turn gives the result.
+        self.scheduler.add_first(self._held.pop(request_id, []))
+        while seq := self.scheduler.abort(request_id):
+            output = self._finish(seq)
+        return output
 
     def has_unfinished(self) -> bool:
         """还有没有没算完的请求。
 
         Whether any request is unfinished.
         """
-        return self.scheduler.has_unfinished()
+        return bool(self._held) or self.scheduler.has_unfinished()
+
+    def metrics(self) -> EngineMetrics:
+        """引擎此刻的状况：队列、KV 占用、命中、抢占、token 合计。
+
+        The engine at this moment: queues, KV use, hits, preemptions, totals of tokens.
+        """
+        manager, scheduler = self.block_manager, self.scheduler
+        return EngineMetrics(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
+            # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
+            kv_cache_usage=1 - manager.num_free_blocks / manager.num_blocks,
+            prefix_cache_queries=manager.stats.queried,
+            prefix_cache_hits=manager.stats.hit,
+            num_preemptions=scheduler.num_preemptions,
+            num_computed_tokens=self.num_computed_tokens,
+            num_generated_tokens=self.num_generated_tokens,
+        )
 
     # ---- 一步 ----
     # ---- one step ----
@@ -244,6 +323,7 @@ class LLMEngine:
 
         Decide who runs, and note when each had its first turn.
         """
+        self._release_held()
         schedule = self.scheduler.schedule()
         # 时钟由引擎读，调度器不读：同样的请求得到同样的决定，出了问题才能重放。
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
@@ -278,14 +358,62 @@ class LLMEngine:
         #   budget 2048, prompt 5000: 2048, 2048, 904; samples: False, False, True
         if not any(row.samples for row in schedule):
             return [[] for _ in schedule]
-        inputs = build_sampling_inputs(schedule, logits.shape[-1], logits.device)
+        tokens, logprobs = self.choose(schedule, logits)
         # CUDA 上的核函数是异步的，结果要到 `tolist` 才非等不可；一次取回 S 个，别写成 S 次 `.item()`。
         # Kernels on CUDA run asynchronously; at `tolist` we must wait: one transfer of S ids, not S calls of `.item()`.
-        sampled = iter(self.model_runner.sample(logits, inputs).tolist())
+        sampled = iter(tokens.tolist())
         # 每行是一个列表，不是一个数：将来一步得到几个 token（如投机解码），接口也不用改。
         # A list a row, not a number: speculative decoding yields several tokens a step, and the interface would stay.
         #   samples [True, False, True], sampled [42, 7]  ->  [[42], [], [7]]
-        return [[next(sampled)] if row.samples else [] for row in schedule]
+        token_ids = [[next(sampled)] if row.samples else [] for row in schedule]
+        self.keep_logprobs(schedule, token_ids, logprobs)
+        return token_ids
+
+    def choose(
+        self, schedule: list[ScheduledSequence], logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """采样的全部工作，都在设备上：禁用与惩罚，采样，计数，对数概率。两种循环都用它。
+
+        All of sampling, on the device: bans and penalties, the choice, counts, log-probabilities. Both loops use it.
+
+        Args:
+            logits: [S, vocab_size], one row for each of `schedule` that samples
+
+        Returns:
+            token ids [S] int64; and what `gather_logprobs` returns
+        """
+        sequences = [row.seq for row in schedule if row.samples]
+        # 断点停在这里，比较 `logits` 与 `scores`：没有行要改时，两者就是同一个张量。
+        # Stop here and compare `logits` with `scores`: where no row is changed, both are the same tensor.
+        scores, penalized = self.penalties.apply(sequences, logits)
+        inputs = build_sampling_inputs(schedule, logits.shape[-1], logits.device)
+        tokens = self.model_runner.sample(scores, inputs)
+        # 马上计数，不等主机读到：重叠循环里，下一步的惩罚比主机先用到它。
+        # Counted at once, before the host reads it: in the overlapped loop the next step's penalties need it sooner.
+        if penalized is not None:
+            self.penalties.count(*penalized, tokens)
+        return tokens, gather_logprobs(logits, tokens, [seq.params.logprobs for seq in sequences])
+
+    def keep_logprobs(
+        self, schedule: list[ScheduledSequence], token_ids: list[list[int]], logprobs: torch.Tensor | None
+    ) -> None:
+        """把到了主机的对数概率记到各序列上；要在 `commit` 之前调用。
+
+        Record log-probabilities that have come to the host; to be called before `commit`.
+
+        Args:
+            logprobs: what `gather_logprobs` returned, on the host
+        """
+        if logprobs is None:
+            return
+        sampled = [(seq, ids[0]) for (seq, _), ids in zip(schedule, token_ids) if ids]
+        wanted = [pair for pair in sampled if pair[0].params.logprobs is not None]
+        for (seq, token), row in zip(wanted, logprobs.tolist(), strict=True):
+            # 与 `commit` 一样：重叠循环里多算的那个 token 丢掉，它的对数概率也丢掉。
+            # As in `commit`: the extra token of the overlapped loop is dropped, and so is its log-probability.
+            if seq.status is not SequenceStatus.FINISHED:
+                number = seq.params.logprobs or 0
+                seq.logprobs.append(read_logprobs(row, token, number, self.tokenizer.decode_token))
 
     def update(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[RequestOutput]:
         """一步的后半：记下 token，收走结束的请求。
@@ -306,14 +434,20 @@ class LLMEngine:
         # 重算也计入：这个数若远大于提示词与输出之和，说明抢占太频繁，块池该加大了。
         # Recomputation counts: far more than prompts plus outputs means too many preemptions, so the pool is too small.
         self.num_computed_tokens += sum(row.num_new_tokens for row in schedule)
-        self.num_generated_tokens += sum(map(len, token_ids))
-        now = time.monotonic()
+        now, generated = time.monotonic(), 0
         for row, tokens in zip(schedule, token_ids):
-            # 首个 token 的时间在取回之后才记，包含 GPU 的时间；记在前向调用之后就会偏小，因为那时 GPU 可能还在算。
-            # Taken when the token is here, GPU time included; right after the forward call the GPU may still be busy.
-            if tokens and row.seq.metrics.first_token_time is None:
-                row.seq.metrics.first_token_time = now
-        return [self._finish(seq) for seq in finished]
+            seq, metrics = row.seq, row.seq.metrics
+            # 重叠循环里，早已结束的序列多算的那个 token 被丢掉了，也就不计数。
+            # In the overlapped loop the extra token of a sequence that had ended is dropped, so it does not count.
+            if tokens and (seq.finish_reason is None or seq in finished):
+                # 首个 token 的时间在取回之后才记，包含 GPU 的时间；记在前向调用之后就会偏小，因为那时 GPU 可能还在算。
+                # Taken when the token is here, GPU time included; right after the forward call the GPU may be busy.
+                if metrics.first_token_time is None:
+                    metrics.first_token_time = now
+                metrics.last_token_time = now
+                generated += len(tokens)
+        self.num_generated_tokens += generated
+        return [output for seq in finished if (output := self._finish(seq))]
 
     def step(self) -> list[RequestOutput]:
         """走一步：调度、前向、采样、更新，像一条直线。
@@ -344,35 +478,56 @@ class LLMEngine:
         # New tokens enter `Sequence` here, where the next `schedule` finds them: data has no other way back.
         return self.update(schedule, token_ids)
 
-    def _finish(self, seq: Sequence) -> RequestOutput:
-        """请求结束：记下时间，让出它的 id，交出结果。
+    def _finish(self, seq: Sequence) -> RequestOutput | None:
+        """一个序列结束；若它是请求的最后一份输出，就让出请求的 id，交出结果。
 
-        A request has ended: note the time, free its id, hand out the result.
+        A sequence has ended; if it is the last output of its request, free the request's id and hand out the result.
         """
-        seq.metrics.finished_time = time.monotonic()
+        self.penalties.release(seq)
+        # 几份输出在同一步结束时，只有第一个来到这里的交出结果，那时 id 还在。
+        # If several outputs end in the same step, only the first that comes here hands out the result: the id is there.
+        if not seq.request_finished or seq.request_id not in self._ids_in_use:
+            return None
         # 引擎可以跑上几周：不删掉这个 id 就是内存泄漏，它也永远不能再用。
         # An engine runs for weeks: an id left behind leaks memory and can never be used again.
         self._ids_in_use.remove(seq.request_id)
+        seq.metrics.finished_time = time.monotonic()
         return self.make_output(seq)
 
     def make_output(self, seq: Sequence) -> RequestOutput:
-        """把序列变成给用户的结果。
+        """把一个请求的序列变成给用户的结果；`seq` 是其中任何一个。
 
-        Turn a sequence into the user's result.
+        Turn a request's sequences into the user's result; `seq` is any of them.
         """
-        # 停止 token 留在 `token_ids` 里，但不进文字：它是信号，不是回答的一部分。
-        # The stop token stays in `token_ids` but out of the text: it is a signal and no part of the answer.
-        shown = seq.output_token_ids[:-1] if seq.finish_reason == "stop" else seq.output_token_ids
-        completion = CompletionOutput(
-            index=0,
+        first, *others = seq.siblings or [seq]
+        outputs = [self._completion(each) for each in (first, *others)]
+        # 拷贝一份：没结束的请求会继续改自己的时间点，交出去的结果却不该再变。
+        # A copy: an unfinished request goes on changing its times, and a result handed out must stay as it is.
+        metrics = replace(first.metrics, num_generated_tokens=sum(len(each.token_ids) for each in outputs))
+        return RequestOutput(
+            request_id=first.request_id, prompt=first.prompt, prompt_token_ids=first.prompt_token_ids, outputs=outputs,
+            finished=first.request_finished, num_cached_tokens=first.num_cached_tokens, metrics=metrics,
+        )
+
+    def _completion(self, seq: Sequence) -> CompletionOutput:
+        """一个序列的输出。
+
+        One sequence's output.
+        """
+        token_ids, finished = seq.output_token_ids, seq.finish_reason is not None
+        if seq.output_text is not None:
+            text = seq.output_text.so_far(finished)
+        else:
+            # 停止 token 留在 `token_ids` 里，但不进文字：它是信号，不是回答的一部分。
+            # The stop token stays in `token_ids` but out of the text: it is a signal and no part of the answer.
+            shown = token_ids[:-1] if seq.finish_reason == "stop" else token_ids
             # 整段一起还原成文字，不逐个拼接：一个汉字可能由几个 token 组成，拆开还原只会得到乱码符号。
             # Decoded as a whole: a Chinese character may span several tokens, each of which alone decodes to garbage.
-            text=self.tokenizer.decode(shown, seq.params.skip_special_tokens),
-            token_ids=seq.output_token_ids,
-            finish_reason=seq.finish_reason,
-            stop_reason=seq.stop_reason,
-        )
-        return RequestOutput(
-            request_id=seq.request_id, prompt=seq.prompt, prompt_token_ids=seq.prompt_token_ids, outputs=[completion],
-            num_cached_tokens=seq.num_cached_tokens, metrics=seq.metrics,
+            text = self.tokenizer.decode(shown, seq.params.skip_special_tokens)
+        asked = seq.params.logprobs is not None
+        chosen = [report[token].logprob for report, token in zip(seq.logprobs, token_ids)]
+        return CompletionOutput(
+            index=seq.index, text=text, token_ids=token_ids, finish_reason=seq.finish_reason,
+            stop_reason=seq.stop_reason, logprobs=list(seq.logprobs) if asked else None,
+            cumulative_logprob=sum(chosen) if asked else None,
         )

@@ -24,7 +24,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from engine.batch import build_batch, build_sampling_inputs
+from engine.batch import build_batch
 from engine.config import EngineConfig
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
@@ -42,14 +42,25 @@ class LaunchedStep:
         samples: which sequences sample
         rows: for each sequence its row in `tokens`
         tokens: the sampled tokens on their way to the host, [rows] int64
-        ready: fires when `tokens` has arrived; None on a CPU, where it is there at once
+        logprobs: what `gather_logprobs` returned, on its way to the host as well
+        ready: fires when both have arrived; None on a CPU, where they are there at once
     """
 
     schedule: list[ScheduledSequence]
     samples: list[bool]
     rows: list[int]
     tokens: Tensor
+    logprobs: Tensor | None
     ready: torch.cuda.Event | None
+
+
+def copy_to_host(tensor: Tensor) -> Tensor:
+    """拷到页锁定内存，不等它完成；只有页锁定的内存才能这样拷。
+
+    Copy to pinned memory without waiting, which only pinned memory allows.
+    """
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return on_host.copy_(tensor, non_blocking=True)
 
 
 class OverlappedEngine(LLMEngine):
@@ -88,7 +99,7 @@ class OverlappedEngine(LLMEngine):
         if not schedule:
             return None
         samples = [row.samples for row in schedule]
-        tokens, rows = self._forward_and_sample(schedule, samples)
+        tokens, rows, logprobs = self._forward_and_sample(schedule, samples)
         self.sampled = tokens
         # 记下每个序列的 token 在这一步结果里的行号：下一步要从那里取输入。
         # Note where each sequence's token stands among this step's: the next step takes its input from there.
@@ -96,37 +107,40 @@ class OverlappedEngine(LLMEngine):
             seq.sample_row = row
         self.scheduler.advance(schedule, [int(sampled) for sampled in samples])
         if tokens.device.type == "cpu":
-            return LaunchedStep(schedule, samples, rows, tokens, None)
-        # 拷到页锁定内存是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。
-        # The copy to pinned memory is asynchronous and the event tells when it has arrived; a `synchronize` would wait
-        # for the next step as well.
-        on_host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=True)
-        on_host.copy_(tokens, non_blocking=True)
+            return LaunchedStep(schedule, samples, rows, tokens, logprobs, None)
+        # 拷贝是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。
+        # The copies are asynchronous and the event tells when they have arrived; a `synchronize` would wait for the
+        # next step as well.
+        tokens, logprobs = copy_to_host(tokens), None if logprobs is None else copy_to_host(logprobs)
         ready = torch.cuda.Event()
         ready.record()
-        return LaunchedStep(schedule, samples, rows, on_host, ready)
+        return LaunchedStep(schedule, samples, rows, tokens, logprobs, ready)
 
     def _forward_and_sample(
         self, schedule: list[ScheduledSequence], samples: list[bool]
-    ) -> tuple[Tensor, list[int]]:
+    ) -> tuple[Tensor, list[int], Tensor | None]:
         """小的一步重放 CUDA graph，其余的逐个启动核函数。
 
         A small step replays a CUDA graph; others are launched kernel by kernel.
 
         Returns:
-            the sampled tokens on the device, [rows] int64; and for each sequence its row there
+            the sampled tokens on the device, [rows] int64; for each sequence its row there; and what `gather_logprobs`
+            returns
         """
         runner = self.model_runner
         graphs, device = runner.graphs, runner.device
         if graphs is not None and graphs.can_run(schedule):
             tokens, logits, rows = graphs.run(schedule)
-            # 图里的采样不做过滤；有行用到 top_k、top_p、min_p 时，拿图算好的 logits 重采一次。
-            # The graph samples without filters; where a row uses top_k, top_p or min_p, sample again from its logits.
-            if any(row.seq.params.filters for row in schedule) and any(samples):
-                sampling = torch.tensor([row for row, sampled in zip(rows, samples) if sampled], device=device)
-                inputs = build_sampling_inputs(schedule, logits.shape[-1], device)
-                tokens[sampling] = runner.sample(logits[sampling], inputs)
-            return tokens, rows
+            # 图里的采样不做过滤和惩罚；有行用到它们，或者要对数概率时，拿图算好的 logits 重采这几行。
+            # The graph samples without filters and penalties; rows that use them, or that ask for log-probabilities,
+            # are sampled again from its logits.
+            again = [(entry, row) for entry, row in zip(schedule, rows) if entry.seq.needs_logits and entry.samples]
+            if not again:
+                return tokens, rows, None
+            where = torch.tensor([row for _, row in again]).to(device, non_blocking=True)
+            chosen, logprobs = self.choose([entry for entry, _ in again], logits[where])
+            tokens[where] = chosen
+            return tokens, rows, logprobs
         batch = build_batch(schedule, runner.block_size, device)
         # 在设备上把占位的输入换成上一步采到的 token；只有解码行会有，它们排在最前面，行号就是下标。
         # Placeholders among the inputs become the tokens of the step before, on the device; only decode rows have them,
@@ -145,13 +159,13 @@ class OverlappedEngine(LLMEngine):
         # Sequences that do not sample have no row and are skipped in the numbering.
         rows = [number - 1 for number in accumulate(int(sampled) for sampled in samples)]
         if not any(samples):
-            return torch.empty(0, dtype=torch.int64, device=device), rows
-        tokens = runner.sample(logits, build_sampling_inputs(schedule, logits.shape[-1], device))
+            return torch.empty(0, dtype=torch.int64, device=device), rows, None
+        tokens, logprobs = self.choose(schedule, logits)
         # 下一步若用图，要从图的缓冲区里读，所以也存一份到那里。
         # If the next step uses a graph, it reads from the graphs' buffer, so keep a copy there.
         if graphs is not None:
             graphs.sampled[: len(tokens)] = tokens
-        return tokens, rows
+        return tokens, rows, logprobs
 
     def _collect(self, launched: LaunchedStep) -> list[RequestOutput]:
         """等这一步的 token 到达主机，再记到各序列上。
@@ -162,6 +176,7 @@ class OverlappedEngine(LLMEngine):
             launched.ready.synchronize()
         tokens = launched.tokens.tolist()
         token_ids = [[tokens[row]] if sampled else [] for row, sampled in zip(launched.rows, launched.samples)]
+        self.keep_logprobs(launched.schedule, token_ids, launched.logprobs)
         return self.record(launched.schedule, token_ids, self.scheduler.commit(launched.schedule, token_ids))
 
 

@@ -35,7 +35,7 @@ class GenerationProgress:
         # 记下起点：引擎的计数器从启动累计至今，第 2 次 `generate` 若不减掉从前的，一开始就会显示天文数字。
         # The starting point: counters run since start-up; not subtracted, the 2nd `generate` opens with absurd speeds.
         self._shown_at = time.monotonic()
-        self._computed, self._generated = engine.num_computed_tokens, engine.num_generated_tokens
+        self._before = engine.metrics()
 
     def update(self, num_done: int) -> None:
         """每步之后调用；离上次刷新太近就什么也不做。
@@ -47,32 +47,27 @@ class GenerationProgress:
         elapsed = time.monotonic() - self._shown_at
         if elapsed < _REFRESH_SECONDS:
             return
-        engine = self._engine
-        generated = engine.num_generated_tokens - self._generated
+        now, before = self._engine.metrics(), self._before
+        generated = now.num_generated_tokens - before.num_generated_tokens
         # 每个输出 token 之后都要被算一次，所以“算过的减去生成的”就是提示词部分。
         # Each output token is computed once later, so "computed minus generated" is the prompts' part.
         # 例外是最后一个输出 token，它不再被算：所以每个请求少计 1 个，仅供显示，无妨。
         # But the last output token is never computed: each request counts 1 too few, which a display can bear.
         #   prompt 100, output 5: computed 100 + 4 = 104; 104 - 5 = 99
-        prefilled = max(0, engine.num_computed_tokens - self._computed - generated)
+        prefilled = max(0, now.num_computed_tokens - before.num_computed_tokens - generated)
         # 抢占后的重算也落在预填充里：等待数涨、预填充速度高而完成数不动，就是块池太小。
         # Recomputation shows as prefill: a busy prefill, a growing queue, nothing done: the pool is too small.
-        manager = engine.block_manager
         self._progress.update(
             self._task,
             # KV 接近 100% 而 `waiting` 大于 0，是块池太小；KV 空着却在排队，是 `max_num_seqs` 或预算太小。
             # KV near 100% with `waiting` above 0: too small a pool. KV idle with a queue: `max_num_seqs` or the budget.
             completed=num_done,
             status=f"prefill {prefilled / elapsed:,.0f} tok/s · decode {generated / elapsed:,.0f} tok/s · "
-            f"running {len(engine.scheduler.running)} waiting {len(engine.scheduler.waiting)} · "
-            # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
-            # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
-            f"KV {1 - manager.num_free_blocks / manager.num_blocks:.0%}",
+            f"running {now.num_running} waiting {now.num_waiting} · KV {now.kv_cache_usage:.0%}",
         )
         # 时间和计数要一起往前移：速度等于两者的增量相除，只移一个，下一次就算错。
         # Time and counts move on together: a speed divides the growth of both, so moving only one spoils the next.
-        self._shown_at = time.monotonic()
-        self._computed, self._generated = engine.num_computed_tokens, engine.num_generated_tokens
+        self._shown_at, self._before = time.monotonic(), now
 
 
 @contextmanager

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from engine.validation import check_flag, check_seed, is_int, is_number
 from layers.sampler import GREEDY_TEMPERATURE
 
+# 与 vLLM 的默认上限相同：每个 token 多报一份，就多占一份内存。
+# vLLM's default cap: each one more is reported for every token, and takes memory for every token.
+MAX_LOGPROBS = 20
+_FACTORS = (1e-30, 1e30)
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -22,18 +27,19 @@ class SamplingParams:
         min_p: drop tokens below this share of the top probability, in [0, 1]
         seed: fixes the noise; None draws one when the request is added
         max_tokens: at most so many output tokens
-        min_tokens: at least so many (not yet supported)
-        stop: strings that end the output (not yet supported)
+        min_tokens: at least so many; until then the request's stop ids cannot be chosen
+        stop: a string or several that end the output; they are cut from the text, their tokens stay
         stop_token_ids: token ids that end the output, besides the model's own
         ignore_eos: do not stop at the model's own end tokens
-        n: outputs per request (only 1 so far)
-        logprobs: how many log-probabilities to report (not yet supported)
-        presence_penalty, frequency_penalty, repetition_penalty: (not yet supported)
+        n: outputs per request; output i draws its noise from seed + i
+        logprobs: report the log-probability of the chosen token and of so many likeliest ones, 0 to 20; None is off
+        presence_penalty: taken from the score of each token that the output holds, in [-2, 2]
+        frequency_penalty: likewise, times how often the output holds it, in [-2, 2]
+        repetition_penalty: divides the positive and multiplies the negative scores of tokens in prompt or output
         skip_special_tokens: leave special tokens out of the text
 
     Raises:
         ValueError: a value is out of range; the message says which
-        NotImplementedError: a field that is not yet supported has another value than its default
     """
 
     # 分数先除以温度 T 再做 softmax：分数差 2，T = 1 时概率相差 7.4 倍，T = 0.5 时相差 54.6 倍。
@@ -59,6 +65,11 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
+    # 例：某个 token 的分数是 2.0，已输出 3 次：
+    # Example: a token whose score is 2.0 has been put out 3 times:
+    #     presence_penalty=0.5    2.0 - 0.5     = 1.5
+    #     frequency_penalty=0.5   2.0 - 0.5 * 3 = 0.5
+    #     repetition_penalty=1.25 2.0 / 1.25    = 1.6
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -69,7 +80,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         # NaN 与任何数比较都为假，所以条件一律写成“合法范围”再取反，NaN 自然落在外面。
         # NaN compares false with everything, so each test states the valid range and NaN falls outside it.
-        for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
+        # `repetition_penalty` 只要大于 0；两端的界限让 float32 的分数除以它、乘以它都不会溢出。
+        # `repetition_penalty` need only be above 0; its bounds keep float32 scores from overflowing.
+        ranges = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "presence_penalty": (-2.0, 2.0)}
+        for name, (low, high) in {**ranges, "frequency_penalty": (-2.0, 2.0), "repetition_penalty": _FACTORS}.items():
             value = getattr(self, name)
             if not is_number(value) or not low <= value <= high:
                 raise ValueError(f"{name}={value!r} is out of range: use a number from {low:g} to {high:g}")
@@ -85,17 +99,19 @@ class SamplingParams:
             if not is_int(value) or value < lowest:
                 raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} up")
         if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}")
+            raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}: lower it")
+        if self.logprobs is not None and (not is_int(self.logprobs) or not 0 <= self.logprobs <= MAX_LOGPROBS):
+            raise ValueError(f"logprobs={self.logprobs!r}: use an integer from 0 to {MAX_LOGPROBS}, or None")
         check_seed(self.seed)
         for name in ("ignore_eos", "skip_special_tokens"):
             check_flag(name, getattr(self, name))
-        self._check_stop_token_ids()
-        self._refuse_unsupported()
+        self._check_stops()
 
-    def _check_stop_token_ids(self) -> None:
-        """停止 id 必须是非负整数；是否超出词表要等请求加入时才知道。
+    def _check_stops(self) -> None:
+        """停止 id 必须是非负整数，是否超出词表要等请求加入时才知道；停止字符串不能是空的。
 
-        Stop ids must be integers from 0; whether they fit the vocabulary is known when the request is added.
+        Stop ids must be integers from 0; whether they fit the vocabulary is known when the request is added. Stop
+        strings must not be empty.
         """
         # 负数永远采不到，这样的停止条件等于没写；用户往往要跑满 `max_tokens` 才发现。
         # A negative id is never sampled, so it would stop nothing,
@@ -103,28 +119,11 @@ class SamplingParams:
         ids = self.stop_token_ids
         if ids is not None and (not isinstance(ids, list | tuple) or not all(is_int(i) and i >= 0 for i in ids)):
             raise ValueError(f"stop_token_ids={ids!r} must be a list of integers from 0 up")
-
-    def _refuse_unsupported(self) -> None:
-        """暂未实现的字段：宁可报错，也不能接受了却不起作用。
-
-        Fields not implemented yet: an error is better than accepting and ignoring them.
-        """
         # 空字符串在任何文本的开头都找得到，等于一上来就停。
         # An empty string is found at the start of any text, so it would stop at once.
-        if self.stop == "" or (isinstance(self.stop, list) and "" in self.stop):
-            raise ValueError("stop='' would end every output at once: give a string that is not empty")
-        # 暂不支持的字段也列在类里：从 vLLM 搬来的代码会得到一句明白话，而不是 TypeError。
-        # Fields not yet supported are in the class all the same:
-        # code written for vLLM gets a plain answer and no TypeError.
-        defaults = {
-            "min_tokens": 0, "stop": None, "n": 1, "logprobs": None, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-            "repetition_penalty": 1.0,
-        }
-        for name, default in defaults.items():
-            # 与默认值相等就放行：写明 `n=1` 的代码本来就没要求什么特别的东西。
-            # What equals the default passes: code that spells out `n=1` asks for nothing special.
-            if getattr(self, name) != default:
-                raise NotImplementedError(f"SamplingParams.{name} is not supported yet: leave it at {default!r}")
+        stops = [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
+        if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
+            raise ValueError(f"stop={self.stop!r} must be a string or a list of strings, none of them empty")
 
     @property
     def filters(self) -> bool:
@@ -133,6 +132,14 @@ class SamplingParams:
         Uses top_k, top_p or min_p, so tokens are filtered before sampling.
         """
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def penalizes(self) -> bool:
+        """用到某种惩罚，要为它记下出现过哪些 token。
+
+        Uses some penalty, so what has appeared must be counted for it.
+        """
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
     @property
     def greedy(self) -> bool:

@@ -81,6 +81,15 @@ class Scheduler:
         """
         self.waiting.append(seq)
 
+    def add_first(self, sequences: list[Sequence]) -> None:
+        """插到等待队列的最前面，次序不变。
+
+        Put them at the front of the waiting queue, in this order.
+        """
+        # `extendleft` 一个一个往前插，会把次序倒过来，所以先用 `reversed` 反转。
+        # `extendleft` puts them in front one by one, which turns their order around, hence `reversed`.
+        self.waiting.extendleft(reversed(sequences))
+
     def has_unfinished(self) -> bool:
         """还有没有请求要算。
 
@@ -307,9 +316,18 @@ class Scheduler:
         # the reason is "stop", not "length".
         if token in seq.stop_token_ids:
             return "stop"
+        # 调度器不认识分词器：序列带着自己的文字，问它一声就行；没有停止字符串、也不流式输出的请求没有这个对象。
+        # The scheduler knows no tokenizer: the sequence brings its text and is asked; a request that neither streams
+        # nor has stop strings has no such object.
+        known = seq.num_tokens - seq.num_pending_tokens
+        if seq.output_text is not None:
+            stop = seq.output_text.append(token, known - seq.num_prompt_tokens >= seq.params.min_tokens)
+            if stop is not None:
+                seq.stop_reason = stop
+                return "stop"
         # `max_tokens` 只数输出，`max_model_len` 数提示词加输出：后者若为 100，提示词 90 个，最多输出 10 个。
         # `max_tokens` counts output, `max_model_len` prompt and output: if that is 100, a prompt of 90 leaves 10.
-        return "length" if self._at_length_limit(seq, seq.num_tokens - seq.num_pending_tokens) else None
+        return "length" if self._at_length_limit(seq, known) else None
 
     def _at_length_limit(self, seq: Sequence, num_tokens: int) -> bool:
         """有了这么多 token（提示词加输出）之后，是否到了长度上限。

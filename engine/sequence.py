@@ -10,9 +10,11 @@ and V are in the cache). All that the scheduler does is let the second catch up 
 """
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.block_key import BlockKey
+from engine.detokenizer import OutputText
+from engine.logprobs import Logprob
 from engine.sampling_params import SamplingParams
 
 # 占位：token 已在设备上采出，主机还没读到。任何真实的 id 都不是负数。
@@ -47,11 +49,41 @@ class RequestMetrics:
     # The usual metrics are differences of these points, with n output tokens:
     #     queueing = first_scheduled_time - arrival_time
     #     TTFT     = first_token_time - arrival_time
-    #     TPOT     = (finished_time - first_token_time) / (n - 1)
+    #     TPOT     = (last_token_time - first_token_time) / (n - 1)
     arrival_time: float = 0.0
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
+    last_token_time: float | None = None
     finished_time: float | None = None
+    # 在交出结果时填上，运行途中不必每步都数。
+    # Filled in when a result is handed out; there is no need to count in every step.
+    num_generated_tokens: int = 0
+
+    @property
+    def time_in_queue(self) -> float | None:
+        """排队多久才第一次轮到它；还没轮到则为 None。
+
+        How long it waited for its first turn; None while it waits.
+        """
+        return None if self.first_scheduled_time is None else self.first_scheduled_time - self.arrival_time
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """TTFT：从入队到首个 token；还没有则为 None。
+
+        TTFT: from arrival to the first token; None before it.
+        """
+        return None if self.first_token_time is None else self.first_token_time - self.arrival_time
+
+    @property
+    def time_per_output_token(self) -> float | None:
+        """TPOT：首个之后，平均每个 token 多久；不到 2 个则为 None。
+
+        TPOT: the mean time of each token after the first; None with fewer than 2.
+        """
+        if self.first_token_time is None or self.last_token_time is None or self.num_generated_tokens < 2:
+            return None
+        return (self.last_token_time - self.first_token_time) / (self.num_generated_tokens - 1)
 
 
 # `eq=False`：请求是实体，不是值，按身份比较；`deque.remove` 删的就一定是这一个对象。
@@ -77,6 +109,11 @@ class Sequence:
         num_registered_blocks: leading blocks that the block manager has offered for sharing
         num_cached_tokens: prompt tokens that the prefix cache saved at the first admission
         num_preemptions: how often this request lost its blocks
+        index: which of the request's `n` outputs
+        siblings: all `n` sequences of its request, itself included; empty if it is the only one
+        logprobs: a report for each output token, if asked for
+        needs_logits: scores are changed before it samples, or log-probabilities are reported
+        output_text: the text so far, for streaming and stop strings; None if the request uses neither
     """
 
     request_id: str
@@ -111,8 +148,49 @@ class Sequence:
     # None 就是还没结束；除了取消，只有刚得到一个 token 之后才会变。
     # None means unfinished; apart from an abort, it can change only when a token has just arrived.
     finish_reason: str | None = None
-    stop_reason: int | None = None
+    stop_reason: int | str | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    output_text: OutputText | None = None
+    index: int = 0
+    siblings: list["Sequence"] = field(default_factory=list, repr=False)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    needs_logits: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # 只算一次：每一步都要问遍所有的行，256 行逐项比较参数要 0.1 毫秒以上。
+        # Worked out once: every step asks it of all rows, and comparing the parameters of 256 rows takes over 0.1 ms.
+        params = self.params
+        changes = params.filters or params.penalizes or params.min_tokens > 0
+        self.needs_logits = changes or params.logprobs is not None
+
+    def sibling(self, index: int) -> "Sequence":
+        """同一个请求的另一份输出：提示词相同，种子加上 `index`；此时自己还没开始输出。
+
+        Another output of the same request: the same prompt, the seed plus `index`; this one has put out nothing yet.
+        """
+        # 列表要各有各的；`metrics` 则故意共用：请求的首个 token 是最先的那份的，结束时间是最后的那份的。
+        # Lists must not be shared, but `metrics` is: the first token is that of the earliest output, the end that of
+        # the last.
+        return replace(
+            self, index=index, seed=(self.seed + index) % 2**63, token_ids=self.prompt_token_ids, block_table=[],
+            block_keys=[], logprobs=[],
+        )
+
+    @property
+    def bans_stops(self) -> bool:
+        """输出还没到 `min_tokens`，停止 token 不许选。
+
+        The output is shorter than `min_tokens`: stop tokens must not be chosen.
+        """
+        return self.num_output_tokens < self.params.min_tokens
+
+    @property
+    def request_finished(self) -> bool:
+        """请求的各份输出是不是都结束了。
+
+        Whether all outputs of its request have ended.
+        """
+        return all(seq.finish_reason is not None for seq in self.siblings or [self])
 
     @property
     def num_tokens(self) -> int:
@@ -147,11 +225,11 @@ class Sequence:
 
     @property
     def output_token_ids(self) -> list[int]:
-        """输出部分。
+        """输出部分，末尾的占位不算。
 
-        The output.
+        The output, without placeholders at its end.
         """
-        return self.token_ids[self.num_prompt_tokens :]
+        return self.token_ids[self.num_prompt_tokens : len(self.token_ids) - self.num_pending_tokens]
 
     def __repr__(self) -> str:
         # 调试器和严格模式的报错显示的就是这一行；`computed 12/20` 是“已知 20 个，已算 12 个”。

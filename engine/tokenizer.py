@@ -71,6 +71,13 @@ class Tokenizer:
             )
         )
 
+    def decode_token(self, token_id: int) -> str:
+        """单个 token 的文字，特殊 token 也写出来；一个汉字的几个字节若分在几个 token 里，得到的是替换符。
+
+        A single token's text, special tokens included; one that is only part of a character gives a replacement mark.
+        """
+        return self.decode([token_id], skip_special_tokens=False)
+
     def encode_chat(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """对话套上模板，再分词。
 

@@ -169,19 +169,21 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, fused: FusedKernels | 
     Args:
         logits: [S, vocab_size]
         inputs: None means that every row is greedy
-        fused: the backend's fused kernels, if it has any; used where no row filters
+        fused: the backend's fused kernels, if it has any; used for rows that do not filter
 
     Returns:
         token ids [S] int64
     """
+    if inputs is None:
+        return logits.argmax(dim=-1)  # [S]
     # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；它是下面那些步骤的快速孪生兄弟。
     # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.
-    filters = inputs is not None and (inputs.any_filter or inputs.any_min_p)
-    if inputs is not None and not filters and fused is not None and fused.has_sampler:
-        return fused.sample(logits, inputs.temperatures.squeeze(1), inputs.seeds, inputs.output_indices)  # [S]
+    unfiltered = None
+    if fused is not None and fused.has_sampler:
+        unfiltered = fused.sample(logits, inputs.temperatures.squeeze(1), inputs.seeds, inputs.output_indices)  # [S]
+        if not inputs.any_filter and not inputs.any_min_p:
+            return unfiltered
     greedy = logits.argmax(dim=-1)  # [S]
-    if inputs is None:
-        return greedy
     logits = logits.float()  # [S, vocab_size]
     # 贪心行也跟着算，温度先用 1 代替以免除以 0，最后再换回 argmax 的结果。
     # Greedy rows go along, with 1 for a temperature so nothing divides by 0; argmax replaces them at the end.
@@ -233,4 +235,11 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, fused: FusedKernels | 
     # 两种结果都已算好，逐行挑选即可：没有按行的 `if`，贪心与采样的请求才能混在一批里。
     # Both results exist, so this only picks row by row:
     # with no `if` per row, greedy and sampled requests share a batch.
-    return torch.where(is_greedy.squeeze(-1), greedy, sampled)  # [S]
+    sampled = torch.where(is_greedy.squeeze(-1), greedy, sampled)  # [S]
+    if unfiltered is None:
+        return sampled
+    # 不过滤的行仍取融合核函数的结果：两边的噪声会差最后一位，同批有谁不该改变它选中的 token。
+    # Rows that do not filter keep the fused kernel's choice: the noise of the two may differ in its last bit, and who
+    # shares a row's batch must not change its token.
+    filters = (inputs.top_ps < 1.0) | (inputs.top_ks < logits.shape[-1]) | (inputs.min_ps > 0.0)  # [S, 1]
+    return torch.where(filters.squeeze(-1), sampled, unfiltered)  # [S]

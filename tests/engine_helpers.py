@@ -4,6 +4,7 @@ Tools of the engine tests: a scheduler without a model, a model of what the slot
 comparison of two runs as DESIGN 4.5 defines it.
 """
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -249,12 +250,14 @@ class Run:
     Attributes:
         scores: per request and output index, the logits of the row, [vocab_size]
         decisions: per step, (request, new tokens)
+        stops: per request, all ids that end it
     """
 
     outputs: list[RequestOutput]
     seeds: list[int]
     scores: dict[str, list[Tensor]] = field(default_factory=dict)
     decisions: list[list[tuple[str, int]]] = field(default_factory=list)
+    stops: list[frozenset[int]] = field(default_factory=list)
     num_preemptions: int = 0
     cache_hits: int = 0
 
@@ -290,6 +293,7 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
 
     def add_sequence(seq: Sequence) -> None:
         run.seeds.append(seq.seed)
+        run.stops.append(seq.stop_token_ids)
         real_add(seq)
 
     engine.sample, engine.add_sequence = sample, add_sequence  # type: ignore[method-assign]
@@ -318,6 +322,22 @@ def assert_well_ended(llm: LLM, request: Request, output: RequestOutput) -> None
         assert completion.finish_reason == "length"
         limit = min(params.max_tokens, llm.engine.model_runner.max_model_len - len(request.prompt))
         assert len(completion.token_ids) == limit
+
+
+def plain_scores(logits: Tensor, params: SamplingParams, prompt: list[int], output: list[int], stops: Any) -> Tensor:
+    """独立地算出 `min_tokens` 和惩罚之后的分数：float64，逐个 token 照着定义写。
+
+    The scores after `min_tokens` and penalties, worked out independently: float64, token by token, by definition.
+    """
+    scores = logits.double().clone()
+    for token in stops if len(output) < params.min_tokens else ():
+        scores[token] = -math.inf
+    for token in {*prompt, *output}:
+        score = float(scores[token])
+        score = score / params.repetition_penalty if score > 0 else score * params.repetition_penalty
+        count = output.count(token)
+        scores[token] = score - params.frequency_penalty * count - params.presence_penalty * min(count, 1)
+    return scores
 
 
 def top_two(logits: Tensor, params: SamplingParams, seed: int, index: int) -> tuple[int, float]:
@@ -366,8 +386,9 @@ def assert_equal_or_close_call(plain: Run, other: Run, requests: list[Request], 
         parted += 1
         index = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)
         assert index is not None, f"request {number}: one output is only longer: {a} and {b}"
-        logits = plain.scores[plain.outputs[number].request_id][index]
-        _, gap = top_two(logits, requests[number].params, plain.seeds[number], index)
+        request, logits = requests[number], plain.scores[plain.outputs[number].request_id][index]
+        scores = plain_scores(logits, request.params, request.prompt, a[:index], plain.stops[number])
+        _, gap = top_two(scores, request.params, plain.seeds[number], index)
         assert gap < tolerance, f"request {number} parts at output {index}: {a[index]} and {b[index]}, gap {gap:.2e}"
     return parted
 

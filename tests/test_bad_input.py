@@ -69,6 +69,10 @@ BAD_REQUESTS: dict[str, tuple[Any, SamplingParams | None, str]] = {
     "float tokens": ([1.0], None, "string or a list of token ids"),
     "bool tokens": ([True], None, "string or a list of token ids"),
     "stop token beyond the embedding": ([1], SamplingParams(stop_token_ids=[5, 2304]), "stop token id 2304.*2304"),
+    "n outputs of a prompt too long": ([1] * 1000, SamplingParams(n=3, logprobs=2), "1000 tokens.*max_model_len=100"),
+    "min_tokens with a bad stop token": (
+        [1], SamplingParams(n=2, min_tokens=4, stop_token_ids=[2304]), "stop token id 2304.*2304"
+    ),
 }
 
 
@@ -242,11 +246,11 @@ def test_a_pool_of_one_block_still_answers(folder: Path) -> None:
     assert_all_free(llm.engine.block_manager)
 
 
-def test_a_default_that_is_not_built_yet_is_not_ignored(copy: Path) -> None:
-    edit("generation_config.json", repetition_penalty=1.0)(copy)
-    make_llm(copy)
+def test_the_models_repetition_penalty_is_taken_and_checked(copy: Path) -> None:
     edit("generation_config.json", repetition_penalty=1.1)(copy)
-    with pytest.raises(ModelLoadError, match="repetition_penalty"):
+    assert make_llm(copy).engine.generation_defaults == SamplingParams(repetition_penalty=1.1)
+    edit("generation_config.json", repetition_penalty=0)(copy)
+    with pytest.raises(ModelLoadError, match=r"generation_config.json.*repetition_penalty=0"):
         make_llm(copy)
 
 

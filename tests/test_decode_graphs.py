@@ -155,8 +155,8 @@ def add_graphs(llm: LLM) -> DecodeGraphs:
     real = engine._forward_and_sample
 
     def forward_and_sample(schedule: list[ScheduledSequence], samples: list[bool]) -> Any:
-        tokens, rows = real(schedule, samples)
-        return tokens.clone(), rows
+        tokens, rows, logprobs = real(schedule, samples)
+        return tokens.clone(), rows, logprobs
 
     engine._forward_and_sample = forward_and_sample  # type: ignore[method-assign]
     return graphs

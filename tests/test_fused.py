@@ -243,11 +243,18 @@ def test_fused_sampling_follows_the_distribution(triton_fused: FusedKernels, pla
 
 
 def test_rows_with_filters_do_not_take_the_fused_kernel(triton_fused: FusedKernels, place: Place) -> None:
-    logits = place.random(2, 50)
-    inputs = sampling_inputs([1.0, 1.0], [1, 2], [0, 0], place.device)
-    inputs.top_ks, inputs.any_filter = torch.ones_like(inputs.top_ks), True
-    triton_fused.sample = lambda *_: pytest.fail("fused")  # type: ignore[method-assign]
-    assert torch.equal(sample(logits, inputs, triton_fused), logits.argmax(-1))
+    # 50 不是任何 token：谁取了融合核函数的结果，一看便知。不过滤的行在同一批里仍取它。
+    # 50 is no token, so it shows who takes the fused kernel's choice. Rows without filters take it in the same batch.
+    logits = place.random(3, 50)
+    inputs = sampling_inputs([1.0] * 3, [1, 2, 3], [0] * 3, place.device)
+    inputs.top_ks[[0, 2]], inputs.any_filter = 1, True
+    triton_fused.sample = lambda logits, *_: torch.full_like(logits[:, 0], 50).long()  # type: ignore[method-assign]
+    best = logits.argmax(-1)
+    assert sample(logits, inputs, triton_fused).tolist() == [best[0], 50, best[2]]
+    # top_p 与 min_p 也算过滤。
+    # top_p and min_p are filters, too.
+    inputs.top_ks[:], inputs.top_ps[0], inputs.min_ps[2], inputs.any_min_p = 50, 1e-9, 1.0, True
+    assert sample(logits, inputs, triton_fused).tolist() == [best[0], 50, best[2]]
 
 
 # ---- 没有行，也不崩溃；切几段 ----

@@ -3,6 +3,7 @@
 On CUDA: graphs, fused kernels and the overlapped loop together give the outputs of the synchronous, eager engine.
 """
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,8 +22,10 @@ from engine_helpers import (
     small_model_folder,
 )
 from overlap_helpers import assert_drained, poison, run_overlapped
+from test_sampling import check_logprobs, featured_requests
 
 from backends import backend_status, choose_backend
+from engine.async_llm import AsyncLLM
 from engine.llm import LLM
 from engine.llm_engine import LLMEngine
 from engine.overlapped_engine import OverlappedEngine
@@ -209,6 +212,25 @@ def test_a_poisoned_pool_gives_no_nan(folder: Path, requests: list[Request], unf
     assert assert_equal_or_close_call(unfiltered, run, mine) <= 3
 
 
+@pytest.mark.parametrize("name", ["plain", "tiny pool"])
+def test_penalties_logprobs_and_n(folder: Path, name: str) -> None:
+    requests = featured_requests()
+    expected = eager_run(folder, requests)
+    llm = make_llm(folder, strict=True, **VARIANTS[name])
+    spy = GraphSpy(llm)
+    run, _ = run_overlapped(llm, requests)
+    assert spy.finite and len(spy.rows) > 10
+    assert assert_equal_or_close_call(expected, run, requests) <= 3
+    check_logprobs(expected, run, requests)
+    assert llm.engine.penalties.rows == {}
+    several = [Request(r.prompt, replace(r.params, n=3, seed=2**63 - 2)) for r in requests[:12]]
+    each = [Request(r.prompt, replace(r.params, n=1, seed=s)) for r in several for s in (2**63 - 2, 2**63 - 1, 0)]
+    alone = eager_run(folder, each)
+    together, _ = run_overlapped(llm, several)
+    outputs = [replace(output, outputs=[one]) for output in together.outputs for one in output.outputs]
+    assert assert_equal_or_close_call(alone, replace(together, outputs=outputs, seeds=alone.seeds), each) <= 3
+
+
 def test_abort_with_a_step_in_flight(folder: Path) -> None:
     prompts = {name: [index + 3, 9] for index, name in enumerate("abcd")}
     engine = make_llm(folder).engine
@@ -313,8 +335,49 @@ def test_bf16_with_graphs(tmp_path: Path, requests: list[Request], backend: str)
 def test_a_full_gpu_gives_one_clear_line(folder: Path) -> None:
     free, _ = torch.cuda.mem_get_info()
     hog = torch.empty(int(free * 0.95), dtype=torch.uint8, device="cuda")
-    with pytest.raises(ValueError, match="too full for the KV cache: .* GB are free, .*nvidia-smi"):
+    with pytest.raises(ValueError, match=r"too full for the KV cache: .* GB are free, .*nvidia-smi"):
         make_llm(folder, num_kvcache_blocks=None)
     del hog
     torch.cuda.empty_cache()
     assert make_llm(folder, num_kvcache_blocks=None).engine.model_runner.num_blocks > 0
+
+
+def test_streams_and_async_requests_equal_generate(folder: Path) -> None:
+    # 图在主线程里录，在 `AsyncLLM` 的引擎线程里重放。
+    # Graphs are captured in the main thread and replayed in the engine thread of `AsyncLLM`.
+    llm = make_llm(None)
+    prompts = [llm.engine.tokenizer.encode(text) for text in ("introduce yourself", "什么是前缀缓存？", "hello")]
+    params = [replace(GREEDY, max_tokens=60), replace(GREEDY, max_tokens=60, stop=["e", "。"]), GREEDY]
+    # 逐个运行，与流式输出的批大小相同。
+    # One by one, as batches of the streams' size.
+    expected = [llm.generate([prompt], p, progress=False)[0].outputs[0] for prompt, p in zip(prompts, params)]
+    assert expected[1].finish_reason == "stop"
+    for prompt, p, completion in zip(prompts, params, expected):
+        assert "".join(llm.stream(prompt, p)) == completion.text
+    assert isinstance(llm.engine, OverlappedEngine)
+    assert_drained(llm.engine)
+
+    async def main() -> None:
+        async with AsyncLLM(
+            device="cuda", backend="triton", dtype="float32", max_model_len=MAX_LEN, max_num_seqs=64,
+            num_kvcache_blocks=BIG_POOL,
+        ) as served:
+            for prompt, p, completion in zip(prompts, params, expected):
+                outputs = [output async for output in served.generate(prompt, p)]
+                assert outputs[-1].outputs[0] == completion and outputs[-1].finished
+
+            async def one(number: int) -> int:
+                count = 0
+                async for output in served.generate([number, 5], replace(GREEDY, max_tokens=number + 1)):
+                    count = len(output.outputs[0].token_ids)
+                    if number % 10 == 9 and count >= 5:
+                        break
+                return count
+
+            counts = await asyncio.gather(*map(one, range(60)))
+            assert all(count == number + 1 for number, count in enumerate(counts) if number % 10 != 9)
+            while not served._inbox.empty() or served.engine.has_unfinished():
+                await asyncio.sleep(0.01)
+            assert_all_free(served.engine.block_manager)
+
+    asyncio.run(main())

@@ -30,6 +30,23 @@ PIECES = [[0, 0], [0, 1], [1, 0, 0, 1], [1]]
 STOP = 2
 
 
+class FakeText:
+    """代替 `OutputText`：第 `stop_at` 个 token 完成一个停止字符串；核对 token 逐个、按次序、不重不漏地送来。
+
+    In place of `OutputText`: token `stop_at` completes a stop string. Checks that the tokens come one by one, in order,
+    none twice and none left out.
+    """
+
+    def __init__(self, expected: list[int], stop_at: int, min_tokens: int) -> None:
+        self.expected, self.stop_at, self.min_tokens, self.count = expected, stop_at, min_tokens, 0
+
+    def append(self, token: int, check_stop: bool) -> str | None:
+        assert token == self.expected[self.count]
+        self.count += 1
+        assert check_stop == (self.count >= self.min_tokens)
+        return "end" if self.count == self.stop_at else None
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """被测对象：严格模式的调度器；对照：槽位内容的模型和几条不变式。
 
@@ -46,6 +63,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.added: list[str] = []
         self.admitted: list[str] = []
         self.expected: dict[str, list[int]] = {}
+        self.by_text: set[str] = set()
         self._hashes = few_hashes(self.hash_values) if self.hash_values else None
         if self._hashes:
             self._hashes.__enter__()
@@ -65,15 +83,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=5),
         max_tokens=st.integers(1, 8),
         output=st.lists(st.sampled_from([0, 0, 1, STOP]), min_size=8, max_size=8),
+        stop_at=st.none() | st.integers(1, 8),
     )
-    def add(self, pieces: list[list[int]], max_tokens: int, output: list[int]) -> None:
+    def add(self, pieces: list[list[int]], max_tokens: int, output: list[int], stop_at: int | None) -> None:
         limit = self.scheduler.max_model_len
         prompt = [token for piece in pieces for token in piece][: limit - 1]
         seq = make_seq(str(next(self.names)), prompt, max_tokens, stop=(STOP,))
         # 请求会输出什么，加入时就定好，与调度无关；最后的输出必须恰好等于它。
         # What a request will say is fixed here and independent of scheduling; its output must equal just that.
         end = output.index(STOP) + 1 if STOP in output else len(output)
-        self.expected[seq.request_id] = output[: min(end, max_tokens, limit - len(prompt))]
+        # 停止 token 先于停止字符串，停止字符串先于长度。
+        # A stop token comes before a stop string, and that before a length.
+        said = output[: min(end, max_tokens, limit - len(prompt), stop_at or 8)]
+        self.expected[seq.request_id] = said
+        if stop_at is not None:
+            seq.output_text = FakeText(said, stop_at, seq.params.min_tokens)  # type: ignore[assignment]
+            self.by_text |= {seq.request_id} if len(said) == stop_at and said[-1] != STOP else set()
         self.added.append(seq.request_id)
         self.live.append(seq)
         self.scheduler.add(seq)
@@ -108,7 +133,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         finished = scheduler.update(schedule, [self.sampled(row) for row in schedule])
         for seq in finished:
             assert seq.output_token_ids == self.expected[seq.request_id]
-            assert seq.finish_reason == ("stop" if seq.token_ids[-1] == STOP else "length")
+            self.check_reason(seq)
             self.live.remove(seq)
 
     def drain(self) -> None:
@@ -116,6 +141,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         Collect what has been launched; in the synchronous machine that is nothing.
         """
+
+    def check_reason(self, seq: Sequence) -> None:
+        by_text = seq.request_id in self.by_text
+        assert seq.stop_reason == ("end" if by_text else None)
+        assert seq.finish_reason == ("stop" if by_text or seq.token_ids[-1] == STOP else "length")
+        self.reached["stop strings"] += by_text
 
     def sampled(self, row: ScheduledSequence) -> list[int]:
         return [self.expected[row.seq.request_id][row.seq.num_output_tokens]] if row.samples else []
@@ -268,17 +299,18 @@ class LateMachine(SchedulerMachine):
         self.reached["rows of finished or aborted requests"] += gone
         for seq in self.scheduler.commit(schedule, tokens):
             assert seq.output_token_ids == self.expected[seq.request_id]
-            assert seq.finish_reason == ("stop" if seq.token_ids[-1] == STOP else "length")
+            self.check_reason(seq)
             self.live.remove(seq)
 
     def sampled(self, row: ScheduledSequence) -> list[int]:
         if not row.samples:
             return []
         said, index = self.expected[row.seq.request_id], row.seq.num_output_tokens
-        # 长度上限数得出来，不会多发一步；停止 token 数不出来，最多多发一步，那一步采到什么都不要紧。
-        # Length limits can be counted and launch no extra step; a stop token cannot, and costs one at most, whose
-        # token does not matter.
-        assert index < len(said) or (index == len(said) and said[-1] == STOP)
+        # 长度上限数得出来，不会多发一步；停止 token 和停止字符串数不出来，最多多发一步，那一步采到什么都不要紧。
+        # Length limits can be counted and launch no extra step; stop tokens and stop strings cannot, and cost one at
+        # most, whose token does not matter.
+        stopped = said[-1] == STOP or row.seq.request_id in self.by_text
+        assert index < len(said) or (index == len(said) and stopped)
         return [said[index] if index < len(said) else 7]
 
     def check_schedule(self, schedule: list[ScheduledSequence], before: list[Sequence], preempted: bool) -> None:
@@ -337,5 +369,6 @@ def test_scheduler_machine(machine: type[SchedulerMachine]) -> None:
     # 机器若从没遇到抢占、命中和取消，上面的通过就不说明什么。
     # Passing would mean little had the machine never met a preemption, a hit or an abort.
     special = ["preempted with a token unread", "rows of finished or aborted requests", "waits for its last token"]
-    for what in ["preemptions", "hits", "aborts of admitted requests"] + special * (machine is LateMachine):
+    usual = ["preemptions", "hits", "aborts of admitted requests", "stop strings"]
+    for what in usual + special * (machine is LateMachine):
         assert machine.reached[what] > 30, machine.reached

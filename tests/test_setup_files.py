@@ -100,7 +100,7 @@ def runnable_commands() -> list[str]:
 
 def run_python(*arguments: str) -> str:
     result = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, input="/help\n", timeout=300
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -1,0 +1,164 @@
+"""束搜索：始终保留总对数概率最高的几条候选，而不是每步只留一个 token。名字与含义都与 vLLM 相同。
+
+引擎本身不认识“束”：每一步把每条候选当作一个只生成 1 个 token 的请求，要它报告最可能的几个 token，
+再从所有延长出来的候选里挑最好的。重新送进去的前文由前缀缓存承担，真正要算的只有最后不满一块的部分。
+
+Beam search: keep the few candidates of the highest total log-probability, instead of a single token a step. Names and
+meaning are those of vLLM.
+
+The engine knows nothing of beams: in each step every candidate becomes a request for 1 token that reports the likeliest
+ones, and the best of all extended candidates stay. The text sent in again is left to the prefix cache; what remains to
+compute is the last block, which is not full.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.llm_engine import LLMEngine
+from engine.logprobs import Logprob
+from engine.outputs import RequestOutput
+from engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from engine.validation import check_flag, is_int, is_number
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearchParams:
+    """束搜索的参数。
+
+    The parameters of a beam search.
+
+    Attributes:
+        beam_width: how many candidates to keep, 1 to 10
+        max_tokens: at most so many output tokens
+        ignore_eos: go on after the model's end tokens
+        temperature: 0 and nothing else: candidates are compared by raw log-probabilities, which it would not change
+        length_penalty: the score is the total log-probability over the length to this power; see `beam_score`
+
+    Raises:
+        ValueError: a value is out of range; the message says which
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        # 每条候选要报告 2 倍于束宽的 token，而一次最多报告 20 个。
+        # Every candidate reports 2 times the beam width in tokens, and a report has 20 at most.
+        if not is_int(self.beam_width) or not 1 <= 2 * self.beam_width <= MAX_LOGPROBS:
+            raise ValueError(f"beam_width={self.beam_width!r}: use an integer from 1 to {MAX_LOGPROBS // 2}")
+        if not is_int(self.max_tokens) or self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens!r} is out of range: use an integer from 1 up")
+        check_flag("ignore_eos", self.ignore_eos)
+        if not is_number(self.temperature) or self.temperature != 0:
+            raise ValueError(f"temperature={self.temperature!r}: a beam search draws nothing, leave it at 0")
+        if not is_number(self.length_penalty) or not -10 <= self.length_penalty <= 10:
+            raise ValueError(f"length_penalty={self.length_penalty!r} is out of range: use a number from -10 to 10")
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """一条候选。
+
+    One candidate.
+
+    Attributes:
+        tokens: the prompt, then the output, an end token included
+        logprobs: for each output token what the model reported
+        cum_logprob: total log-probability of the output
+        text: the decoded `tokens` without special tokens, filled in at the end
+        finish_reason: "stop" or "length"
+        stop_reason: the end token
+    """
+
+    tokens: list[int]
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    cum_logprob: float = 0.0
+    text: str | None = None
+    finish_reason: str | None = None
+    stop_reason: int | None = None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """一个提示词的结果：分数最高的至多 `beam_width` 条，最好的在前。
+
+    A prompt's result: at most `beam_width` candidates of the highest score, the best first.
+    """
+
+    sequences: list[BeamSearchSequence]
+
+
+def beam_score(beam: BeamSearchSequence, length_penalty: float) -> float:
+    """总对数概率除以长度的 `length_penalty` 次方；没有它，短的总是占便宜，因为每多一个 token 总和只会更低。
+
+    长度与 vLLM 一样，连提示词在内，不算结束符。`transformers` 只数输出，结束符也算，所以两边的分数
+    只在 `length_penalty` 为 0 时相等；输出一样长时，名次总是相同。
+
+    The total log-probability over the length to the power `length_penalty`; without it short ones win, as each further
+    token only lowers the sum.
+    As in vLLM the length includes the prompt and not the end token. `transformers` count the output alone, the end
+    token included, so scores agree only where `length_penalty` is 0; among outputs of equal length the ranking is the
+    same.
+    """
+    return beam.cum_logprob / (len(beam.tokens) - (beam.finish_reason == "stop")) ** length_penalty
+
+
+def beam_search(
+    engine: LLMEngine, generate: Callable[[list[list[int]], SamplingParams], list[RequestOutput]],
+    prompts: list[str | list[int]], params: BeamSearchParams,
+) -> list[BeamSearchOutput]:
+    """所有提示词一起搜索，每步把全部候选合成一批。
+
+    Search for all prompts at once; in each step all candidates make one batch.
+
+    Args:
+        generate: completes prompts, results in their order
+
+    Raises:
+        ValueError: a prompt is not valid
+    """
+    # 借引擎检查和分词，但不加入：从这里起提示词都是 id。
+    # The engine validates and tokenizes but adds nothing: from here on prompts are ids.
+    starts = [engine.prepare_request(prompt).token_ids for prompt in prompts]
+    # 每个提示词两张表：还在延长的，和遇到结束符的。
+    # Two lists a prompt: candidates still growing, and those that met an end token.
+    searches = [([BeamSearchSequence(start)], list[BeamSearchSequence]()) for start in starts]
+    # 每条要 2 倍束宽：其中有些可能是结束符，剩下的仍够填满所有位置。
+    # 2 times the beam width from each: some may be end tokens, and enough remain to fill all places.
+    one = SamplingParams(temperature=0.0, max_tokens=1, logprobs=2 * params.beam_width)
+    for _ in range(params.max_tokens):
+        # 同一个提示词的候选一样长，到了 `max_model_len` 就一起停。
+        # The candidates of a prompt are equally long and stop together at `max_model_len`.
+        limit = engine.model_runner.max_model_len
+        growing = [(beams, done) for beams, done in searches if beams and len(beams[0].tokens) < limit]
+        if not growing:
+            break
+        results = iter(generate([beam.tokens for beams, _ in growing for beam in beams], one))
+        for beams, done in growing:
+            extended: list[BeamSearchSequence] = []
+            # 例：束宽 2，两条候选各报告 4 个 token，8 条延长的候选里留下 2 条；两条可能出自同一条。
+            # Example with a beam width of 2: 2 candidates report 4 tokens each, and of the 8 extended ones 2 stay; both
+            # may come from the same one.
+            for beam in beams:
+                report = (next(results).outputs[0].logprobs or [])[0]
+                for token, entry in report.items():
+                    # 遇到结束符的离开赛场，最后再与其余的比分数；没遇到的继续争夺位置。
+                    # Who meets an end token leaves the race and compares scores at the end; the others compete on.
+                    ended = token in engine.eos_token_ids and not params.ignore_eos
+                    longer = BeamSearchSequence(
+                        [*beam.tokens, token], [*beam.logprobs, report], beam.cum_logprob + entry.logprob,
+                        finish_reason="stop" if ended else "length", stop_reason=token if ended else None,
+                    )
+                    (done if ended else extended).append(longer)
+            extended.sort(key=lambda beam: -beam_score(beam, params.length_penalty))
+            beams[:] = extended[: params.beam_width]
+    outputs = []
+    for beams, done in searches:
+        best = sorted(done + beams, key=lambda beam: -beam_score(beam, params.length_penalty))[: params.beam_width]
+        for beam in best:
+            beam.text = engine.tokenizer.decode(beam.tokens)
+        outputs.append(BeamSearchOutput(best))
+    return outputs

@@ -1,0 +1,520 @@
+"""采样的其余部分：`min_tokens`、三种惩罚、对数概率，在同步循环、重叠循环和 CUDA graph 里都与照定义写的参照相同。
+
+The rest of sampling: `min_tokens`, the three penalties, log-probabilities; in the synchronous loop, the overlapped loop
+and with CUDA graphs they equal a reference written by definition.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_helpers import (
+    Request,
+    Run,
+    assert_all_free,
+    assert_equal_or_close_call,
+    make_seq,
+    mixed_requests,
+    plain_scores,
+    run_requests,
+    small_model_folder,
+    top_two,
+)
+from overlap_helpers import run_overlapped
+from test_decode_graphs import add_graphs
+from test_layers import LOGITS, chi_square, numpy_distribution
+from test_overlapped import make_llm
+from torch import Tensor
+
+import layers.sampler
+from engine.batch import build_sampling_inputs
+from engine.llm import LLM
+from engine.logprobs import gather_logprobs, read_logprobs
+from engine.penalties import Penalties
+from engine.sampling_params import SamplingParams
+from engine.scheduler import ScheduledSequence
+from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
+from layers.penalties import apply_penalties
+from layers.sampler import sample
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MAX_LEN = 160
+ROOMY: dict[str, Any] = dict(backend="sdpa", max_model_len=MAX_LEN, num_kvcache_blocks=640, max_num_batched_tokens=8192)
+CPU = torch.device("cpu")
+
+
+# ---- 公式 ----
+# ---- formulas ----
+
+
+def random_penalties(rng: random.Random) -> dict[str, float]:
+    """三种惩罚，各有可能不用。
+
+    The three penalties, each of them possibly off.
+    """
+    return {
+        "presence_penalty": rng.choice([0.0, 0.0, 1.5, -1.0, 2.0]),
+        "frequency_penalty": rng.choice([0.0, 0.0, 0.7, -0.4, 2.0]),
+        "repetition_penalty": rng.choice([1.0, 1.0, 1.3, 0.8, 2.5]),
+    }
+
+
+def penalized_scores(prompts: list[list[int]], outputs: list[list[int]], options: list[dict[str, float]],
+                     logits: Tensor) -> Tensor:
+    """经过引擎的 `Penalties`：先占行，再一个一个记下输出。
+
+    Through the engine's `Penalties`: take rows, then count the output one by one.
+    """
+    penalties = Penalties(logits.shape[1], CPU)
+    sequences = [make_seq(str(i), p, max_tokens=99, **o) for i, (p, o) in enumerate(zip(prompts, options))]
+    for step in range(max(map(len, outputs))):
+        rows = [i for i, output in enumerate(outputs) if step < len(output)]
+        _, used = penalties.apply([sequences[i] for i in rows], logits[rows])
+        if used is not None:
+            penalties.count(*used, torch.tensor([outputs[i][step] for i in rows]))
+        for i in rows:
+            sequences[i].token_ids.append(outputs[i][step])
+    return penalties.apply(sequences, logits)[0]
+
+
+def test_penalties_equal_the_plain_formula() -> None:
+    rng = random.Random(0)
+    torch.manual_seed(0)
+    vocab = 60
+    prompts = [[rng.randrange(vocab) for _ in range(rng.randint(1, 40))] for _ in range(40)]
+    outputs = [[rng.randrange(vocab) for _ in range(rng.randint(0, 40))] for _ in range(40)]
+    options = [random_penalties(rng) for _ in range(40)]
+    logits = 4 * torch.randn(40, vocab)
+    before = logits.clone()
+    scores = penalized_scores(prompts, outputs, options, logits)
+    assert torch.equal(logits, before) and scores.dtype == torch.float32
+    for row in range(40):
+        params = SamplingParams(**options[row])  # type: ignore[arg-type]
+        expected = plain_scores(logits[row], params, prompts[row], outputs[row], ())
+        torch.testing.assert_close(scores[row].double(), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_penalties_equal_those_of_transformers() -> None:
+    from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    rng = random.Random(1)
+    torch.manual_seed(1)
+    vocab, factors = 50, [1.2, 0.7, 3.0, 1.01]
+    prompts = [[rng.randrange(vocab) for _ in range(12)] for _ in factors]
+    outputs = [[rng.randrange(vocab) for _ in range(9)] for _ in factors]
+    logits = 4 * torch.randn(len(factors), vocab)
+    scores = penalized_scores(prompts, outputs, [{"repetition_penalty": f} for f in factors], logits)
+    for row, factor in enumerate(factors):
+        ids = torch.tensor([prompts[row] + outputs[row]])
+        expected = RepetitionPenaltyLogitsProcessor(factor)(ids, logits[row : row + 1].clone())
+        assert torch.equal(scores[row : row + 1], expected)
+        # `min_tokens` 就是 transformers 的 `min_new_tokens`：第 9 个之后才放行。
+        # `min_tokens` is the `min_new_tokens` of transformers: from output 9 on stops are allowed.
+        for least in (8, 9, 10):
+            stops = [3, 17, 49]
+            seq = make_seq("a", prompts[row], max_tokens=99, stop=tuple(stops), min_tokens=least)
+            seq.token_ids += outputs[row]
+            banned, _ = Penalties(vocab, CPU).apply([seq], logits[row : row + 1])
+            processor = MinNewTokensLengthLogitsProcessor(12, least, stops, device="cpu")
+            assert torch.equal(banned, processor(ids, logits[row : row + 1].clone()))
+            assert bool(banned[0, stops].isinf().all()) == (least == 10)
+
+
+def test_a_negative_score_goes_down_too() -> None:
+    counts = torch.tensor([[[0, 1, 0, 1, 0]], [[0, 0, 3, 0, 0]]])
+    column = torch.ones(1, 1)
+    logits = torch.tensor([[1.0, 3.0, -3.0, -3.0, -1.0]])
+    assert apply_penalties(logits, counts, 0 * column, 0 * column, 2 * column).tolist() == [[1, 1.5, -6, -6, -1]]
+    # 提示词里的 token 不受另两种影响。
+    # Tokens of the prompt are not touched by the other two.
+    assert apply_penalties(logits, counts, 0.5 * column, column, column).tolist() == [[1, 3, -6.5, -3, -1]]
+
+
+def test_counts_follow_joining_leaving_and_preempted_sequences() -> None:
+    rng, vocab = random.Random(3), 30
+    penalties, alive, done = Penalties(vocab, CPU), list[Sequence](), 0
+    for step in range(300):
+        if len(alive) < 12 and rng.random() < 0.4:
+            prompt = [rng.randrange(vocab) for _ in range(rng.randint(1, 20))]
+            options = random_penalties(rng) if rng.random() < 0.7 else {}
+            alive.append(make_seq(str(step), prompt, max_tokens=999, **options))
+        # 每步只有一部分在跑；其余的像是被抢占了，计数要留着。
+        # Only some run in each step; the others are as if preempted, and their counts stay.
+        running = [seq for seq in alive if rng.random() < 0.7]
+        rng.shuffle(running)
+        _, used = penalties.apply(running, torch.zeros(len(running), vocab))
+        tokens = [rng.randrange(vocab) for _ in running]
+        if used is not None:
+            penalties.count(*used, torch.tensor(tokens))
+        for seq, token in zip(running, tokens):
+            # 重叠循环里主机只有占位，真正的 id 由设备上的计数知道；这里记在别处。
+            # In the overlapped loop the host has placeholders, and only the device's counts know the ids.
+            seq.token_ids.append(PENDING_TOKEN)
+            seq.block_table.append(token)
+        for seq in [seq for seq in alive if rng.random() < 0.05]:
+            alive.remove(seq)
+            penalties.release(seq)
+            done += 1
+        for seq, row in penalties.rows.items():
+            outputs = Counter(seq.block_table)
+            assert penalties.counts[1, row].tolist() == [outputs[token] for token in range(vocab)]
+            assert penalties.counts[0, row].tolist() == [int(t in seq.prompt_token_ids) for t in range(vocab)]
+        rows = [*penalties.rows.values(), *penalties.free_rows]
+        assert sorted(rows) == list(range(penalties.counts.shape[1]))
+        assert set(penalties.rows) <= set(alive)
+    assert done > 20 and penalties.counts.shape[1] <= 16
+
+
+def test_a_batch_without_such_features_pays_nothing() -> None:
+    penalties = Penalties(50, CPU)
+    sequences = [make_seq(str(i), [1, 2], stop=(3,), temperature=i / 2, top_k=5) for i in range(4)]
+    logits = torch.randn(4, 50)
+    scores, used = penalties.apply(sequences, logits)
+    assert scores is logits and used is None
+    assert penalties.counts.numel() == 0 and penalties.rows == {}
+    assert gather_logprobs(logits, torch.zeros(4, dtype=torch.int64), [None] * 4) is None
+    # 到了 `min_tokens` 也一样。
+    # The same once `min_tokens` is reached.
+    seq = make_seq("a", [1], max_tokens=9, stop=(3,), min_tokens=2)
+    assert seq.bans_stops and seq.needs_logits
+    seq.token_ids += [5, 5]
+    assert not seq.bans_stops
+    assert penalties.apply([seq], logits[:1])[0].data_ptr() == logits.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logprobs_equal_the_plain_formula(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    vocab = 37
+    logits = (5 * torch.randn(6, vocab)).to(dtype)
+    tokens = torch.tensor([0, 5, 36, 7, 8, int(logits[5].float().argmax())])
+    wanted = [0, None, 20, 3, None, 1]
+    packed = gather_logprobs(logits, tokens, wanted)
+    assert packed is not None and packed.shape == (4, 2 + 40)
+    exact = logits.double().log_softmax(-1)
+    for row, number, line in zip((0, 2, 3, 5), (0, 20, 3, 1), packed.tolist()):
+        token = int(tokens[row])
+        report = read_logprobs(line, token, number, str)
+        order = exact[row].sort(descending=True).indices.tolist()
+        assert next(iter(report)) == token
+        assert set(report) == {token, *order[:number]}
+        for i, entry in report.items():
+            assert entry.logprob == pytest.approx(float(exact[row, i]), abs=1e-5)
+            assert (entry.decoded_token, exact[row, order[entry.rank - 1]]) == (str(i), exact[row, i])
+    # 词表比要的还小，有几个给几个。
+    # With fewer tokens in the vocabulary than asked for, there are as many as it has.
+    small = gather_logprobs(torch.randn(1, 4), torch.tensor([2]), [20])
+    assert small is not None and len(read_logprobs(small[0].tolist(), 2, 20, str)) == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(temperature=0.7),
+        dict(temperature=1.6),
+        dict(presence_penalty=0.9),
+        dict(frequency_penalty=-0.5, temperature=0.8),
+        dict(repetition_penalty=1.5),
+        dict(repetition_penalty=1.4, presence_penalty=0.3, frequency_penalty=0.25, top_k=6),
+        dict(frequency_penalty=0.5, top_p=0.75),
+        dict(repetition_penalty=0.6, min_p=0.3),
+        dict(min_tokens=9, temperature=0.9, min_p=0.2, top_k=7, top_p=0.83),
+        dict(min_tokens=9, repetition_penalty=1.3, presence_penalty=0.4, temperature=2, min_p=0.2, top_k=6, top_p=0.9),
+    ],
+    ids=str,
+)
+def test_20000_draws_follow_the_exact_distribution(options: dict[str, Any]) -> None:
+    # 4.5 的次序：禁用，惩罚，温度，min_p，top_k，top_p。
+    # The order of 4.5: bans, penalties, temperature, min_p, top_k, top_p.
+    draws, prompt, output, stops = 20000, [1, 4, 9], [8, 8, 7, 1], (8, 5)
+    params = SamplingParams(**options)
+    scores = plain_scores(LOGITS, params, prompt, output, stops)
+    defaults = {"temperature": 1.0, "min_p": 0.0, "top_k": 0, "top_p": 1.0}
+    filters = {name: options.get(name, default) for name, default in defaults.items()}
+    expected = numpy_distribution(scores.numpy(), **filters)
+    seq = make_seq("a", prompt, max_tokens=16, stop=stops, **options)
+    penalties = Penalties(len(LOGITS), CPU)
+    for token in output:
+        _, used = penalties.apply([seq], LOGITS[None])
+        if used is not None:
+            penalties.count(*used, torch.tensor([token]))
+        seq.token_ids.append(token)
+    adjusted, _ = penalties.apply([seq], LOGITS[None])
+    inputs = build_sampling_inputs([ScheduledSequence(seq, len(seq.token_ids))], len(LOGITS), CPU)
+    assert inputs is not None
+    columns = ("temperatures", "top_ps", "min_ps", "top_ks")
+    many = replace(inputs, **{name: getattr(inputs, name).expand(draws, -1) for name in columns})
+    many.seeds, many.output_indices = torch.arange(draws), torch.full((draws,), 4)
+    counts = np.bincount(sample(adjusted.expand(draws, -1), many).numpy(), minlength=len(LOGITS))
+    assert set(np.flatnonzero(counts)) == set(np.flatnonzero(expected))
+    # 自由度至多 11，0.001 的临界值是 31.3；种子固定，结果不会变。
+    # At most 11 degrees of freedom, whose critical value at 0.001 is 31.3; seeds are fixed and so is the outcome.
+    assert chi_square(counts, expected) < 31.3
+
+
+# ---- 三种循环 ----
+# ---- the three loops ----
+
+
+def featured_requests(count: int = 48) -> list[Request]:
+    """混合请求，三分之二带上新的参数，其余照旧。
+
+    Mixed requests, two thirds of them with the new parameters, the rest as before.
+    """
+    rng, requests = random.Random(11), mixed_requests(2000, count, seed=3)
+    for index, request in enumerate(requests):
+        if index % 3 == 0:
+            continue
+        least = rng.choice([0, 0, 1, request.params.max_tokens // 2, request.params.max_tokens])
+        extra = dict(min_tokens=least, logprobs=rng.choice([None, None, 0, 2, 5]), **random_penalties(rng))
+        # 输出的 token 少，惩罚才常有机会起作用。
+        # Few different tokens in the output, so that penalties have their effect.
+        if index % 3 == 1:
+            extra |= dict(temperature=rng.choice([0.0, 0.2]), ignore_eos=rng.random() < 0.5)
+        stop = [rng.randrange(2000) for _ in range(50)] if index % 5 == 0 else None
+        request.params = replace(request.params, stop_token_ids=stop, **extra)  # type: ignore[arg-type]
+    return requests
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model_folder(tmp_path_factory.mktemp("sampling") / "model")
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    return featured_requests()
+
+
+@contextmanager
+def recorded_noise() -> Iterator[dict[tuple[int, int], Tensor]]:
+    """记下每个（种子，序号）用到的噪声；同一个再次用到时必须逐位相同。
+
+    Records the noise of each (seed, index); when it is drawn again it must be the same, bit for bit.
+    """
+    noise: dict[tuple[int, int], Tensor] = {}
+    real = layers.sampler.gumbel_noise
+
+    def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tensor:
+        result = real(seeds, output_indices, vocab_size)
+        for key, row in zip(zip(seeds.tolist(), output_indices.tolist()), result):
+            assert torch.equal(noise.setdefault(key, row.clone()), row)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers.sampler, "gumbel_noise", gumbel_noise)
+        yield noise
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, requests: list[Request]) -> Run:
+    return run_requests(make_llm(folder, overlapped=False, **ROOMY, enable_prefix_caching=False), requests)
+
+
+def test_every_token_is_what_the_definition_chooses(plain: Run, requests: list[Request]) -> None:
+    close = changed = 0
+    for number, (request, output) in enumerate(zip(requests, plain.outputs)):
+        tokens = output.outputs[0].token_ids
+        for index, token in enumerate(tokens):
+            logits = plain.scores[output.request_id][index]
+            scores = plain_scores(logits, request.params, request.prompt, tokens[:index], plain.stops[number])
+            best, gap = top_two(scores, request.params, plain.seeds[number], index)
+            assert token == best or gap < 1e-3, f"request {number}, output {index}"
+            close += token != best
+            if index % 6 == 0:
+                changed += top_two(logits, request.params, plain.seeds[number], index)[0] != best
+    # 新参数确实改变了许多选择，而不是碰巧相同。
+    # The new parameters did change many choices; it is no coincidence that all agree.
+    assert close <= 2 and changed > 10
+
+
+def check_logprobs(plain: Run, run: Run, requests: list[Request]) -> None:
+    """每个输出 token 有一份报告，数值与 `plain` 记下的原始 logits 相符；没要的就是 None。
+
+    Each output token has its report, which fits the raw logits that `plain` recorded; None if not asked for.
+    """
+    for number, request in enumerate(requests):
+        completion = run.outputs[number].outputs[0]
+        if request.params.logprobs is None:
+            assert completion.logprobs is None and completion.cumulative_logprob is None
+            continue
+        assert completion.logprobs is not None and len(completion.logprobs) == len(completion.token_ids)
+        if completion.token_ids != plain.tokens[number]:
+            continue
+        chosen = []
+        for index, (token, report) in enumerate(zip(completion.token_ids, completion.logprobs)):
+            exact = plain.scores[plain.outputs[number].request_id][index].double().log_softmax(-1)
+            assert len(report) - (token not in exact.topk(request.params.logprobs or 1).indices) in (
+                request.params.logprobs, request.params.logprobs + 1
+            )
+            for i, entry in report.items():
+                assert entry.logprob == pytest.approx(float(exact[i]), abs=2e-3)
+                assert entry.rank is not None and entry.decoded_token is not None
+                assert float((exact > exact[i] + 4e-3).sum()) < entry.rank <= float((exact > exact[i] - 4e-3).sum())
+            chosen.append(report[token].logprob)
+        assert completion.cumulative_logprob == pytest.approx(sum(chosen))
+
+
+SYNCHRONOUS: dict[str, dict[str, Any]] = {
+    "prefix caching": {},
+    "tiny pool": dict(num_kvcache_blocks=MAX_LEN // 16),
+    "budget of 7 tokens, few at once": dict(max_num_batched_tokens=7, max_num_seqs=8),
+}
+OVERLAPPED = {**SYNCHRONOUS, "budget of 7 tokens, tiny pool": dict(max_num_batched_tokens=7, num_kvcache_blocks=11)}
+
+
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_the_synchronous_loop(folder: Path, requests: list[Request], plain: Run, name: str) -> None:
+    llm = make_llm(folder, overlapped=False, **{**ROOMY, **SYNCHRONOUS[name]})
+    run = run_requests(llm, requests)
+    assert (run.num_preemptions > 20) == ("tiny pool" in name)
+    check_run(llm, plain, run, requests)
+
+
+@pytest.mark.parametrize("name", OVERLAPPED)
+def test_the_overlapped_loop(folder: Path, requests: list[Request], plain: Run, name: str) -> None:
+    llm = make_llm(folder, **{**ROOMY, **OVERLAPPED[name]})
+    run, spy = run_overlapped(llm, requests)
+    assert (run.num_preemptions > 20) == ("tiny pool" in name) and spy.inputs_from_device > 100
+    check_run(llm, plain, run, requests)
+
+
+@pytest.mark.parametrize("name", OVERLAPPED)
+def test_the_overlapped_loop_with_graphs(folder: Path, requests: list[Request], plain: Run, name: str) -> None:
+    llm = make_llm(folder, **{**ROOMY, "max_num_seqs": 32, **OVERLAPPED[name]})
+    graphs = add_graphs(llm)
+    steps, short_prompts, real = [0], [0], graphs.run
+
+    def run_graph(schedule: list[ScheduledSequence]) -> Any:
+        steps[0] += 1
+        # 短提示词在图里占好几行，取最后一行采样。
+        # A short prompt takes several rows of a graph, and its last row samples.
+        short_prompts[0] += any(row.num_new_tokens > 1 and row.samples and row.seq.needs_logits for row in schedule)
+        return real(schedule)
+
+    graphs.run = run_graph  # type: ignore[method-assign]
+    run, _ = run_overlapped(llm, requests)
+    assert steps[0] > 20 and (short_prompts[0] > 0 or "budget" not in name)
+    check_run(llm, plain, run, requests)
+
+
+def check_run(llm: LLM, plain: Run, run: Run, requests: list[Request]) -> None:
+    """与 `plain` 相同，报告齐全，惩罚的行全部让出。
+
+    The same as `plain`, with all reports, and all rows of the penalties free again.
+    """
+    assert assert_equal_or_close_call(plain, run, requests) <= 2
+    check_logprobs(plain, run, requests)
+    penalties = llm.engine.penalties
+    assert penalties.rows == {} and len(penalties.free_rows) == penalties.counts.shape[1] > 0
+
+
+def test_a_seeded_request_draws_the_same_noise_everywhere(folder: Path) -> None:
+    params = SamplingParams(
+        seed=77, temperature=0.9, max_tokens=30, ignore_eos=True, min_p=0.01, top_k=200, repetition_penalty=1.2,
+        frequency_penalty=0.3, presence_penalty=0.2, logprobs=1, min_tokens=5, stop_token_ids=[2000],
+    )
+    mine = Request(list(range(5, 45)), params)
+    crowd = [Request(r.prompt, replace(r.params, seed=1000 + i)) for i, r in enumerate(featured_requests(16))]
+    tokens = []
+    with recorded_noise() as noise:
+        alone = run_requests(make_llm(folder, overlapped=False, **ROOMY), [mine])
+        tokens.append(alone.tokens[0])
+        assert {(77, index) for index in range(len(tokens[0]))} <= set(noise)
+        for overlapped in (False, True):
+            for blocks in (640, 11):
+                llm = make_llm(folder, overlapped=overlapped, **{**ROOMY, "num_kvcache_blocks": blocks})
+                everybody = [*crowd[:8], mine, *crowd[8:]]
+                run = run_overlapped(llm, everybody)[0] if overlapped else run_requests(llm, everybody)
+                assert (run.num_preemptions > 0) == (blocks == 11)
+                tokens.append(run.tokens[8])
+    # 这个请求的前两名从不相近，所以 token 也必须相同。
+    # This request never comes near a tie, so its tokens must be the same, too.
+    assert all(other == tokens[0] for other in tokens)
+
+
+def test_each_feature_beside_plain_requests(folder: Path) -> None:
+    base = dict(temperature=0.8, max_tokens=24, ignore_eos=True)
+    features: list[dict[str, Any]] = [
+        dict(min_tokens=24, stop_token_ids=list(range(1000))), dict(presence_penalty=2.0), dict(frequency_penalty=-1.0),
+        dict(repetition_penalty=1.8), dict(logprobs=3), dict(min_p=0.2), dict(top_k=3), dict(temperature=0.0),
+    ]  # fmt: skip
+    plain_request = Request([9, 8, 7], SamplingParams(seed=4, **base))  # type: ignore[arg-type]
+    llm = make_llm(folder, overlapped=False, **ROOMY)
+    expected = run_requests(llm, [plain_request])
+    for feature in features:
+        other = Request([1, 2, 3], SamplingParams(**{"seed": 5, **base, **feature}))
+        run, _ = run_overlapped(make_llm(folder, **ROOMY), [plain_request, other, plain_request])
+        run.outputs, run.seeds = [run.outputs[0], run.outputs[2]], [4, 4]
+        twice = replace(expected, outputs=expected.outputs * 2, seeds=[4, 4], stops=expected.stops * 2)
+        assert assert_equal_or_close_call(twice, run, [plain_request] * 2) == 0
+
+
+# ---- min_tokens ----
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_min_tokens_holds_back_stop_ids_and_the_models_eos(folder: Path, overlapped: bool) -> None:
+    llm = make_llm(folder, overlapped=overlapped, **ROOMY)
+    eos = llm.engine.eos_token_ids
+    free = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    said = llm.generate([[1, 2, 3]], free, progress=False)[0].outputs[0].token_ids
+    # 原本第 0 个就停；要求 6 个，就至少 6 个，第 6 个可以是停止 token。
+    # It would stop at output 0; with 6 asked for there are 6 at least, and the next may be a stop token.
+    for least in (0, 1, 6, 20):
+        stop = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, min_tokens=least, stop_token_ids=said)
+        output = llm.generate([[1, 2, 3]], stop, progress=False)[0].outputs[0]
+        assert len(output.token_ids) == 1 if least == 0 else len(output.token_ids) >= least
+        assert not set(said) & set(output.token_ids[:least])
+        model = replace(stop, stop_token_ids=None, ignore_eos=False, temperature=1.9, seed=1)
+        for output in llm.generate([[i] for i in range(20)], model, progress=False):
+            completion = output.outputs[0]
+            assert len(completion.token_ids) >= least and not eos & set(completion.token_ids[:least])
+    # `ignore_eos` 时模型自带的结束符不被禁用：不停，也照样可选。
+    # With `ignore_eos` the model's own end tokens are not banned: they do not stop it and may be chosen.
+    greedy = replace(free, min_tokens=20)
+    assert llm.generate([[1, 2, 3]], greedy, progress=False)[0].outputs[0].token_ids == said
+
+
+def test_the_models_repetition_penalty_has_its_effect(folder: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "generation_config.json").write_text(json.dumps({"do_sample": False, "repetition_penalty": 5.0}))
+    default = make_llm(copy, overlapped=False, **ROOMY).generate([[1, 2, 3]], progress=False)[0].outputs[0]
+    params = SamplingParams(temperature=0, repetition_penalty=5.0)
+    llm = make_llm(folder, overlapped=False, **ROOMY)
+    given = llm.generate([[1, 2, 3]], replace(params, ignore_eos=True), progress=False)[0].outputs[0]
+    assert default.token_ids == given.token_ids[: len(default.token_ids)]
+    assert math.isclose(5.0, params.repetition_penalty) and len(set(given.token_ids)) == len(given.token_ids)
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_an_abort_keeps_its_reports_and_frees_its_row(folder: Path, overlapped: bool) -> None:
+    engine = make_llm(folder, overlapped=overlapped, **ROOMY).engine
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=1, repetition_penalty=1.1)
+    for name in "ab":
+        engine.add_request([1, 2, 3], params, name)
+    for _ in range(5):
+        engine.step()
+    output = engine.abort("a")
+    assert output is not None and output.outputs[0].logprobs is not None
+    assert len(output.outputs[0].logprobs) == len(output.outputs[0].token_ids) > 2
+    assert [seq.request_id for seq in engine.penalties.rows] == ["b"]
+    while engine.has_unfinished():
+        for finished in engine.step():
+            assert len(finished.outputs[0].logprobs or []) == 20
+    assert engine.penalties.rows == {}
+    assert_all_free(engine.block_manager)
+    assert all(seq.status is SequenceStatus.FINISHED for seq in engine.scheduler.running)
