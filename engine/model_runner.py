@@ -193,8 +193,8 @@ class ModelRunner:
                 free = torch.cuda.mem_get_info(self.device)[0]
                 raise ValueError(
                     f"{self.device} is too full for the KV cache: beside the weights {free / 1e9:.1f} of "
-                    f"{total / 1e9:.1f} GB are free, and gpu_memory_utilization={gpu_memory_utilization:g} is the limit; "
-                    "end other programs on it (nvidia-smi lists them), raise gpu_memory_utilization, or lower "
+                    f"{total / 1e9:.1f} GB are free, and gpu_memory_utilization={gpu_memory_utilization:g} is the "
+                    "limit; end other programs on it (nvidia-smi lists them), raise gpu_memory_utilization, or lower "
                     f"max_num_batched_tokens={self.max_num_batched_tokens}"
                 )
         else:

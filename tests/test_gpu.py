@@ -311,7 +311,7 @@ def test_the_pool_is_measured(folder: Path) -> None:
     # A small model's limit is what it could ever use; with no memory at all the error says so.
     engine = make_llm(folder, num_kvcache_blocks=None, max_num_seqs=4, gpu_memory_utilization=0.5).engine
     assert engine.model_runner.num_blocks == 4 * 512 // 16
-    with pytest.raises(ValueError, match="KV cache cannot hold"):
+    with pytest.raises(ValueError, match="too full for the KV cache"):
         make_llm(folder, num_kvcache_blocks=None, gpu_memory_utilization=1e-6)
 
 
