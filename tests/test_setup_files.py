@@ -112,8 +112,10 @@ def test_readme_command_runs(command: str) -> None:
 
 
 def test_readme_python_example_runs() -> None:
-    (example,) = [body for kind, body in code_blocks("README.md") if kind == "python"]
-    assert run_python("-c", example).strip()
+    # 后面的例子接着用前面的变量，所以连成一段来跑。
+    # Later examples use the names of earlier ones, so they run as one.
+    examples = [body for kind, body in code_blocks("README.md") if kind == "python"]
+    assert len(examples) == 2 and run_python("-c", "\n".join(examples)).strip()
 
 
 # ---- llama3-2_3B.sh ----
