@@ -89,10 +89,13 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestOutput, None]:
         """逐次给出到目前为止的结果（文字是累计的），最后一份 `finished` 为真。
 
-        取消任务、`break` 或 `aclose` 都会取消这个请求；它在第一次取结果时才加入引擎。
+        取消任务、`break` 或 `aclose` 都会取消这个请求；它在第一次取结果时才加入引擎，在此之前 `abort` 找不到它。
+        `break` 之后 asyncio 要过一会儿才真正关闭生成器；马上要重用同一个 id，就用 `contextlib.aclosing`。
 
         Give the result so far again and again (texts are cumulative); the last one has `finished` set. To cancel the
-        task, `break` or `aclose` aborts the request. It joins the engine when the first result is asked for.
+        task, `break` or `aclose` aborts the request. It joins the engine when the first result is asked for, and
+        `abort` does not find it sooner. After a `break` asyncio closes the generator a little later; to use the same
+        id at once, take `contextlib.aclosing`.
 
         Raises:
             ValueError: the request is not valid (at the call), or its id is in use (at the first result)
@@ -100,6 +103,8 @@ class AsyncLLM:
         """
         self._check_alive()
         request_id = uuid4().hex if request_id is None else request_id
+        if not isinstance(request_id, str):
+            raise ValueError(f"request_id={request_id!r} must be a string")
         return self._generate(self.engine.prepare_request(prompt, sampling_params, request_id, stream=True))
 
     async def _generate(self, seq: Sequence) -> AsyncGenerator[RequestOutput, None]:

@@ -120,6 +120,8 @@ def beam_search(
     Raises:
         ValueError: a prompt is not valid
     """
+    if not isinstance(params, BeamSearchParams):
+        raise ValueError(f"params must be BeamSearchParams, got {type(params).__name__}")
     # 借引擎检查和分词，但不加入：从这里起提示词都是 id。
     # The engine validates and tokenizes but adds nothing: from here on prompts are ids.
     starts = [engine.prepare_request(prompt).token_ids for prompt in prompts]

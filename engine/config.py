@@ -82,8 +82,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if not is_int(value) or value < 1:
-                raise ValueError(f"{name}={value!r} is out of range: use an integer from 1 up")
+            # 一个 token 的提示词加一个 token 的输出，至少要 2。
+            # A prompt of one token and an output of one token need at least 2.
+            lowest = 2 if name == "max_model_len" else 1
+            if not is_int(value) or value < lowest:
+                raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} up")
         # 有人会写 90，意思是百分之九十；让它过去，到分配显存时才会莫名其妙地失败。
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         share = self.gpu_memory_utilization
@@ -93,7 +96,7 @@ class EngineConfig:
             )
         if self.load_format not in ("auto", "dummy"):
             raise ValueError(f"load_format={self.load_format!r} is unknown: use auto or dummy")
-        if self.dtype != "auto" and self.dtype not in DTYPES:
+        if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype={self.dtype!r} is unknown: use auto, {', '.join(DTYPES)}")
         check_seed(self.seed)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
@@ -157,6 +160,10 @@ class EngineConfig:
         if self.model is None:
             return EMBEDDED_MODEL
         name = str(self.model)
+        # 空字符串会变成当前目录，报出来的却是“缺 `config.json`”。
+        # An empty string would become the current directory, and the message a missing `config.json`.
+        if not name or Path(name).is_file():
+            raise ModelLoadError(f"model {name!r} is not a folder: give the folder that holds config.json")
         try:
             folder = Path(name).expanduser()
             exists = folder.exists()

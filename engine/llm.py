@@ -67,7 +67,7 @@ class LLM:
         model: str | Path | None = None,
         backend: str = "auto",
         device: str | torch.device = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         # 写 None 的几项由机器决定：块大小问后端，块数看内存，长度看模型和块数。
         # What is None the machine decides: block size by backend, blocks by memory, length by model and blocks.
         max_model_len: int | None = None,
@@ -97,7 +97,7 @@ class LLM:
             # 也接受 `torch.device`：统一成字符串，后面只有一种写法要处理。
             # A `torch.device` is welcome too: as a string, there is a single form to deal with from here on.
             device=str(device),
-            dtype=dtype,
+            dtype=str(dtype).removeprefix("torch."),
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -174,6 +174,8 @@ class LLM:
         """
         # 空列表没有第 0 项可看，先返回；0 段对话得到 0 个结果，批处理的代码不必自己判断。
         # An empty list has no item 0 to look at; 0 conversations give 0 results, and callers need no case of their own.
+        if not isinstance(messages, list | tuple):
+            raise ValueError(f"messages must be a list of dicts or of such lists, got {type(messages).__name__}")
         if not messages:
             return []
         # 看第 0 项就能分清：是字典，整个列表便是一段对话；是列表，便有几段。

@@ -152,10 +152,11 @@ class LLMEngine:
             token_ids = self.tokenizer.encode(prompt)
         # 布尔值在 Python 里也是 int：不排除它，`[True]` 就会被当成 1 号 token。
         # A bool is an int in Python: without this check `[True]` would pass for token 1.
-        elif isinstance(prompt, list) and all(map(is_int, prompt)):
-            # 复制一份：输出会接在这个列表后面，不复制就改写了用户手里的提示词。
-            # A copy: the output is appended to this list, and the user's own prompt must not grow.
-            token_ids = list(prompt)
+        elif isinstance(prompt, list | tuple) and all(map(is_int, prompt)):
+            # 复制一份：输出会接在这个列表后面，不复制就改写了用户手里的提示词；numpy 的整数也换成 Python 的。
+            # A copy: the output is appended to this list, and the user's own prompt must not grow; numpy's integers
+            # become Python's.
+            token_ids = list(map(int, prompt))
         else:
             raise ValueError(f"request {request_id}: a prompt is a string or a list of token ids, got {prompt!r:.80}")
         # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
@@ -180,7 +181,15 @@ class LLMEngine:
             bad = next((i for i in ids if not 0 <= i < vocab_size), None)
             if bad is not None:
                 raise ValueError(f"request {request_id}: {what} id {bad} is not in the vocabulary of {vocab_size}")
+        # `ignore_eos` 只去掉模型自带的结束符，用户给的停止 id 照样有效；测速时靠它让输出一样长。
+        # `ignore_eos` drops the model's own end tokens, the user's ids still count; benchmarks want equal lengths.
         stop_token_ids = frozenset(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            stop_token_ids |= self.eos_token_ids
+        # 全被禁用，就没有 token 可选了。
+        # With all of them banned there would be no token left to choose.
+        if params.min_tokens and len(stop_token_ids) >= vocab_size:
+            raise ValueError(f"request {request_id}: min_tokens bans stop ids, and all {vocab_size} ids are stop ids")
         return Sequence(
             request_id=request_id,
             token_ids=token_ids,
@@ -192,9 +201,7 @@ class LLMEngine:
             # 取 63 位：种子要放进 int64 张量，64 位的无符号数有一半放不下。
             # 63 bits: seeds go into an int64 tensor, where half of all unsigned numbers of 64 bits do not fit.
             seed=params.seed if params.seed is not None else self._seeds.getrandbits(63),
-            # `ignore_eos` 只去掉模型自带的结束符，用户给的停止 id 照样有效；测速时靠它让输出一样长。
-            # `ignore_eos` drops the model's own end tokens, the user's ids still count; benchmarks want equal lengths.
-            stop_token_ids=stop_token_ids if params.ignore_eos else stop_token_ids | self.eos_token_ids,
+            stop_token_ids=stop_token_ids,
             # 多数请求两样都不要：它们结束时整段还原一次就够，每个 token 不必多花一分。
             # Most requests want neither: theirs is decoded once, at the end, and no token costs anything more.
             output_text=OutputText(self.tokenizer, params) if params.stop or stream else None,
@@ -302,9 +309,12 @@ class LLMEngine:
         The engine at this moment: queues, KV use, hits, preemptions, totals of tokens.
         """
         manager, scheduler = self.block_manager, self.scheduler
+        # 按请求数，不按序列：`n` 为 3 的请求有 3 条序列，一条在跑，整个请求就算在跑。
+        # Requests and not sequences: a request whose `n` is 3 has 3 of them, and runs as soon as any of them does.
+        running = {seq.request_id for seq in scheduler.running}
         return EngineMetrics(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_running=len(running),
+            num_waiting=len({seq.request_id for seq in scheduler.waiting} - running),
             # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
             # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
             kv_cache_usage=1 - manager.num_free_blocks / manager.num_blocks,

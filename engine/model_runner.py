@@ -323,7 +323,13 @@ class ModelRunner:
         shape = (num_blocks, self.block_size, config.num_key_value_heads, config.head_dim)
         # 用 `empty` 而不清零：没写过的槽位本来就不许被读到，操作系统也因此不必真给内存。
         # `empty`, not zeroed: an unwritten slot must never be read anyway, and the system need not back it with memory.
-        pool = torch.empty(2, config.num_hidden_layers, *shape, dtype=self.dtype, device=self.device)
+        try:
+            pool = torch.empty(2, config.num_hidden_layers, *shape, dtype=self.dtype, device=self.device)
+        except (RuntimeError, MemoryError):
+            raise ValueError(
+                f"{num_blocks} KV cache blocks are {num_blocks * self._block_bytes() / 1e9:,.1f} GB, which does not "
+                f"fit into the memory of {self.device}: lower num_kvcache_blocks"
+            ) from None
         # 各层拿到的是视图，没有复制：层里写 `kv_cache.k`，就是写 `pool` 的那一段；两层的段互不重叠。
         # Each layer gets a view, not a copy: writing `kv_cache.k` writes its part of `pool`, and no two parts overlap.
         for index, layer in enumerate(self.model.attention_layers()):

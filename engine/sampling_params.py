@@ -3,6 +3,7 @@
 SamplingParams: how a request chooses tokens and when it stops; bad values are refused at construction.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.validation import check_flag, check_seed, is_int, is_number
@@ -58,8 +59,8 @@ class SamplingParams:
     # vLLM's default, and a small one: if an answer breaks off, see first whether `finish_reason` is "length".
     max_tokens: int = 16
     min_tokens: int = 0
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
     # 压测时打开：每个请求的输出长度固定，两次运行的吞吐量才可比。
     # For benchmarks: with output lengths fixed, the throughput of two runs can be compared.
     ignore_eos: bool = False
@@ -124,6 +125,11 @@ class SamplingParams:
         stops = [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
             raise ValueError(f"stop={self.stop!r} must be a string or a list of strings, none of them empty")
+        # 存成元组：用户以后再改他的列表，也绕不过这里的检查。
+        # Kept as tuples: if users change their lists later, that does not get past these checks.
+        for name in ("stop", "stop_token_ids"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def filters(self) -> bool:

@@ -4,6 +4,7 @@ The checks that `EngineConfig` and `SamplingParams` share: the same kind of valu
 message in both.
 """
 
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -14,7 +15,9 @@ def is_int(value: object) -> bool:
     """
     # Python 的 bool 是 int 的子类，不排除的话 `max_tokens=True` 就成了“最多输出 1 个”。
     # Python's bool is a subclass of int; without this, `max_tokens=True` would mean at most 1 token.
-    return isinstance(value, int) and not isinstance(value, bool)
+    # `Integral` 也收 numpy 的整数：表格和数组里取出来的数往往是 `np.int64`。
+    # `Integral` takes numpy's integers as well: numbers out of tables and arrays are often `np.int64`.
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
@@ -24,7 +27,7 @@ def is_number(value: object) -> bool:
     """
     # 整数也算：`temperature=1` 是最常见的写法。
     # Integers count as well: `temperature=1` is what most people write.
-    return is_int(value) or isinstance(value, float)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_seed(seed: Any) -> None:
