@@ -1,0 +1,179 @@
+"""`docs/` 的每一章：两种语言一一对应，链接有效，代码能运行。
+Every chapter of `docs/`: both languages match, links lead somewhere, code runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+LANGS = ("en", "zh")
+CHAPTERS = sorted({path.stem for lang in LANGS for path in (DOCS / lang).glob("*.md")})
+CLOSING = ["## Try it · 动手试试", "## Breakpoint · 断点", "## Questions · 问与答"]
+# 这两章是用来查的，不是用来读的：一章是数据，一章是词条。
+# These two are for looking things up: one is figures, the other entries.
+REFERENCE = ("glossary", "performance")
+NOT_RUN = ("gpu", "download", "terminal")
+
+
+@dataclass(frozen=True)
+class Block:
+    """一个代码块；`first` 是它第一行代码的行号（从 1 数），`marker` 是它上面那行写的不运行的原因。
+    A code block; `first` is the number of its first line of code (from 1), `marker` the reason above it not to run it.
+    """
+
+    kind: str
+    code: str
+    first: int
+    marker: str | None
+
+
+@cache
+def read(lang: str, chapter: str) -> tuple[str, list[Block]]:
+    """去掉代码块的正文，以及各代码块。
+    The prose without its code blocks, and the blocks.
+    """
+    prose, blocks, code = [], [], []
+    kind, last = None, ""
+    for number, line in enumerate((DOCS / lang / f"{chapter}.md").read_text(encoding="utf-8").splitlines(), 1):
+        if kind is None and line.startswith("```"):
+            kind, code, marker = line[3:].strip(), [], re.fullmatch(r"<!-- not run: (.+) -->", last)
+        elif kind is not None and line.rstrip() == "```":
+            blocks.append(Block(kind, "\n".join(code), number - len(code), marker[1] if marker else None))
+            kind = None
+        elif kind is not None:
+            code.append(line)
+        else:
+            prose.append(line)
+        last = line
+    assert kind is None, f"docs/{lang}/{chapter}.md: a code block is not closed"
+    return "\n".join(prose), blocks
+
+
+def headings(lang: str, chapter: str) -> list[str]:
+    return re.findall(r"^#+ .*$", read(lang, chapter)[0], re.M)
+
+
+def links(lang: str, chapter: str) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", read(lang, chapter)[0])
+
+
+def symbols(lang: str, chapter: str) -> set[tuple[str, str]]:
+    return set(re.findall(r"`([\w./-]+)::([^`]+)`", read(lang, chapter)[0]))
+
+
+@cache
+def names_in(path: Path) -> set[str]:
+    """文件里的类、函数、方法、模块级和类级的赋值，写作 `A.b`。
+    The classes, functions, methods and assignments of modules and classes in a file, written `A.b`.
+    """
+    found: set[str] = set()
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                found.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                named = [name for target in targets for name in ast.walk(target)]
+                found.update(prefix + name.id for name in named if isinstance(name, ast.Name))
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    return found
+
+
+def blocks_to_run(kind: str, chapter: str) -> list[Block]:
+    """两种语言的代码块相同，跑一遍就够。
+    The blocks are the same in both languages, so one run will do.
+    """
+    exists = (DOCS / "en" / f"{chapter}.md").exists()
+    return [block for block in read("en", chapter)[1] if block.kind == kind and not block.marker] if exists else []
+
+
+def run(command: list[str]) -> None:
+    """在激活的环境里、仓库根目录下运行；读者没有设过 `TRITON_INTERPRET`。
+    Run in an activated environment at the repository's root; readers have not set `TRITON_INTERPRET`.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env.pop("TRITON_INTERPRET", None)
+    result = subprocess.run(command, cwd=ROOT, env=env, input="/exit\n", capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, f"{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_both_languages_match(chapter: str) -> None:
+    for lang in LANGS:
+        assert (DOCS / lang / f"{chapter}.md").exists()
+    assert headings("en", chapter) == headings("zh", chapter)
+    assert links("en", chapter) == links("zh", chapter)
+    assert symbols("en", chapter) == symbols("zh", chapter)
+    english, chinese = ([(b.kind, b.code, b.marker) for b in read(lang, chapter)[1]] for lang in LANGS)
+    assert english == chinese
+
+
+@pytest.mark.parametrize("chapter", [chapter for chapter in CHAPTERS if chapter not in REFERENCE])
+def test_chapter_ends_with_the_three_sections(chapter: str) -> None:
+    assert [heading for heading in headings("en", chapter) if heading.startswith("## ")][-3:] == CLOSING
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("lang", LANGS)
+def test_links_lead_somewhere(lang: str, chapter: str) -> None:
+    for link in links(lang, chapter):
+        path = link.partition("#")[0]
+        assert link.startswith("https://") or (DOCS / lang / path).exists(), link
+    for name, symbol in symbols(lang, chapter):
+        path = ROOT / name
+        assert path.is_file(), name
+        assert symbol.partition("[")[0] in names_in(path), f"{name}::{symbol}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("lang", LANGS)
+def test_only_known_reasons_not_to_run(lang: str, chapter: str) -> None:
+    prose, blocks = read(lang, chapter)
+    reasons = re.findall(r"<!--\s*not run.*", prose)
+    marked = [block for block in blocks if block.marker]
+    # 每个标记都紧挨在一个本来会运行的代码块上面。
+    # Each marker stands directly above a block that would run without it.
+    assert reasons == [f"<!-- not run: {block.marker} -->" for block in marked]
+    for block in marked:
+        assert block.marker in NOT_RUN and block.kind in ("python", "bash"), block
+    assert {block.kind for block in blocks} <= {"python", "bash", "text", "mermaid"}
+
+
+@pytest.mark.parametrize("chapter", [chapter for chapter in CHAPTERS if blocks_to_run("python", chapter)])
+def test_python_blocks_run(chapter: str, tmp_path: Path) -> None:
+    # 用空行补齐，出错时的行号就是这一章里的行号。
+    # Padded with empty lines, so that line numbers in a traceback are those of the chapter.
+    lines: list[str] = []
+    for block in blocks_to_run("python", chapter):
+        lines += [""] * (block.first - 1 - len(lines)) + block.code.split("\n")
+    script = tmp_path / f"{chapter}.py"
+    script.write_text("\n".join(lines), encoding="utf-8")
+    run([sys.executable, str(script)])
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=f"{chapter}-{block.first}")
+        for chapter in CHAPTERS
+        for block in blocks_to_run("bash", chapter)
+    ],
+)
+def test_bash_blocks_run(block: Block) -> None:
+    run(["bash", "-e", "-o", "pipefail", "-c", block.code])
