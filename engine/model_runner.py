@@ -336,8 +336,6 @@ class ModelRunner:
             layer.kv_cache = KVCache(k=pool[0, index], v=pool[1, index])
         return pool
 
-    # 推理不求梯度：`inference_mode` 连张量的版本号和视图关系都不记，每个操作花在主机上的时间更少。
-    # No gradients here: `inference_mode` skips even the versions and views of tensors, so the host works less.
     def sample(self, logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
         """选 token；后端有融合采样、又没有行要过滤时，用融合的。
 
@@ -351,6 +349,8 @@ class ModelRunner:
         """
         return sample(logits, inputs, self.backend.fused)
 
+    # 推理不求梯度：`inference_mode` 连张量的版本号和视图关系都不记，每个操作花在主机上的时间更少。
+    # No gradients here: `inference_mode` skips even the versions and views of tensors, so the host works less.
     @torch.inference_mode()
     def execute(self, batch: Batch) -> Tensor:
         """一次前向：全批的 token 走完所有层，只有要采样的行变成 logits。
@@ -358,7 +358,7 @@ class ModelRunner:
         One forward pass: all tokens go through all layers, only the rows that sample become logits.
 
         Returns:
-            [S, vocab_size] float32
+            [S, vocab_size], the model's dtype
         """
         # 断点停在这里看 `batch`：T 个 token 首尾相接，哪几个属于同一条序列，只有 `batch.metadata` 知道。
         # Stop here and look at `batch`: T tokens lie end to end, and only `batch.metadata` knows whose they are.
