@@ -174,6 +174,7 @@ class Recorder:
         self.engine = engine
         self.on_step = on_step
         self.steps: list[Step] = []
+        self.num_steps = 0
         self.truncated = False
         self.sequences: dict[str, Sequence] = {}
         self.attention: dict[str, dict[int, str]] = {}
@@ -261,7 +262,7 @@ class Recorder:
     # ---- one step ----
 
     def _on_step(self, original: Callable[[], Any]) -> Any:
-        if self.truncated or not self.engine.has_unfinished():
+        if not self.engine.has_unfinished():
             return original()
         self._step = Step(self._now())
         result = original()
@@ -272,9 +273,13 @@ class Recorder:
         for (request, position), weights in self._wanted.items():
             self.attention.setdefault(request, {})[position] = base64.b64encode(weights).decode()
         self._wanted = {}
-        self._step_bytes += len(json.dumps(asdict(step)))
-        self.truncated = self._step_bytes > MAX_STEP_BYTES
-        self.steps.append(step)
+        self.num_steps += 1
+        # 额度用完之后照样看得到（`--watch`），只是不再留下。
+        # Beyond the allowance steps can still be watched (`--watch`), but are not kept.
+        if not self.truncated:
+            self.steps.append(step)
+            self._step_bytes += len(json.dumps(asdict(step)))
+            self.truncated = self._step_bytes > MAX_STEP_BYTES
         if self.on_step:
             self.on_step(self, step)
         return result
@@ -352,7 +357,7 @@ class Recorder:
             # 抢占之后重算的位置已经有了，不必再记。
             # A position recomputed after preemption is there already.
             known = position in self.attention.get(self.name(seq), {})
-            if not known and self._attention_bytes + size <= MAX_ATTENTION_BYTES:
+            if not known and not self.truncated and self._attention_bytes + size <= MAX_ATTENTION_BYTES:
                 self._attention_bytes += size
                 self._wanted[self.name(seq), position] = bytearray()
 

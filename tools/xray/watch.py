@@ -68,7 +68,7 @@ class Watch:
             else:
                 pool.append("□" if block_id in step.named else "·", style="dim")
         used = manager.num_blocks - step.num_free
-        head = Text(f"step 步 {len(recorder.steps) - 1}  blocks 块 {used}/{manager.num_blocks}  ")
+        head = Text(f"step 步 {recorder.num_steps}  blocks 块 {used}/{manager.num_blocks}  ")
         head.append(f"preemptions 抢占 {step.preemptions}  hits 命中 {step.hits}/{step.queries}")
         queues = Text()
         for title, names in (("running 运行 ", step.running), ("  waiting 等待 ", step.waiting)):
