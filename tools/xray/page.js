@@ -15,15 +15,15 @@ const TEXTS = {
     curveHint: "空闲块的曲线（点一下跳到那一步）；红线是抢占", running: "运行", waiting: "等待", none: "（没有）",
     facts: (r) => `${r.backend} 后端 · ${r.device} · ${r.dtype} · ${r.num_blocks} 个块 × ${r.block_size} 个 token · 每步至多 ${r.budget} 个 token · 至多 ${r.max_num_seqs} 个序列同时运行`,
     truncated: "记录到此为止：再长，文件就太大了；运行本身没有受影响。",
-    step: (n, last) => `第 ${n} / ${last} 步`, ended: "运行结束", total: "共", empty: "这一步没有批：运行已经结束，块都已归还。",
+    step: (n, last) => `第 ${n} / ${last} 步`, ended: "运行结束", empty: "这一步没有批：运行已经结束，块都已归还。",
     phases: { schedule: "调度", forward: "前向", sample: "采样", update: "更新" },
     free: (n, all) => `空闲 ${n} / ${all}，下一个取走的在最前：`, never: (n) => `另有 ${n} 个块从未用过，没有画出。`,
     block: (b) => `${b} 号块`, refs: (n) => `引用计数 ${n}`, isFree: "空闲", isNamed: "空闲，内容还可命中（上一次属于这个请求）", unused: "没有内容",
     slot: "槽位", positions: "位置", samples: "采到", chunk: "还没算完提示词，不采样", prompt: "提示词", preempted: "抢占", hits: "命中",
-    states: { waiting: "等待", running: "运行", finished: "已结束", future: "还没来" },
+    states: { waiting: "等待", running: "运行", finished: "已结束" },
     reasons: { stop: "停止 token 或停止字符串", length: "长度上限", abort: "被取消" },
     noAttention: "只有 --backend torch 记录注意力权重：别的后端里没有这个中间结果。",
-    heat: "行是正在算的 token，列是它看的 token，越深权重越大；空行是前缀缓存命中的（没有重算）或额度之外的。选“到这一步为止”。", cell: (q, k, w) => `${q} 看 ${k}：${w}%`,
+    heat: "行是正在算的 token，列是它看的 token，越深权重越大；空行是前缀缓存命中的（没有重算）或额度之外的。只画到这一步为止。", cell: (q, k, w) => `${q} 看 ${k}：${w}%`,
   },
   en: {
     switch: "中文", pool: "Physical blocks", queues: "Queues", batch: "This step's batch", events: "What happened in this step", texts: "The text so far",
@@ -33,57 +33,60 @@ const TEXTS = {
     curveHint: "Free blocks (click to go to a step); red lines are preemptions", running: "running", waiting: "waiting", none: "(none)",
     facts: (r) => `${r.backend} backend · ${r.device} · ${r.dtype} · ${r.num_blocks} blocks × ${r.block_size} tokens · at most ${r.budget} tokens a step · at most ${r.max_num_seqs} sequences running`,
     truncated: "The recording ends here, or the file would be too large; the run itself was not affected.",
-    step: (n, last) => `Step ${n} / ${last}`, ended: "the run has ended", total: "total", empty: "No batch in this step: the run has ended and all blocks went back.",
+    step: (n, last) => `Step ${n} / ${last}`, ended: "the run has ended", empty: "No batch in this step: the run has ended and all blocks went back.",
     phases: { schedule: "schedule", forward: "forward", sample: "sample", update: "update" },
     free: (n, all) => `Free ${n} / ${all}, the next to be taken first: `, never: (n) => `${n} more blocks were never used and are not drawn.`,
     block: (b) => `Block ${b}`, refs: (n) => `reference count ${n}`, isFree: "free", isNamed: "free, contents can still be hit (last owned by this request)", unused: "no contents",
     slot: "slot", positions: "positions", samples: "sampled", chunk: "the prompt is not complete yet: nothing is sampled", prompt: "prompt", preempted: "preemptions", hits: "hits",
-    states: { waiting: "waiting", running: "running", finished: "finished", future: "not here yet" },
+    states: { waiting: "waiting", running: "running", finished: "finished" },
     reasons: { stop: "a stop token or stop string", length: "a length limit", abort: "cancelled" },
     noAttention: "Only --backend torch records attention weights: in the other backends this intermediate result never exists.",
     heat: "Rows are the tokens computed, columns the tokens they look at; darker is more weight. Empty rows came from the prefix cache (not computed) or lie beyond the allowance. Shown up to this step.", cell: (q, k, w) => `${q} looks at ${k}: ${w}%`,
   },
 };
 
-// 每种事件的说明；`e` 是事件，请求的名字在 `draw` 里换成彩色的标签。
-// What each kind of event means; `e` is the event, and `@` is replaced by the request's chip when drawing.
+// 每种事件的说明；`e` 是事件，`AT` 的位置换成请求的彩色标签，它是模型写不出来的控制字符。
+// What each kind of event means; `e` is the event, and the request's chip replaces `AT`, a control character.
+const AT = "\u0001";
 const list = (blocks) => (blocks.length > 12 ? `${blocks.slice(0, 12).join(", ")}, …` : blocks.join(", "));
-const runs = (slots) => slots.map(([a, n]) => (n > 1 ? `${a}–${a + n - 1}` : `${a}`)).join(", ");
+const runs = (slots) => slots.map(([first, count]) => span(first, count)).join(", ");
+const blocks = (e) => `${e.blocks.length > 1 ? "blocks" : "block"} ${list(e.blocks)}`;
+const span = (first, count) => (count > 1 ? `${first}–${first + count - 1}` : `${first}`);
 const percent = (p) => (100 * p).toFixed(p < 0.1 ? 1 : 0);
 const EVENTS = {
   zh: {
-    arrive: (e) => `@ 到来，提示词 ${e.tokens} 个 token，排到等待队列末尾。`,
-    fork: (e) => `@ 是同一请求的另一份输出：第 1 份已把提示词的块算好登记，它排到等待队列最前面，去命中那些块。`,
-    admit: (e) => `@ 被接纳：预算、运行数和空闲块都够，这一步要算 ${e.tokens} 个 token。`,
-    hit: (e) => `@ 的开头与算过的前缀相同，直接共用块 ${list(e.blocks)}，省下 ${e.blocks.length * R.block_size} 个 token 的计算。`,
-    wait: (e) => `@ 还得等：要 ${e.needed} 个块，命中 ${e.hit} 个，空闲的只有 ${e.free} 个；它后面的也跟着等。`,
-    grow: (e) => `@ 要装下 ${e.tokens} 个 token，原有的块不够，从空闲队列头上取块 ${list(e.blocks)}。`,
+    arrive: (e) => `${AT} 到来，提示词 ${e.tokens} 个 token，排到等待队列末尾。`,
+    fork: (e) => `${AT} 是同一请求的另一份输出：第 1 份已把提示词的块算好登记，它排到等待队列最前面，去命中那些块。`,
+    admit: (e) => `${AT} 被接纳：预算、运行数和空闲块都够，这一步要算 ${e.tokens} 个 token。`,
+    hit: (e) => `${AT} 的开头与算过的前缀相同，直接共用块 ${list(e.blocks)}，省下 ${e.blocks.length * R.block_size} 个 token 的计算。`,
+    wait: (e) => `${AT} 还得等：要 ${e.needed} 个块，命中 ${e.hit} 个，空闲的只有 ${e.free} 个；它后面的也跟着等。`,
+    grow: (e) => `${AT} 要装下 ${e.tokens} 个 token，原有的块不够，从空闲队列头上取块 ${list(e.blocks)}。`,
     evict: (e) => `块 ${list(e.blocks)} 里还留着可命中的旧内容；现在要给别人用，旧内容此刻才淘汰。`,
-    preempt: (e) => `块不够了，${e.beneficiary} 要长大：抢占最后接纳的 @，它算过的 ${e.lost} 个 token 作废，回到等待队列最前面，以后重算。`,
-    write: (e) => `@ 的位置 ${e.start}–${e.start + e.count - 1} 送进模型，K、V 写到槽位 ${runs(e.slots)}（槽位 = 块号 × ${R.block_size} + 偏移）。`,
-    chunk: (e) => `@ 的提示词这一步只算到第 ${e.done} 个，共 ${e.known} 个：预算用完了（分块预填充），所以还不采样。`,
-    sample: (e) => `@ 选中 ${word(e.token)}，模型给它的概率是 ${percent(e.probability)}%。`,
-    register: (e) => `@ 的块 ${list(e.blocks)} 写满了，登记到前缀缓存，别的请求可以命中。`,
-    finish: (e) => `@ 结束：${TEXTS.zh.reasons[e.reason]}，共输出 ${e.output} 个 token。`,
-    free: (e) => `@ 归还块 ${list(e.blocks)}${e.kept.length ? `，其中 ${list(e.kept)} 还有别人在用` : ""}；从尾到头归还，开头的块留得最久。`,
-    abort: () => `@ 被取消，立刻离开队列。`,
+    preempt: (e) => `块不够了，#${e.beneficiary} 要长大：抢占最后接纳的 ${AT}，它算过的 ${e.lost} 个 token 作废，回到等待队列最前面，以后重算。`,
+    write: (e) => `${AT} 的位置 ${span(e.start, e.count)} 送进模型，K、V 写到槽位 ${runs(e.slots)}（槽位 = 块号 × ${R.block_size} + 偏移）。`,
+    chunk: (e) => `${AT} 的提示词这一步只算到第 ${e.done} 个，共 ${e.known} 个：预算用完了（分块预填充），所以还不采样。`,
+    sample: (e) => `${AT} 选中 ${word(e.token)}，模型给它的概率是 ${percent(e.probability)}%。`,
+    register: (e) => `${AT} 的块 ${list(e.blocks)} 写满了，登记到前缀缓存，别的请求可以命中。`,
+    finish: (e) => `${AT} 结束：${TEXTS.zh.reasons[e.reason]}，共输出 ${e.output} 个 token。`,
+    free: (e) => `${AT} 归还块 ${list(e.blocks)}${e.kept.length ? `，其中 ${list(e.kept)} 还有别人在用` : ""}；从尾到头归还，开头的块留得最久。`,
+    abort: () => `${AT} 被取消，立刻离开队列。`,
   },
   en: {
-    arrive: (e) => `@ arrives with a prompt of ${e.tokens} tokens and joins the end of the waiting queue.`,
-    fork: (e) => `@ is another output of the same request: number 1 has computed and registered the prompt's blocks, so this one enters at the front of the waiting queue to hit them.`,
-    admit: (e) => `@ is admitted: budget, running cap and free blocks suffice; ${e.tokens} tokens are computed in this step.`,
-    hit: (e) => `@ begins like a prefix computed before and shares blocks ${list(e.blocks)}, which saves the computation of ${e.blocks.length * R.block_size} tokens.`,
-    wait: (e) => `@ has to wait: it needs ${e.needed} blocks, ${e.hit} are hits, and only ${e.free} are free; those behind it wait as well.`,
-    grow: (e) => `@ must hold ${e.tokens} tokens and its blocks do not suffice: it takes ${list(e.blocks)} from the head of the free queue.`,
+    arrive: (e) => `${AT} arrives with a prompt of ${e.tokens} tokens and joins the end of the waiting queue.`,
+    fork: (e) => `${AT} is another output of the same request: number 1 has computed and registered the prompt's blocks, so this one enters at the front of the waiting queue to hit them.`,
+    admit: (e) => `${AT} is admitted: budget, running cap and free blocks suffice; ${e.tokens} tokens are computed in this step.`,
+    hit: (e) => `${AT} begins like a prefix computed before and shares ${blocks(e)}, which saves the computation of ${e.blocks.length * R.block_size} tokens.`,
+    wait: (e) => `${AT} has to wait: it needs ${e.needed} blocks, ${e.hit} are hits, and only ${e.free} are free; those behind it wait as well.`,
+    grow: (e) => `${AT} must hold ${e.tokens} tokens and its blocks do not suffice: it takes ${blocks(e)} from the head of the free queue.`,
     evict: (e) => `Block ${list(e.blocks)} still held contents that could be hit; somebody needs it now, so only now they are evicted.`,
-    preempt: (e) => `Blocks ran short while ${e.beneficiary} had to grow: @, admitted last, is preempted. Its ${e.lost} computed tokens are void; it waits at the very front and recomputes later.`,
-    write: (e) => `@ sends positions ${e.start}–${e.start + e.count - 1} into the model; their K and V go to slots ${runs(e.slots)} (slot = block × ${R.block_size} + offset).`,
-    chunk: (e) => `@ has its prompt computed up to token ${e.done} of ${e.known}: the budget was used up (chunked prefill), so nothing is sampled yet.`,
-    sample: (e) => `@ gets ${word(e.token)}, to which the model gave a probability of ${percent(e.probability)}%.`,
-    register: (e) => `@ has filled blocks ${list(e.blocks)}; they enter the prefix cache, and others can hit them.`,
-    finish: (e) => `@ ends: ${TEXTS.en.reasons[e.reason]}, ${e.output} output tokens.`,
-    free: (e) => `@ returns blocks ${list(e.blocks)}${e.kept.length ? `, of which ${list(e.kept)} still serve others` : ""}; tail first, so that the head survives longest.`,
-    abort: () => `@ is cancelled and leaves the queues at once.`,
+    preempt: (e) => `Blocks ran short while #${e.beneficiary} had to grow: ${AT}, admitted last, is preempted. Its ${e.lost} computed tokens are void; it waits at the very front and recomputes later.`,
+    write: (e) => `${AT} sends ${e.count > 1 ? "positions" : "position"} ${span(e.start, e.count)} into the model; K and V go to ${e.count > 1 ? "slots" : "slot"} ${runs(e.slots)} (slot = block × ${R.block_size} + offset).`,
+    chunk: (e) => `${AT} has its prompt computed up to token ${e.done} of ${e.known}: the budget was used up (chunked prefill), so nothing is sampled yet.`,
+    sample: (e) => `${AT} gets ${word(e.token)}, to which the model gave a probability of ${percent(e.probability)}%.`,
+    register: (e) => `${AT} has filled ${blocks(e)}; this enters the prefix cache, and others can hit them.`,
+    finish: (e) => `${AT} ends: ${TEXTS.en.reasons[e.reason]}, ${e.output} output tokens.`,
+    free: (e) => `${AT} returns ${blocks(e)}${e.kept.length ? `, of which ${list(e.kept)} still serve others` : ""}; tail first, so that the head survives longest.`,
+    abort: () => `${AT} is cancelled and leaves the queues at once.`,
   },
 };
 
@@ -104,7 +107,10 @@ function t(key) { return TEXTS[state.language][key]; }
 // 黄金角错开色相：相邻的请求颜色差得远。
 // Hues by the golden angle: neighbouring requests differ clearly.
 function colour(name) { return `hsl(${(names.indexOf(name) * 137.5 + 210) % 360} 65% 72%)`; }
-function word(token) { return `「${(R.tokens[token] ?? "?").replaceAll("\n", "↵")}」`; }
+function word(token) {
+  const text = (R.tokens[token] ?? "?").replaceAll("\n", "↵").replaceAll(" ", "␣");
+  return state.language === "zh" ? `「${text}」` : `“${text}”`;
+}
 function piece(token, index) {
   const element = make("span", "token");
   if (index !== undefined) element.append(make("small", "", index));
@@ -122,17 +128,14 @@ function chip(name) {
 // ---- 从事件推出每一步的状态 ----
 // ---- each step's state, from the events ----
 
-// `known[n][request]`：第 n 步开始时已知的 token 数；`filled[n]`：这一步写完后的 token 数。
+// `known[n][request]`：第 n 步开始时已知的 token 数。
 // `known[n][request]`: tokens known as step n begins.
 const known = [], lastStep = R.steps.length - 1;
-const ended = {}, arrived = {};
+const ended = {};
 {
   const now = {};
   R.steps.forEach((step, n) => {
-    for (const name of [...step.running, ...step.waiting]) {
-      now[name] ??= R.requests[name].num_prompt;
-      arrived[name] ??= n;
-    }
+    for (const name of [...step.running, ...step.waiting]) now[name] ??= R.requests[name].num_prompt;
     known.push({ ...now });
     for (const row of step.rows) if (row.token !== null) now[row.request] += 1;
     for (const e of step.events) if (e.kind === "finish" || e.kind === "abort") ended[e.request] = n;
@@ -221,10 +224,9 @@ function drawBatch(step) {
   if (!step.rows.length) return put("rows", make("p", "hint", t("empty")));
   put("rows", ...step.rows.map((row) => {
     const tokens = R.requests[row.request].tokens.slice(row.start, row.start + row.count);
-    const last = row.start + row.count - 1;
     const line = make("div", "row", null, [
       chip(row.request),
-      make("span", "what", ` ${t("positions")} ${row.start}${row.count > 1 ? "–" + last : ""} → ${t("slot")} ${runs(row.slots)}`),
+      make("span", "what", ` ${t("positions")} ${span(row.start, row.count)} → ${t("slot")} ${runs(row.slots)}`),
       make("div", "", null, tokens.map((token, i) => piece(token, row.start + i))),
     ]);
     if (row.token === null) line.append(make("div", "what", t("chunk")));
@@ -244,7 +246,7 @@ function drawBatch(step) {
 
 function drawEvents(step) {
   put("events", ...step.events.map((e) => {
-    const item = make("li", e.kind), [before, after] = EVENTS[state.language][e.kind](e).split("@");
+    const item = make("li", e.kind), [before, after] = EVENTS[state.language][e.kind](e).split(AT);
     item.append(before);
     if (after !== undefined) item.append(chip(e.request), after);
     const source = R.sources[e.kind], link = make("a", "", ` ${source.symbol}`);
@@ -334,9 +336,9 @@ function drawCurve() {
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
     return element;
   };
-  const line = (n, kind) => svg("line", { x1: x(n), x2: x(n), y1: 0, y2: 60, class: kind });
-  const preempted = R.steps.flatMap((step, n) => (step.events.some((e) => e.kind === "preempt") ? [line(n, "preempt")] : []));
-  put("curve", svg("polygon", { points: `0,57 ${points} 1000,57`, class: "area" }), ...preempted, line(state.step, "cursor"));
+  const line = (n, kind, height) => svg("line", { x1: x(n), x2: x(n), y1: 0, y2: height, class: kind });
+  const preempted = R.steps.flatMap((step, n) => (step.events.some((e) => e.kind === "preempt") ? [line(n, "preempt", 18)] : []));
+  put("curve", svg("polygon", { points: `0,57 ${points} 1000,57`, class: "area" }), line(state.step, "cursor", 60), ...preempted);
 }
 
 function draw() {
@@ -387,7 +389,11 @@ document.addEventListener("keydown", (event) => {
 });
 for (const [id, count] of [["heat-layer", R.num_layers], ["heat-head", R.num_heads]])
   put(id, ...[...Array(count).keys()].map((i) => make("option", "", i)));
-put("heat-request", ...names.filter((n) => Object.keys(R.requests[n].attention).length).map((n) => { const o = make("option", "", `#${n}`); o.value = n; return o; }));
+put("heat-request", ...names.filter((name) => Object.keys(R.requests[name].attention).length).map((name) => {
+  const option = make("option", "", `#${name}`);
+  option.value = name;
+  return option;
+}));
 $("heat-request").onchange = (event) => { if (state.request !== null) state.request = event.target.value; draw(); };
 $("heat-layer").onchange = $("heat-head").onchange = draw;
 draw();
