@@ -290,6 +290,21 @@ def test_what_was_recorded_is_written_after_an_error(tmp_path: Path) -> None:
     assert (tmp_path / "run.html").exists()
 
 
+def test_two_equal_questions_share_a_block(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # `docs/*/xray.md` 里的例子。
+    # The example of `docs/*/xray.md`.
+    question = "what is the difference between a block table and a page table?"
+    page = tmp_path / "twice.html"
+    options = ["--device", "cpu", "--max-num-batched-tokens", "16", "--prompt", question, "--prompt", question]
+    assert mini_llama.main([*options, "--xray", str(page)]) == 0
+    capsys.readouterr()
+    data = json.loads(page.read_text(encoding="utf-8").split('id="recording">')[1].split("</script>")[0])
+    assert kinds(data)["hit"] == 1 and any(2 in step["refs"].values() for step in data["steps"])
+    # 默认的块池很大：空闲队列只留开头，文件仍然小。
+    # The default pool is large: only the head of the free queue is kept, and the file stays small.
+    assert page.stat().st_size < 1_000_000
+
+
 # ---- 网页 ----
 # ---- the page ----
 

@@ -329,7 +329,10 @@ function drawHeat() {
 }
 
 function drawCurve() {
-  const x = (n) => (lastStep ? (1000 * n) / lastStep : 500), y = (free) => 57 - (54 * free) / R.num_blocks;
+  // 高度只按画出的块算：30,000 个块里用了 20 个，按总数画就是一条直线。
+  // The height counts the drawn blocks only: 20 used out of 30,000 would be a straight line.
+  const never = R.num_blocks - drawn.length;
+  const x = (n) => (lastStep ? (1000 * n) / lastStep : 500), y = (free) => 57 - (54 * (free - never)) / drawn.length;
   const points = R.steps.map((step, n) => `${x(n)},${y(step.num_free)}`).join(" ");
   const svg = (tag, attributes) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
