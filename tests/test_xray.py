@@ -280,6 +280,22 @@ def test_bad_files_and_combinations_are_refused(tmp_path: Path, capsys: pytest.C
     assert info.value.code == 2
 
 
+def test_on_cuda_the_synchronous_loop_is_chosen_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_llm(**options: Any) -> None:
+        raise ValueError(f"enforce_eager is {options['enforce_eager']}")
+
+    # 没有 GPU 也能看它怎么选：设备是假的，模型不加载。
+    # The choice shows without a GPU: the device is a pretence and no model is loaded.
+    monkeypatch.setattr(mini_llama.EngineConfig, "resolve_device", lambda self: torch.device("cuda"))
+    monkeypatch.setattr(mini_llama, "LLM", no_llm)
+    for arguments, eager in ((["--watch"], True), ([], False)):
+        assert mini_llama.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert f"enforce_eager is {eager}" in err and ("--enforce-eager is on" in err) == eager
+
+
 def test_what_was_recorded_is_written_after_an_error(tmp_path: Path) -> None:
     llm = small_llm()
     console = Console(file=io.StringIO())
