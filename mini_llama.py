@@ -418,7 +418,7 @@ def run(args: argparse.Namespace) -> None:
         params = _params(args, llm.engine.generation_defaults)
         # `--watch` 自己占着终端，进度条会和它互相覆盖。
         # `--watch` has the terminal to itself: a progress bar would draw over it.
-        quiet = {"progress": False} if args.watch else {}
+        quiet: dict[str, Any] = {"progress": False} if args.watch else {}
         outputs = llm.chat(conversations, params, **quiet)
     _print_answers(console, prompts, outputs)
     _print_summary(console, llm, outputs, started)
