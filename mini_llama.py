@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +102,13 @@ def build_parser() -> argparse.ArgumentParser:
     # 调试时加上它：重放的 CUDA graph 不经过 Python，断点停不住。
     # Add it for debugging: a replayed CUDA graph does not pass through Python, and no breakpoint is hit.
     add("--enforce-eager", action="store_true", help="不用 CUDA graph，便于调试 / no CUDA graphs, for debugging")
+    # 块池小到装不下所有请求，才看得到排队、抢占和前缀缓存的淘汰：6 个内置问题用 12 个块就够挤。
+    # Only a pool too small for all shows waiting, preemption and eviction: 12 blocks are tight for the 6 questions.
+    add("--num-kvcache-blocks", type=int, metavar="N", help="KV 块的个数 / number of KV blocks")
+    add("--max-num-batched-tokens", type=int, metavar="N", help="每步的 token 预算 / token budget of a step")
+    add("--xray", metavar="FILE", help="记录这次运行，写成一个网页 / record the run as a web page")
+    add("--xray-trace", metavar="FILE", help="记录成 Perfetto 能打开的 trace / record a trace for Perfetto")
+    add("--watch", action="store_true", help="在终端里看每一步 / watch each step in the terminal")
     add("--list-backends", action="store_true", help="列出后端及能否使用 / list backends and whether they work")
     add(
         "--compare", nargs=2, metavar=("A", "B"),
@@ -375,9 +382,15 @@ def run(args: argparse.Namespace) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
     # 先造配置，下面三条路都从它取值：写错的数（例如 `--seed -1`）在这里就报错，不等模型加载。
     # The configuration first, all three ways below read it: a bad number such as `--seed -1` fails before any loading.
-    names = ("model", "backend", "device", "dtype", "enforce_eager", "seed")
-    options = {name: getattr(args, name) for name in names}
+    names = ("model", "backend", "device", "dtype", "enforce_eager", "seed", "num_kvcache_blocks")
+    options = {name: getattr(args, name) for name in (*names, "max_num_batched_tokens")}
     config = EngineConfig(**options)
+    tracing = args.xray or args.xray_trace or args.watch
+    # 重叠循环里两步交错，拍不出“这一步”的照片：记录时改用同步循环，并说一声。
+    # The overlapped loop interleaves two steps, and "this step" cannot be pictured: record the synchronous one, say so.
+    if tracing and config.resolve_device().type == "cuda" and not args.enforce_eager:
+        options["enforce_eager"] = True
+        print("xray: 记录的是同步循环，已启用 / records the synchronous loop: --enforce-eager is on", file=sys.stderr)
     # 放在加载之前：后端用不了的时候，正是最需要这张表的时候。
     # Before any loading: when no backend works is just when this table is needed.
     if args.list_backends:
@@ -395,7 +408,18 @@ def run(args: argparse.Namespace) -> None:
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
     # 单步进入这一行，就跟着一个请求走完全程：`chat` -> `_run` -> `LLMEngine.step`。
     # Step into this line and follow a request all the way: `chat` -> `_run` -> `LLMEngine.step`.
-    outputs = llm.chat(conversations, _params(args, llm.engine.generation_defaults))
+    with ExitStack() as stack:
+        # 要记录才导入：平常运行时，记录器的代码一行也不执行。
+        # Imported only to record: in an ordinary run not a line of the recorder is executed.
+        if tracing:
+            from tools.xray import observe
+
+            stack.enter_context(observe(llm.engine, console, args.xray, args.xray_trace, args.watch))
+        params = _params(args, llm.engine.generation_defaults)
+        # `--watch` 自己占着终端，进度条会和它互相覆盖。
+        # `--watch` has the terminal to itself: a progress bar would draw over it.
+        quiet: dict[str, Any] = {"progress": False} if args.watch else {}
+        outputs = llm.chat(conversations, params, **quiet)
     _print_answers(console, prompts, outputs)
     _print_summary(console, llm, outputs, started)
 
@@ -418,6 +442,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.chat and (args.prompt or args.compare or args.list_backends):
         parser.error("--chat 不能与 --prompt、--compare、--list-backends 同用 / cannot be combined with them")
+    if (args.xray or args.xray_trace or args.watch) and (args.chat or args.compare or args.list_backends):
+        parser.error("--xray 与 --watch 不能与 --chat、--compare、--list-backends 同用 / cannot be combined with them")
     try:
         run(args)
     # 只接住用户能造成的错误；引擎的自检失败是 `AssertionError` 或 `RuntimeError`，要连同 traceback 露出来。

@@ -1,0 +1,403 @@
+"""X 光：记录重放后账目正确、Chrome trace、网页（无界面 Chromium）、命令行，以及不用时一行也不执行。
+
+X-ray: the recording replayed keeps the books right, the Chrome trace, the page in a headless Chromium, the command
+line, and no line of it executed when it is off.
+"""
+
+import io
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chromium import browser, find_chromium
+from engine_helpers import ROOT, python
+from rich.console import Console
+
+import mini_llama
+from engine.llm import LLM
+from engine.overlapped_engine import OverlappedEngine
+from engine.sampling_params import SamplingParams
+from tools.xray import Recorder, Watch, observe, write_page, write_trace
+from tools.xray.chrome_trace import trace_events
+from tools.xray.recorder import SOURCES, source_line
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHARED = "A KV cache stores the keys and values of all earlier tokens in every layer. "
+PROMPTS = [SHARED + "Why?", SHARED + "What for?", "what is a block table?", "</script><b>1 & 2</b> 中国"]
+PARAMS = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+
+
+def small_llm(backend: str = "torch", **options: Any) -> LLM:
+    """一个挤到要抢占的小块池。
+
+    A pool so small that it preempts.
+    """
+    sizes = {"num_kvcache_blocks": 14, "kvcache_block_size": 8, "max_num_batched_tokens": 16, **options}
+    return LLM(backend=backend, device="cpu", strict=True, **sizes)
+
+
+def record(llm: LLM, prompts: list[str] = PROMPTS, params: SamplingParams = PARAMS) -> dict[str, Any]:
+    with Recorder(llm.engine) as recorder:
+        llm.generate(list(prompts), params, progress=False)
+    # 与写进文件的完全一样：经过一次 JSON。
+    # Just what goes into the file: through JSON once.
+    return json.loads(json.dumps(recorder.recording()))
+
+
+@pytest.fixture(scope="module")
+def recording() -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return record(small_llm())
+
+
+# ---- 记录 ----
+# ---- the recording ----
+
+
+def kinds(recording: dict[str, Any]) -> Counter[str]:
+    return Counter(event["kind"] for step in recording["steps"] for event in step["events"])
+
+
+def test_the_small_pool_shows_what_there_is_to_see(recording: dict[str, Any]) -> None:
+    assert {"arrive", "admit", "hit", "wait", "grow", "evict", "preempt", "write", "chunk", "sample", "register",
+            "finish", "free"} <= set(kinds(recording))  # fmt: skip
+    assert recording["steps"][-1]["preemptions"] == kinds(recording)["preempt"] > 0
+    assert recording["steps"][-1]["hits"] > 0
+    assert any(count > 1 for step in recording["steps"] for count in step["refs"].values()), "a block is shared"
+
+
+def test_snapshots_keep_the_invariants_of_blocks(recording: dict[str, Any]) -> None:
+    everything = set(range(recording["num_blocks"]))
+    size = recording["block_size"]
+    for step in recording["steps"]:
+        held = Counter(block for table in step["tables"].values() for block in table)
+        assert {int(block): count for block, count in step["refs"].items()} == held
+        assert len(step["free"]) == step["num_free"] == len(set(step["free"]))
+        assert set(step["free"]) | set(held) == everything and not set(step["free"]) & set(held)
+        assert all(len(set(table)) == len(table) for table in step["tables"].values())
+        assert all(count <= len(step["tables"][name]) * size for name, count in step["computed"].items())
+        assert sum(row["count"] for row in step["rows"]) <= recording["budget"]
+        written = []
+        for row in step["rows"]:
+            slots = [slot for first, count in row["slots"] for slot in range(first, first + count)]
+            table = step["tables"][row["request"]]
+            places = range(row["start"], row["start"] + row["count"])
+            assert slots == [table[p // size] * size + p % size for p in places]
+            written += slots
+        # 共用的块从不写：同一步里没有两行写同一个槽位，也没有谁写进引用计数大于 1 的块。
+        # A shared block is never written: no slot twice in a step, and none in a block of a reference count above 1.
+        assert len(written) == len(set(written))
+        assert all(held[slot // size] == 1 for slot in written)
+    assert recording["steps"][-1]["num_free"] == recording["num_blocks"]
+
+
+def test_events_replayed_give_the_snapshots(recording: dict[str, Any]) -> None:
+    tables: dict[str, list[int]] = {}
+    for number, step in enumerate(recording["steps"]):
+        pictured = False
+        for event in [*step["events"], {"kind": "end"}]:
+            name, kind = event.get("request"), event["kind"]
+            # 快照拍在调度之后、前向之前：第一个 `write` 事件处。
+            # The snapshot is taken after scheduling and before the forward pass: at the first `write` event.
+            if kind in ("write", "end") and not pictured:
+                pictured = True
+                assert {k: v for k, v in tables.items() if v} == {k: v for k, v in step["tables"].items() if v}, number
+            elif kind in ("hit", "grow"):
+                tables.setdefault(name, []).extend(event["blocks"])
+            elif kind == "free":
+                assert tables[name] == event["blocks"]
+                tables[name] = []
+
+
+def test_tokens_of_the_steps_are_those_of_the_requests() -> None:
+    llm = small_llm()
+    recording = record(llm)
+    plain = small_llm().generate(PROMPTS, PARAMS, progress=False)
+    for name, output in zip(recording["requests"], plain):
+        request = recording["requests"][name]
+        sampled = [row["token"] for step in recording["steps"] for row in step["rows"]
+                   if row["request"] == name and row["token"] is not None]  # fmt: skip
+        # 记录不改变结果，各步采到的接起来就是输出。
+        # Recording changes no result, and what the steps sampled, joined, is the output.
+        assert sampled == output.outputs[0].token_ids == request["tokens"][request["num_prompt"] :]
+        assert request["text"] == output.outputs[0].text
+        assert request["ends"][-1] <= len(request["text"]) and request["ends"] == sorted(request["ends"])
+    for step in recording["steps"]:
+        for row in step["rows"]:
+            assert row["samples"] == (row["token"] is not None) == (len(row["top"]) == 5)
+            if row["samples"]:
+                # 贪心：选中的就是概率最高的。
+                # Greedy: the chosen one is the likeliest.
+                assert row["top"][0] == [row["token"], row["probability"]]
+                assert sum(p for _, p in row["top"]) <= 1.001
+
+
+def test_attention_rows_sum_to_one_and_only_the_reference_backend_has_them(recording: dict[str, Any]) -> None:
+    import base64
+
+    layers, heads = recording["num_layers"], recording["num_heads"]
+    first = recording["requests"]["0"]
+    assert set(map(int, first["attention"])) == set(range(len(first["tokens"]) - 1)), "all computed positions"
+    # 命中前缀的请求没有重算开头的块，那里也就没有权重；第 1 个请求命中了几个整块。
+    # A request that hit a prefix did not compute those blocks and has no weights there; request 1 hit whole blocks.
+    hits = {event["request"] for step in recording["steps"] for event in step["events"] if event["kind"] == "hit"}
+    assert hits
+    for position, text in first["attention"].items():
+        data = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+        sums = data.reshape(layers * heads, int(position) + 1).sum(1) / 255.0
+        assert (sums - 1).abs().max() < (int(position) + 1) / 2 / 255 + 1e-6
+    other = record(small_llm("sdpa"), PROMPTS[:1])
+    assert not other["requests"]["0"]["attention"]
+
+
+def test_every_output_of_n_and_aborts_are_recorded() -> None:
+    llm = small_llm(num_kvcache_blocks=32)
+    with Recorder(llm.engine) as recorder:
+        llm.engine.add_request(SHARED, SamplingParams(n=2, max_tokens=4, seed=1, ignore_eos=True), "pair")
+        llm.engine.add_request("bye", SamplingParams(max_tokens=50, ignore_eos=True), "gone")
+        llm.engine.step()
+        llm.engine.abort("gone")
+        while llm.engine.has_unfinished():
+            llm.engine.step()
+    recording = recorder.recording()
+    assert set(recording["requests"]) == {"pair", "pair.1", "gone"}
+    assert recording["requests"]["gone"]["finish_reason"] == "abort"
+    assert kinds(recording)["fork"] == 1 and kinds(recording)["abort"] == 1
+
+
+def test_every_event_names_a_place_in_the_source(recording: dict[str, Any]) -> None:
+    for kind, symbol in SOURCES.items():
+        path, line = symbol.split("::")[0], recording["sources"][kind]["line"]
+        text = (ROOT / path).read_text(encoding="utf-8").splitlines()[line - 1]
+        assert symbol.rpartition(".")[2].rpartition(":")[2] in text, symbol
+    with pytest.raises(ValueError, match="not in the source"):
+        source_line("engine/scheduler.py::Scheduler.nothing")
+
+
+def test_detaching_leaves_the_engine_as_it_was() -> None:
+    llm = small_llm()
+    engine = llm.engine
+    owners = [engine, engine.scheduler, engine.block_manager, engine.model_runner]
+    before = [set(vars(owner)) for owner in owners]
+    with Recorder(engine) as recorder:
+        assert "step" in vars(engine)
+    assert [set(vars(owner)) for owner in owners] == before
+    llm.generate(["hello"], PARAMS, progress=False)
+    assert len(recorder.steps) == 1, "only the last picture"
+
+
+def test_a_long_run_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.xray.recorder.MAX_STEP_BYTES", 20_000)
+    monkeypatch.setattr("tools.xray.recorder.MAX_ATTENTION_BYTES", 10_000)
+    llm = small_llm()
+    recording = record(llm)
+    assert recording["truncated"] and 1 < len(recording["steps"]) < 40
+    assert len(json.dumps(recording["steps"])) < 30_000
+    assert sum(len(t) for r in recording["requests"].values() for t in r["attention"].values()) < 14_000
+
+
+def test_the_overlapped_loop_is_refused() -> None:
+    with pytest.raises(ValueError, match="enforce_eager"):
+        Recorder(OverlappedEngine.__new__(OverlappedEngine))
+
+
+# ---- Chrome trace ----
+
+
+def test_chrome_trace(recording: dict[str, Any], tmp_path: Path) -> None:
+    write_trace(recording, tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert events == json.loads(json.dumps(trace_events(recording)))
+    steps = [e for e in events if e["ph"] == "X" and e["name"].startswith("step ")]
+    assert len(steps) == len(recording["steps"]) - 1
+    for name in ("schedule", "forward", "sample", "update"):
+        phases = [e for e in events if e["ph"] == "X" and e["name"] == name]
+        assert len(phases) == len(steps)
+        # 每个阶段都在它那一步之内（取整误差 2 微秒）。
+        # Each phase lies within its step, but for 2 microseconds of rounding.
+        for phase, step in zip(phases, steps):
+            assert step["ts"] - 2 <= phase["ts"] and phase["ts"] + phase["dur"] <= step["ts"] + step["dur"] + 2
+    instants = Counter(e["name"] for e in events if e["ph"] == "i")
+    assert instants == {kind: count for kind, count in kinds(recording).items() if kind in instants}
+    assert instants["preempt"] and instants["hit"] and instants["finish"] == len(PROMPTS)
+    spans = {e["name"] for e in events if e["ph"] == "X" and e["pid"] == 2}
+    assert spans == {"waiting", "prefill", "decode"}
+    assert {e["name"] for e in events if e["ph"] == "C"} == {"blocks", "queues"}
+    assert all(e["dur"] >= 0 for e in events if e["ph"] == "X")
+
+
+# ---- 终端 ----
+# ---- the terminal ----
+
+
+def test_watch_draws_pool_queues_and_text() -> None:
+    console = Console(file=io.StringIO(), width=100, record=True)
+    llm = small_llm()
+    seen = []
+    watch = Watch(console)
+    with watch, Recorder(llm.engine, lambda r, s: (seen.append(watch.render(r, s)), watch.show(r, s))):  # type: ignore[func-returns-value]
+        llm.generate(PROMPTS, PARAMS, progress=False)
+    for each in seen:
+        console.print(each)
+    text = console.export_text()
+    assert "■" in text and "▣" in text and "preemptions 抢占 1" in text and "waiting 等待" in text
+
+
+# ---- 命令行 ----
+# ---- the command line ----
+
+
+def test_off_means_not_even_imported() -> None:
+    script = (
+        "import sys, mini_llama; mini_llama.main(['--device', 'cpu', '--prompt', 'hi', '--max-tokens', '2']);"
+        "sys.exit(any('xray' in name for name in sys.modules))"
+    )
+    result = subprocess.run([python(), "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_command_line_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, trace = tmp_path / "run.html", tmp_path / "trace.json"
+    options = ["--device", "cpu", "--backend", "torch", "--num-kvcache-blocks", "12", "--max-num-batched-tokens", "32"]
+    code = mini_llama.main([*options, "--xray", str(page), "--xray-trace", str(trace), "--watch"])
+    out = capsys.readouterr().out
+    assert code == 0 and str(page) in out and "summary" in out
+    assert json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    assert 50_000 < page.stat().st_size < 5_000_000
+
+
+def test_bad_files_and_combinations_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = mini_llama.main(["--device", "cpu", "--xray", str(tmp_path / "missing" / "run.html")])
+    err = capsys.readouterr().err
+    assert code == 2 and "cannot write" in err and "Traceback" not in err
+    with pytest.raises(SystemExit) as info:
+        mini_llama.main(["--xray", "run.html", "--chat"])
+    assert info.value.code == 2
+
+
+def test_on_cuda_the_synchronous_loop_is_chosen_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_llm(**options: Any) -> None:
+        raise ValueError(f"enforce_eager is {options['enforce_eager']}")
+
+    # 没有 GPU 也能看它怎么选：设备是假的，模型不加载。
+    # The choice shows without a GPU: the device is a pretence and no model is loaded.
+    monkeypatch.setattr(mini_llama.EngineConfig, "resolve_device", lambda self: torch.device("cuda"))
+    monkeypatch.setattr(mini_llama, "LLM", no_llm)
+    for arguments, eager in ((["--watch"], True), ([], False)):
+        assert mini_llama.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert f"enforce_eager is {eager}" in err and ("--enforce-eager is on" in err) == eager
+
+
+def test_what_was_recorded_is_written_after_an_error(tmp_path: Path) -> None:
+    llm = small_llm()
+    console = Console(file=io.StringIO())
+    with pytest.raises(KeyboardInterrupt), observe(llm.engine, console, page=str(tmp_path / "run.html")):
+        llm.engine.add_request("hello", PARAMS)
+        llm.engine.step()
+        raise KeyboardInterrupt
+    assert (tmp_path / "run.html").exists()
+
+
+def test_two_equal_questions_share_a_block(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # `docs/*/xray.md` 里的例子。
+    # The example of `docs/*/xray.md`.
+    question = "what is the difference between a block table and a page table?"
+    page = tmp_path / "twice.html"
+    options = ["--device", "cpu", "--max-num-batched-tokens", "16", "--prompt", question, "--prompt", question]
+    assert mini_llama.main([*options, "--xray", str(page)]) == 0
+    capsys.readouterr()
+    data = json.loads(page.read_text(encoding="utf-8").split('id="recording">')[1].split("</script>")[0])
+    assert kinds(data)["hit"] == 1 and any(2 in step["refs"].values() for step in data["steps"])
+    # 默认的块池很大：空闲队列只留开头，文件仍然小。
+    # The default pool is large: only the head of the free queue is kept, and the file stays small.
+    assert page.stat().st_size < 1_000_000
+
+
+# ---- 网页 ----
+# ---- the page ----
+
+
+def test_page_is_one_file_without_addresses(recording: dict[str, Any], tmp_path: Path) -> None:
+    write_page(recording, tmp_path / "run.html")
+    html = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert html.count("</script>") == 2, "text of the model cannot end the data"
+    head = html.replace("http://www.w3.org/2000/svg", "")
+    assert "http://" not in head and "https://" not in head and "{{" not in html
+    data = html.split('id="recording">')[1].split("</script>")[0]
+    assert json.loads(data) == recording
+
+
+def test_page_in_a_browser(recording: dict[str, Any], tmp_path: Path) -> None:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no chromium here: install it to test the page")
+    file = tmp_path / "run.html"
+    write_page(recording, file)
+    last = len(recording["steps"]) - 1
+    with browser(program) as page:
+        page.resize(1280)
+        page.open(file.as_uri())
+        label = "document.getElementById('label').textContent"
+        step = "state.step"
+        assert page.run(step) == 0 and page.run("document.getElementById('slider').max") == str(last)
+        # 键盘。
+        # The keyboard.
+        for key, expected in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", last), ("Home", 0)):
+            page.press(key)
+            assert page.run(step) == expected
+        # 滑块。
+        # The slider.
+        page.run("const s = document.getElementById('slider'); s.value = 3; s.dispatchEvent(new Event('input'))")
+        assert page.run(step) == 3 and "3" in page.run(label)
+        assert page.run("document.querySelectorAll('#blocks .block').length") == recording["num_blocks"]
+        # 点一个块：看到它的 token；再点其中的请求。
+        # Click a block and see its tokens; then click its request.
+        table = recording["steps"][3]["tables"]["0"]
+        page.click(f".block[data-block='{table[0]}']")
+        detail = page.run("document.getElementById('detail').textContent")
+        tokens = recording["requests"]["0"]["tokens"][: recording["block_size"]]
+        for token in tokens:
+            assert recording["tokens"][str(token)].replace(" ", "␣").replace("\n", "↵") in detail
+        page.click("#detail .chip")
+        assert page.run("state.request") == "0"
+        assert page.run("document.querySelector('.request.selected .chip').textContent") == "#0"
+        # 语言。
+        # The language.
+        heading = "document.querySelector('#pool h2').textContent"
+        before, title = page.run("state.language"), page.run(heading)
+        page.click("#language")
+        assert page.run("state.language") != before and page.run(heading) != title
+        # 每一步、两种语言都画得出来；每个事件都有说明和链接。
+        # Every step draws in both languages; each event has its explanation and its link.
+        counts = page.run(
+            "(() => { const c = []; for (let l = 0; l < 2; l++) { document.getElementById('language').click();"
+            " for (let n = 0; n <= lastStep; n++) { go(n);"
+            " const items = [...document.querySelectorAll('#events li')];"
+            " if (items.some((i) => i.textContent.includes('undefined') || i.textContent.includes('NaN'))) throw n;"
+            " if (!items.every((i) => i.querySelector('a').href.startsWith('vscode://file/'))) throw n;"
+            " c.push(items.length); } } return c; })()"
+        )
+        assert counts == [len(s["events"]) for s in recording["steps"]] * 2
+        # 热图画出来了，点一格有说明。
+        # The heat map is drawn, and a click on a cell explains it.
+        page.press("End")
+        assert page.run("document.getElementById('heat-map').width") > 20
+        # 窄屏上没有横向滚动。
+        # A narrow screen does not scroll sideways.
+        for width in (1280, 390):
+            page.resize(width)
+            assert page.run("document.documentElement.scrollWidth") <= width
+        page.call("Runtime.evaluate", expression="0")
+        methods = Counter(event["method"] for event in page.events)
+        sent = [e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"]
+    assert sent == [file.as_uri()], "no request leaves the page"
+    logged = [e for e in page.events if e["method"] in ("Runtime.consoleAPICalled", "Log.entryAdded")]
+    assert not methods["Runtime.exceptionThrown"] and not logged, logged
