@@ -118,7 +118,7 @@ def main() -> int:
     # 只有最后一行采样；跟别的 token 时，它的猜测与提示词里的下一个 token 无关，不检查。
     # Only the last row samples; the guess of any other token is not used, so it is not checked.
     if row == len(prompt) - 1:
-        check.that(guess == chosen, "由最后一层重算，选出同一个 token", "the last layer's vector chooses the same token")
+        check.that(guess == chosen, "由最后一层重算，选的相同", "the last layer's vector chooses the same token")
     one = batch.input_ids.tolist() == [chosen]
     check.that(one, "下一步只算新的 1 个 token", "the next step computes only the new token")
     return check.finish()

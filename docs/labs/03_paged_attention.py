@@ -117,7 +117,7 @@ def main() -> int:
     difference = float((out - by_hand).abs().max())
     title("注意力", "attention")
     name = backend.name
-    say(f"手工与后端 {name} 最大相差 {difference:.1e}", f"By hand and by backend {name}: {difference:.1e} apart at most")
+    say(f"手工与后端 {name} 最大相差 {difference:.1e}", f"By hand and by backend {name}: {difference:.1e} apart")
 
     check = Check()
     check.that(

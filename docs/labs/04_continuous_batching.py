@@ -59,7 +59,7 @@ def main() -> int:
 
     title("谁在哪一步运行", "who ran in which step")
     say(
-        f"提示词 {len(prompt)} 个 token。数字大的是预填充，1 是解码，w 是等待；后来者的提示词命中前缀缓存，只算剩下的。",
+        f"提示词 {len(prompt)} 个 token。大的数字是预填充，1 是解码，w 是等待；后来者命中前缀缓存，只算剩下的。",
         f"Prompts of {len(prompt)} tokens. A large number is a prefill, 1 a decode, w waiting; later prompts hit the "
         "prefix cache and compute only the rest.",
     )

@@ -9,8 +9,8 @@ Lab 5: chunked prefill.
 Teaches: a step has a token budget; a long prompt is cut into chunks, and others' decodes share its steps instead of
 waiting for all of it.
 Try: `--budget 128` (no cut), `--budget 8` (finer), `--budget 1` (decodes use it all up), `--prompt-tokens 200`.
-Check: no step exceeds the budget; A misses no step from its first token on; the chunks add up to the prompt; cut or not,
-the output is the same.
+Check: no step exceeds the budget; A misses no step from its first token on; the chunks add up to the prompt; the output
+is the same, cut or not.
 """
 
 import argparse
@@ -37,7 +37,8 @@ def main() -> int:
         engine = make_engine(max_model_len=512, num_kvcache_blocks=128, max_num_batched_tokens=budget)
         # 长提示词：先讲许多事，最后才提问；取结尾的那些 token，问题总在里面。
         # The long prompt tells many things and asks at the end; the last tokens are kept, so the question stays.
-        story = " ".join(f"The capital of {name} is a city." for name in ("Japan", "Italy", "Spain", "Egypt") * 12)
+        places = ("Japan", "Italy", "Spain", "Egypt") * 12
+        story = " ".join(f"The capital of {name} is a city." for name in places)
         question = ask(engine, story + " What is the capital of Italy?")
         long_prompt = question[-args.prompt_tokens :]
         arrivals = [
@@ -53,7 +54,7 @@ def main() -> int:
     chunks = [step.rows["B"] for step in steps if "B" in step.rows][:-3]
     longest = max(sum(step.rows.values()) for step in steps)
     say(
-        f"B 的提示词分成 {len(chunks)} 段：{chunks}；最忙的一步算 {longest} 个 token，A 最久就等这么一步。",
+        f"B 的提示词分成 {len(chunks)} 段：{chunks}；最忙的一步算 {longest} 个 token，A 最多等一步。",
         f"B's prompt took {len(chunks)} chunks: {chunks}; the busiest step computes {longest} tokens, and A never waits "
         "longer than that step.",
     )

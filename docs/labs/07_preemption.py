@@ -64,7 +64,7 @@ def main() -> int:
     print_steps(steps, list(QUESTIONS))
     preemptions = engine.scheduler.num_preemptions
     extra = engine.num_computed_tokens - large.num_computed_tokens
-    say(f"抢占 {preemptions} 次，多算了 {extra} 个 token。", f"{preemptions} preemptions, {extra} tokens computed again.")
+    say(f"抢占 {preemptions} 次，重算 {extra} 个 token。", f"{preemptions} preempted, {extra} tokens computed again.")
     for name, output in outputs.items():
         print(f"  {name}: {output.outputs[0].text!r}")
 
