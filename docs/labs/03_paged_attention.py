@@ -90,7 +90,7 @@ def main() -> int:
     say(f"最后一个块里空着 {waste} 个槽位。", f"{waste} slots of the last block stay empty.")
 
     torch.manual_seed(0)
-    k, v = torch.randn(2, n, NUM_KV_HEADS, HEAD_DIM)  # [T, Hkv, D] each
+    k, v = torch.randn(2, n, NUM_KV_HEADS, HEAD_DIM)  # [T, Hkv, D]
     q = torch.randn(1, 1, NUM_Q_HEADS, HEAD_DIM)  # [B, Sq, Hq, D]
     # 没写过的槽位填 NaN：谁误读了它们，结果立刻变成 NaN。
     # Unwritten slots hold NaN: whoever reads one by mistake gets NaN at once.

@@ -54,8 +54,8 @@ def main() -> int:
     chunks = [step.rows["B"] for step in steps if "B" in step.rows][:-3]
     longest = max(sum(step.rows.values()) for step in steps)
     say(
-        f"B 的提示词分成 {len(chunks)} 段：{chunks}；最忙的一步算 {longest} 个 token，A 最多等一步。",
-        f"B's prompt took {len(chunks)} chunks: {chunks}; the busiest step computes {longest} tokens, and A never waits "
+        f"B 的提示词分成 {len(chunks)} 段：{chunks}；最忙的一步算 {longest} 个，A 最多等一步。",
+        f"B's prompt took {len(chunks)} chunks: {chunks}; the busiest step computes {longest} tokens, A waits no "
         "longer than that step.",
     )
     whole, whole_outputs, _, _ = run(2048)

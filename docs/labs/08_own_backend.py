@@ -1,9 +1,9 @@
 """实验 8：写自己的注意力后端。
 
 学什么：接一个新后端只要一个文件、三个函数、一行登记；引擎、调度器、块管理器一行不改。
-试一试：填写 `docs/labs/my_backend.py` 里的三个 TODO，每填一个就再运行一遍；`--all` 跑全部用例；`--solution` 用参考答案。
-怎样算对：用真正的注意力测试（`tests/attention_cases.py`，float64 的准绳）评判；最后引擎用它回答，与 `torch` 相同。
-还没写完时，它说明缺什么、怎样继续，退出码 0；写错了，它说出是哪个用例，退出码 1。
+试一试：填写 `docs/labs/my_backend.py` 里的三个 TODO，每填一个就再运行一遍；`--all` 跑全部用例；`--solution` 换成答案。
+怎样算对：用真正的注意力测试（`tests/attention_cases.py`，float64 准绳）评判；最后引擎用它回答，与 `torch` 相同。
+没写完时，它说明缺什么、怎样继续，退出码 0；写错了，它说出是哪个用例，退出码 1。
 
 Lab 8: write your own attention backend.
 

@@ -7,11 +7,11 @@
 Lab 9: adapt a model.
 
 Teaches: how a model that differs from Llama in two places (q, k, v with a bias, GELU as the activation) comes in:
-override two classes, register one line; and how the weights are checked.
+override two classes, register one line; and how weights are checked.
 Try: `--no-bias` forgets the bias, and the loader says so at once; `--activation silu` forgets the activation, no error
 at all, and only the comparison shows it.
-Check: transformers saves random tiny weights and the engine loads them; the logits of the prompt and of each decode step
-are within 1e-3 of those of transformers.
+Check: transformers saves random tiny weights and the engine loads them; the logits of the prompt and of each decode
+step are within 1e-3 of those of transformers.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def save_reference(folder: Path) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # 偏置默认全是 0，那样忘了它也看不出来，所以填上随机数。
-            # Biases begin as zeros, and nobody would miss them: fill in random numbers.
+            # Biases begin as 0, and nobody would miss them: fill in random numbers.
             if "norm" not in name:
                 parameter.normal_(std=0.2)
     model.save_pretrained(folder)

@@ -1,15 +1,15 @@
 """实验 10：两个后端同步对跑。
 
 学什么：同样的请求、同样的每一步，两个后端的 logits 差多少，从哪一步开始选不同的 token。
-试一试：`--error 0.001`、`--error 0.1` 把后端 A 的缩放故意弄偏一点，看差别多大时 token 才不同；`--a torch --b torch`。
+试一试：`--error 0.1` 故意把后端 A 的缩放弄偏，token 仍然全部相同，只看 token 发现不了；`--error -0.8` 才分开。
 怎样算对：logits 相差不到 1e-3，token 全部相同；故意弄偏时，检查要能发现，标出 OFF，退出码 1。
 
 Lab 10: two backends in lockstep.
 
 Teaches: with the same requests and the same steps, how far apart the logits of two backends are, and in which step they
 choose different tokens.
-Try: `--error 0.001`, `--error 0.1` put backend A's scale off by a little: how large must it be before a token differs?
-Then `--a torch --b torch`.
+Try: `--error 0.1` puts backend A's scale off on purpose: all tokens stay equal, and tokens alone would not show it;
+with `--error -0.8` they part.
 Check: logits within 1e-3 and all tokens equal; with an error made on purpose the check must find it: OFF, exit code 1.
 """
 

@@ -69,7 +69,8 @@ def main() -> int:
         milli = row.self_cpu_time_total / 1000
         print(f"  {row.key[:44]:<44} {row.count:>6} {milli:>8.2f} {row.self_cpu_time_total / total:>6.0%}")
     say(
-        f"不记录时，每步 {milliseconds:.2f} 毫秒，{args.requests} 个请求，每个 token {milliseconds / args.requests:.2f} 毫秒。",
+        f"不记录时，{args.requests} 个请求每步 {milliseconds:.2f} 毫秒，"
+        f"每个 token {milliseconds / args.requests:.2f} 毫秒。",
         f"Not recorded: {milliseconds:.2f} ms a step for {args.requests} requests, "
         f"{milliseconds / args.requests:.2f} ms a token.",
     )

@@ -59,5 +59,5 @@ class MyBackend(AttentionBackend):
         # 提示：第 i 条序列是 `q[cu_seqlens_q[i]:cu_seqlens_q[i + 1]]`；没有 `block_table` 时 k、v 也同样打包。
         # Hint: sequence i is `q[cu_seqlens_q[i]:cu_seqlens_q[i + 1]]`; without `block_table` k and v are packed too.
         # 什么都看不到的 query 得到 0，不是 NaN。
-        # A query that sees nothing gives zeros, not NaN.
+        # A query that sees nothing gives 0, not NaN.
         raise NotImplementedError("TODO 3: flash_attn_varlen_func")
