@@ -56,13 +56,11 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["04_continuous_batching.py", "--max-num-seqs", "1"], 0, "check: OK"),
     (["04_continuous_batching.py", "--max-num-seqs", "5"], 0, "check: OK"),
     (["05_chunked_prefill.py", "--budget", "128"], 0, "took 1 chunks: [90]"),
-    (["05_chunked_prefill.py", "--budget", "8"], 0, "check: OK"),
     (["05_chunked_prefill.py", "--budget", "1"], 0, "check: OK"),
     (["05_chunked_prefill.py", "--prompt-tokens", "200"], 0, "check: OK"),
     (["06_prefix_caching.py", "--block-size", "8"], 0, "cached 40 = 5 blocks"),
     (["06_prefix_caching.py", "--block-size", "64"], 0, "hits [0, 0, 0]"),
     (["06_prefix_caching.py", "--no-caching"], 0, "hits [0, 0, 0]"),
-    (["07_preemption.py", "--blocks", "4"], 0, "check: OK"),
     (["07_preemption.py", "--blocks", "4", "--caching"], 0, "check: OK"),
     (["07_preemption.py", "--blocks", "9"], 0, "0 preempted, 0 tokens computed again"),
     (["07_preemption.py", "--blocks", "3"], 2, "max_model_len"),
@@ -145,7 +143,21 @@ def test_the_labs_find_mistakes(tmp_path: Path) -> None:
     # A solution without the bottom-right alignment: queries see too few keys, and it fails a later stage.
     solution = (LABS / "solutions" / "my_backend.py").read_text(encoding="utf-8")
     assert solution.count("triu(num_k - num_q + 1)") == 1
-    (tmp_path / "my_backend.py").write_text(solution.replace("num_k - num_q + 1", "1"), encoding="utf-8")
+    broken, half = tmp_path / "broken", tmp_path / "half"
+    broken.mkdir()
+    half.mkdir()
+    (broken / "my_backend.py").write_text(solution.replace("num_k - num_q + 1", "1"), encoding="utf-8")
+    # 只写完第一个函数：它通过，接着要第二个。
+    # Only the first function is written: it passes, and the second is asked for.
+    todo = 'raise NotImplementedError("TODO 1: store_kvcache")'
+    store = (
+        "valid = slot_mapping >= 0\n"
+        "        k_cache.flatten(0, 1)[slot_mapping[valid]] = key[valid]\n"
+        "        v_cache.flatten(0, 1)[slot_mapping[valid]] = value[valid]"
+    )
+    skeleton = (LABS / "my_backend.py").read_text(encoding="utf-8")
+    assert todo in skeleton and store in solution
+    (half / "my_backend.py").write_text(skeleton.replace(todo, store), encoding="utf-8")
     code = (
         "import runpy, sys\n"
         "folder, labs, script = sys.argv[1:4]\n"
@@ -153,13 +165,19 @@ def test_the_labs_find_mistakes(tmp_path: Path) -> None:
         "sys.argv = [script]\n"
         "runpy.run_path(script, run_name='__main__')\n"
     )
-    for script, says in ((tmp_path / "wrong.py", "OFF"), (LABS / "08_own_backend.py", "OFF  flash_attn_with_kvcache")):
-        process = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path), str(LABS), str(script)], cwd=ROOT, env=environment(tmp_path),
+
+    def run(folder: Path, script: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code, str(folder), str(LABS), str(script)], cwd=ROOT, env=environment(tmp_path),
             capture_output=True, text=True, encoding="utf-8", timeout=120,
         )  # fmt: skip
-        assert process.returncode == 1, process.stdout + process.stderr
-        assert says in process.stdout
+
+    own = LABS / "08_own_backend.py"
+    runs = [(tmp_path, tmp_path / "wrong.py"), (broken, own), (half, own)]
+    expected = [(1, "OFF"), (1, "OFF  flash_attn_with_kvcache"), (0, "Missing: TODO 2: flash_attn_with_kvcache")]
+    with ThreadPoolExecutor(2) as pool:
+        for process, (status, says) in zip(pool.map(lambda each: run(*each), runs), expected):
+            assert process.returncode == status and says in process.stdout, process.stdout + process.stderr
 
 
 def test_docstrings_say_what_to_learn_to_try_and_to_check() -> None:

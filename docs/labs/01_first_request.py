@@ -17,6 +17,7 @@ import sys
 
 from common import Check, ask, make_engine, say, title
 
+from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 
 
@@ -46,7 +47,8 @@ def main() -> int:
     title("一步一步地回答", "the answer, step by step")
     engine.add_request(prompt, params, "first")
     seq = engine.scheduler.waiting[0]
-    finished, number = [], 0
+    finished: list[RequestOutput] = []
+    number = 0
     while not finished:
         new = seq.num_tokens - seq.num_computed_tokens
         finished = engine.step()
@@ -60,7 +62,7 @@ def main() -> int:
     say(f"首个 token 用了 {ttft * 1000:.1f} 毫秒", f"Time to first token: {ttft * 1000:.1f} ms")
 
     engine.add_request(prompt, params, "again")
-    again = []
+    again: list[RequestOutput] = []
     while not again:
         again = engine.step()
 

@@ -16,9 +16,11 @@ is the same, cut or not.
 import argparse
 import sys
 
-from common import Arrival, Check, ask, make_engine, print_steps, run_steps, say, title
+from common import Arrival, Check, Step, ask, make_engine, print_steps, run_steps, say, title
 
+from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.tokenizer import Tokenizer
 
 
 def main() -> int:
@@ -33,7 +35,7 @@ def main() -> int:
     if args.budget < 1 or not 2 <= args.prompt_tokens <= 400:
         parser.error("--budget must be at least 1 and --prompt-tokens from 2 to 400")
 
-    def run(budget: int) -> tuple:  # type: ignore[type-arg]
+    def run(budget: int) -> tuple[list[Step], dict[str, RequestOutput], list[Arrival], Tokenizer]:
         engine = make_engine(max_model_len=512, num_kvcache_blocks=128, max_num_batched_tokens=budget)
         # 长提示词：先讲许多事，最后才提问；取结尾的那些 token，问题总在里面。
         # The long prompt tells many things and asks at the end; the last tokens are kept, so the question stays.

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from common import ROOT, Check, ask, make_engine, say, title
+from torch import Tensor
 
 import backends
 from engine.sampling_params import SamplingParams
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from attention_cases import (
     BackendSpec,
     Case,
+    Problem,
     Target,
     all_cases,
     assert_solved,
@@ -69,13 +71,13 @@ def judge_store() -> None:
             raise AssertionError("4 slots should be written, not more, not less")
 
 
-def run_case(solve: Callable[[], None], name: str) -> None:
+def run_case(solve: Callable[[Target, Problem], Tensor], problem: Problem, name: str) -> None:
     """跑一个用例；出错时把用例的名字加进去。
 
     Run a case; on an error add its name.
     """
     try:
-        solve()
+        assert_solved(solve(TARGET, problem), problem)
     except NotImplementedError:
         raise
     except Exception as error:
@@ -90,8 +92,7 @@ def judge_decode(cases: list[Case]) -> None:
     """
     for case in cases:
         for count in (1, 3) if case.block_size else ():
-            problem = decode_problem(case, count)
-            run_case(lambda p=problem: assert_solved(run_decode(TARGET, p), p), f"{case}, {count} queries")
+            run_case(run_decode, decode_problem(case, count), f"{case}, {count} queries")
 
 
 def judge_varlen(cases: list[Case]) -> None:
@@ -100,8 +101,7 @@ def judge_varlen(cases: list[Case]) -> None:
     Prefill, against the float64 oracle.
     """
     for case in cases:
-        problem = varlen_problem(case)
-        run_case(lambda p=problem: assert_solved(run_varlen(TARGET, p), p), str(case))
+        run_case(run_varlen, varlen_problem(case), str(case))
 
 
 def judge_engine() -> None:
@@ -161,8 +161,8 @@ def main() -> int:
             judge()
         except NotImplementedError as todo:
             say(
-                f"还缺 {todo}。打开 docs/labs/{path}，写完这个函数，再运行一遍；前面 {number - 1} 关已经通过。",
-                f"Missing: {todo}. Open docs/labs/{path}, write this function and run again; {number - 1} stages done.",
+                f"还缺 {todo}。打开 docs/labs/{path}，写完这个函数，再运行一遍；已通过 {number - 1} 关。",
+                f"Missing: {todo}. Open docs/labs/{path}, write this function and run again. Passed: {number - 1}.",
             )
             return 0
         except Exception as error:

@@ -154,10 +154,10 @@ def main() -> int:
             check = Check()
             check.that(False, "张量没有去处：类里少了偏置", "a tensor has no place: the class lacks the bias")
             return check.finish()
-    attention = engine.model_runner.model.model.layers[0].self_attn.qkv_proj
+    weight = engine.model_runner.model.get_parameter("model.layers.0.self_attn.qkv_proj.weight")
     say(
-        f"q、k、v 拼成一个矩阵 {list(attention.weight.shape)}，偏置也拼在一起。",
-        f"q, k, v are one matrix {list(attention.weight.shape)}, and their biases are joined as well.",
+        f"q、k、v 拼成一个矩阵 {list(weight.shape)}，偏置也拼在一起。",
+        f"q, k, v are one matrix {list(weight.shape)}, and their biases are joined as well.",
     )
 
     title("逐步比较", "step by step")

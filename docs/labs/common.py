@@ -67,7 +67,7 @@ def make_engine(**options: object) -> LLMEngine:
 
     The embedded model on the CPU in strict mode: the books are checked in every step.
     """
-    return LLMEngine(EngineConfig(device="cpu", strict=True, **options))  # type: ignore[arg-type]
+    return LLMEngine(EngineConfig(device="cpu", **{"strict": True, **options}))  # type: ignore[arg-type]
 
 
 def ask(engine: LLMEngine, text: str) -> list[int]:
