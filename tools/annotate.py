@@ -318,9 +318,9 @@ class Site:
         lines = source.text.splitlines()
         notes: dict[int, list[str]] = defaultdict(list)
         blocks = comment_blocks(source.text)
-        docs = [(node, doc) for node, _, _ in documented(source.tree) if (doc := docstring_node(node))]
+        nodes = [node for node, _, _ in documented(source.tree)]
         hidden = {line for block in blocks for line, _ in block}
-        for _, doc in docs:
+        for doc in filter(None, map(docstring_node, nodes)):
             hidden.update(range(doc.lineno, (doc.end_lineno or doc.lineno) + 1))
         code = [n for n, line in enumerate(lines, 1) if n not in hidden and line.strip()]
         for block in blocks:
@@ -328,9 +328,10 @@ class Site:
             # It speaks of the first line of code below; a comment at the end of the file gets a row of its own.
             below = next((n for n in code if n > block[-1][0]), len(lines) + 1)
             notes[below].append(self._notes(block, source.page))
-        for node, _ in docs:
-            # 文字说明与签名并排，所以从装饰器那一行算起；模块的与第一行代码并排。
-            # A docstring stands beside the signature, so it begins at the decorators; the module's at the first line.
+        for node in nodes:
+            # 文字说明与签名并排，所以从装饰器那一行算起；模块的与第一行代码并排。没有说明的函数也另起一行。
+            # A docstring stands beside the signature, so it begins at the decorators; the module's at the first line. A
+            # function without one begins a row as well.
             if isinstance(node, ast.Module):
                 start = next((n for n in code), 1)
             else:
@@ -346,9 +347,8 @@ class Site:
             # 块与块之间的空行去掉，块里面的留着。
             # Blank lines between rows go, those inside a row stay.
             if number in code:
-                if row.lines:
-                    row.lines += [n for n in range(row.lines[-1] + 1, number) if n not in hidden]
-                row.lines.append(number)
+                between = range(row.lines[-1] + 1, number) if row.lines else range(0)
+                row.lines += [*([] if hidden & set(between) else between), number]
         yield row
 
     def _source(self, source: Source) -> str:
@@ -378,7 +378,7 @@ class Site:
             ("被导入", "imported by", [self._link(other.page, source.page, other.path) for other in users]),
             ("提到它的章节", "chapters", [self._link(c.page, source.page, c.title()) for c in chapters]),
         ]
-        html = (f'<p><span class="label">{bilingual(a, b)}</span>{" ".join(links)}</p>' for a, b, links in lists if links)
+        html = (f'<p><span class="label">{bilingual(a, b)}</span>{" ".join(x)}</p>' for a, b, x in lists if x)
         return f'<div class="about">{"".join(html)}</div>'
 
     # ---- 文档页 ----
@@ -475,7 +475,8 @@ class Site:
         # Files with the same headings are paired section by section; within a section block by block where both have
         # the same kinds of blocks, or else its heading and all the rest.
         if len(zh) != len(en):
-            raise ValueError(f"{chapter.name}: {len(zh) - 1} Chinese and {len(en) - 1} English headings; add the others")
+            counts = f"{len(zh) - 1} headings in Chinese and {len(en) - 1} in English"
+            raise ValueError(f"{chapter.name} has {counts}: make them the same")
         html = []
         for left, right in zip(zh, en):
             same = [block[0].type for block in left] == [block[0].type for block in right]
