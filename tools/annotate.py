@@ -307,7 +307,14 @@ class Site:
         section = SECTION.search(text)
         start = section.start() if section else len(text)
         html = self._notes(list(enumerate(text[:start].splitlines())), page)
-        return html + (f'\n<pre class="section">{escape(text[start:])}</pre>' if section else "")
+        lines = (line for line in text[start:].splitlines() if line.strip())
+        # 小节（`Args:` 等）两种语言共用，保留每行的缩进。
+        # Sections such as `Args:` belong to both languages; each line keeps its indentation.
+        fields = "".join(
+            f'<div style="--in:{len(line) - len(line.lstrip())}">{self._inline(line.strip(), page)}</div>'
+            for line in lines
+        )
+        return html + (f'\n<div class="section">{fields}</div>' if fields else "")
 
     def rows(self, source: Source) -> Iterator[Row]:
         """把一个文件切成行：每块注释、每个文字说明都与它下面的代码成一行，顺序不变，一行代码也不少。
