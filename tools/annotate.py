@@ -53,6 +53,7 @@ TEMPLATES = ROOT / "tools" / "site"
 # 谁用谁：每一组只导入写在它后面的组。
 # Who uses whom: each group imports only from groups that stand behind it.
 LAYERS = ("mini_llama", "engine", "models", "layers", "backends")
+LABS = "docs/labs"
 REFERENCE = re.compile(r"([\w./-]+\.py)(?:::([\w.]+))?")
 IMAGES = {".svg", ".png", ".jpg", ".gif"}
 FORMATTER = HtmlFormatter(nowrap=True)
@@ -173,7 +174,10 @@ def find_sources() -> dict[str, Source]:
 
     All source files to show, users before what they use.
     """
-    paths = [p for name in ANNOTATED for p in (sorted((ROOT / name).rglob("*.py")) or [ROOT / name])]
+    # 动手实验（若有）也是 Python 文件，它们用到后面所有的文件，所以排在最前。
+    # The labs, where there are any, are Python files too; they use all that follows and come first.
+    paths = sorted((ROOT / LABS).glob("*.py"))
+    paths += [p for name in ANNOTATED for p in (sorted((ROOT / name).rglob("*.py")) or [ROOT / name])]
     sources: dict[str, Source] = {}
     for path in paths:
         text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
@@ -191,8 +195,10 @@ def find_sources() -> dict[str, Source]:
     # 先按组，组内按依赖；文件名只用来让次序固定不变。
     # By group first, within it by dependency; names of files only make the order the same every time.
     order = list(TopologicalSorter({p: sources[p].imports for p in sorted(sources)}).static_order())[::-1]
-    order.sort(key=lambda path: LAYERS.index(path.removesuffix(".py").split("/")[0]))
-    return {path: sources[path] for path in order}
+    labs = sorted(path for path in order if path.startswith(LABS))
+    code = [path for path in order if path not in labs]
+    code.sort(key=lambda path: LAYERS.index(path.removesuffix(".py").split("/")[0]))
+    return {path: sources[path] for path in [*labs, *code]}
 
 
 def find_chapters() -> list[Chapter]:
