@@ -34,7 +34,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -186,20 +186,38 @@ def _disagreement(zh: str, en: str, with_numbers: bool) -> str | None:
     return None
 
 
-def _halves(block: list[tuple[int, str]]) -> Iterator[Half]:
+def parts(block: Iterable[tuple[int, str]]) -> Iterator[Half]:
+    """把一块注释（行号和文字）切成语言相同的几段；算式和空行自成 `neutral` 段，`tools/annotate.py` 也用它排版。
+    Cut a block of commentary (line numbers and text) where the language changes; formulas and blank lines are
+    `neutral` parts of their own. `tools/annotate.py` lays its pages out by it.
+    """
     current: Half | None = None
     for line, text in block:
         language = classify(text)
-        if language == "neutral":
-            continue
         # 只有代码的行跟随它上面的那一半。
         # A line of nothing but code belongs to the half above it.
-        if current is not None and language in ("code", current.language):
+        follows = language == "code" and current is not None and current.language != "neutral"
+        if current is not None and (follows or language == current.language):
             current.lines.append(text)
-        elif language != "code":
+        else:
             if current is not None:
                 yield current
             current = Half(language, line, [text])
+    if current is not None:
+        yield current
+
+
+def _halves(block: list[tuple[int, str]]) -> Iterator[Half]:
+    current: Half | None = None
+    for part in parts(block):
+        if part.language == "neutral":
+            continue
+        if current is not None and part.language in ("code", current.language):
+            current.lines += part.lines
+        elif part.language != "code":
+            if current is not None:
+                yield current
+            current = part
     if current is not None:
         yield current
 
@@ -234,24 +252,35 @@ def _check_block(block: list[tuple[int, str]], path: str) -> Iterator[Fault]:
             index += 2
 
 
-def _check_comments(source: str, path: str) -> Iterator[Fault]:
-    block: list[tuple[int, str]] = []
+def _comments(source: str) -> Iterator[tuple[tokenize.TokenInfo, bool]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type != tokenize.COMMENT or DIRECTIVE.match(token.string):
-            continue
-        line, text = token.start[0], token.string[1:]
-        if token.line[: token.start[1]].strip():
-            if not is_shape(text):
-                yield Fault(path, line, "a comment at the end of a line may only be a shape like `# [T, D]`")
+        if token.type == tokenize.COMMENT and not DIRECTIVE.match(token.string):
+            yield token, not token.line[: token.start[1]].strip()
+
+
+def comment_blocks(source: str) -> list[list[tuple[int, str]]]:
+    """独占一行的注释，连在一起的为一块；每行给出行号和去掉井号的文字。
+    The comments on lines of their own, a block for each run of lines: line numbers, and texts without the hash sign.
+    """
+    blocks: list[list[tuple[int, str]]] = []
+    for token, alone in _comments(source):
+        if not alone:
             continue
         # 井号之后的一个空格不算缩进。
         # The one space behind the hash sign is no indentation.
-        text = text.removeprefix(" ")
-        if block and block[-1][0] + 1 != line:
-            yield from _check_block(block, path)
-            block = []
-        block.append((line, text))
-    yield from _check_block(block, path)
+        line, text = token.start[0], token.string[1:].removeprefix(" ")
+        if not blocks or blocks[-1][-1][0] + 1 != line:
+            blocks.append([])
+        blocks[-1].append((line, text))
+    return blocks
+
+
+def _check_comments(source: str, path: str) -> Iterator[Fault]:
+    for token, alone in _comments(source):
+        if not alone and not is_shape(token.string[1:]):
+            yield Fault(path, token.start[0], "a comment at the end of a line may only be a shape like `# [T, D]`")
+    for block in comment_blocks(source):
+        yield from _check_block(block, path)
 
 
 def _check_docstring(docstring: str, line: int, what: str, path: str) -> Iterator[Fault]:
@@ -276,7 +305,10 @@ def _check_docstring(docstring: str, line: int, what: str, path: str) -> Iterato
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def _documented(tree: ast.Module) -> Iterator[tuple[Documented, str, bool]]:
+def documented(tree: ast.Module) -> Iterator[tuple[Documented, str, bool]]:
+    """列出可以有文档字符串的节点、它的称呼、是否必须有文档字符串。
+    List the nodes that may have a docstring, how to call each, and whether it must have one.
+    """
     yield tree, "the module", True
 
     def walk(parent: ast.AST, prefix: str, public: bool) -> Iterator[tuple[Documented, str, bool]]:
@@ -296,7 +328,10 @@ def _documented(tree: ast.Module) -> Iterator[tuple[Documented, str, bool]]:
     yield from walk(tree, "", True)
 
 
-def _docstring_node(node: Documented) -> ast.Constant | None:
+def docstring_node(node: Documented) -> ast.Constant | None:
+    """节点的文档字符串；没有则为 None。
+    The docstring of a node, or None.
+    """
     match node.body:
         case [ast.Expr(value=ast.Constant(value=str()) as constant), *_]:
             return constant
@@ -305,8 +340,8 @@ def _docstring_node(node: Documented) -> ast.Constant | None:
 
 def _check_docstrings(tree: ast.Module, path: str) -> Iterator[Fault]:
     docstrings: set[ast.expr] = set()
-    for node, what, required in _documented(tree):
-        docstring, line = _docstring_node(node), getattr(node, "lineno", 1)
+    for node, what, required in documented(tree):
+        docstring, line = docstring_node(node), getattr(node, "lineno", 1)
         if docstring is not None:
             docstrings.add(docstring)
             yield from _check_docstring(ast.get_docstring(node) or "", line, what, path)
@@ -338,8 +373,8 @@ def count_lines(source: str) -> Stats:
     """
     tree = ast.parse(source)
     doc_lines: set[int] = set()
-    for node, _, _ in _documented(tree):
-        if (docstring := _docstring_node(node)) is not None:
+    for node, _, _ in documented(tree):
+        if (docstring := docstring_node(node)) is not None:
             doc_lines.update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
     layout = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     code: set[int] = set()
