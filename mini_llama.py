@@ -296,6 +296,10 @@ def _chat(llm: LLM, params: SamplingParams) -> None:
 
     Talk: read a line, answer it. All of the history is sent every time; the prefix cache saves the part it knows.
     """
+    # 标准输入被关掉（`<&-`）时是 None。
+    # It is None where standard input was closed (`<&-`).
+    if sys.stdin is None:
+        raise ValueError("--chat reads questions from standard input, which is closed")
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
         # 导入它，`input` 就能用方向键编辑和翻历史；Windows 上没有。
@@ -375,11 +379,12 @@ def run(args: argparse.Namespace) -> None:
     # 最先开始计时：总用时含加载，那才是敲下回车后等的时间。
     # The clock starts first: the total includes loading, which is what one waits for after pressing Enter.
     started = time.monotonic()
-    # 输出不是终端时，rich 按 80 列排版，会把长行截成几段；`soft_wrap` 让文件里的一行仍是一行。
-    # Without a terminal rich assumes 80 columns and cuts long lines up; with `soft_wrap` a line in a file stays a line.
+    # 输出不是终端时，rich 按 80 列排版，会把长行截成几段，表格也一样；给足宽度，文件里的一行仍是一行，可以 grep。
+    # Without a terminal rich assumes 80 columns and cuts up long lines, those of tables too; given the width, a line in
+    # a file stays a line for grep.
     # `emoji=False`：否则问答里的 `:key:` 会被 rich 换成图形。
     # `emoji=False`: or rich would turn a `:key:` in a question or an answer into a picture.
-    console = Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
+    console = Console(width=None if sys.stdout.isatty() else 1000, emoji=False)
     # 先造配置，下面三条路都从它取值：写错的数（例如 `--seed -1`）在这里就报错，不等模型加载。
     # The configuration first, all three ways below read it: a bad number such as `--seed -1` fails before any loading.
     names = ("model", "backend", "device", "dtype", "enforce_eager", "seed", "num_kvcache_blocks")

@@ -4,6 +4,8 @@ Odd inputs that users do write: either what they mean, or one clear line.
 """
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from engine.config import EngineConfig
 from mini_llama import LLM, BeamSearchParams, SamplingParams
 
+ROOT = Path(__file__).resolve().parent.parent
 P = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
 
 
@@ -84,3 +87,17 @@ def test_a_torch_dtype_is_a_dtype() -> None:
 def test_a_model_that_is_no_folder(model: str) -> None:
     with pytest.raises(ValueError, match="is not a folder: give the folder that holds"):
         EngineConfig(model=Path(model) if model else "").resolve_model_folder()
+
+
+def test_a_line_of_a_table_stays_a_line_in_a_pipe() -> None:
+    command = [sys.executable, "mini_llama.py", "--list-backends", "--device", "cpu"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (line,) = [line for line in lines if line.strip().startswith("triton")]
+    assert "yes" in line or "use sdpa on the CPU" in line or "not installed" in line
+
+
+def test_a_chat_without_standard_input() -> None:
+    done = subprocess.run(
+        f"{sys.executable} mini_llama.py --chat --device cpu <&-", shell=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.strip().endswith("standard input, which is closed")
