@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="采样种子 / sampling seed")
     # 调试时加上它：重放的 CUDA graph 不经过 Python，断点停不住。
     # Add it for debugging: a replayed CUDA graph does not pass through Python, and no breakpoint is hit.
-    add("--enforce-eager", action="store_true", help="不用 CUDA graph，便于调试 / no CUDA graphs, for debugging")
+    add("--enforce-eager", action="store_true", help="不录图、不融合、不重叠 / no CUDA graphs, fusion or overlap")
     # 块池小到装不下所有请求，才看得到排队、抢占和前缀缓存的淘汰：6 个内置问题用 12 个块就够挤。
     # Only a pool too small for all shows waiting, preemption and eviction: 12 blocks are tight for the 6 questions.
     add("--num-kvcache-blocks", type=int, metavar="N", help="KV 块的个数 / number of KV blocks")

@@ -52,9 +52,9 @@ _REGISTRY: dict[str, _Entry] = {
     "flash": _Entry("backends.flash", "FlashBackend", ("flash_attn", "triton")),
 }
 
-# `auto` 在 CUDA 上依次尝试的后端，按实测的快慢排：解码和预填充都是 `triton` 更快，见 `docs/zh/performance.md`。
+# `auto` 在 CUDA 上依次尝试的后端，按实测的快慢排：解码和预填充都是 `triton` 更快，见 `docs/*/performance.md`。
 # What `auto` tries on CUDA, in the order measured: `triton` is faster in decode and prefill; see
-# `docs/zh/performance.md`.
+# `docs/*/performance.md`.
 _AUTO_ON_CUDA = ("triton", "flash")
 
 

@@ -253,9 +253,9 @@ def _root(value: float) -> Tensor:
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`RMSNorm.forward` 的孪生兄弟，float32 时用 5 次调用代替 7 次。
+    """`RMSNorm.forward` 的孪生兄弟，float32 时用 5 次调用代替 8 次。
 
-    The twin of `RMSNorm.forward`, in float32 with 5 calls instead of 7.
+    The twin of `RMSNorm.forward`, in float32 with 5 calls instead of 8.
     """
     size = x.shape[-1]
     if x.dtype != torch.float32:

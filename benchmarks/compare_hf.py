@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output-tokens", type=int, default=128, help="最长的输出 / the longest output")
     args = parser.parse_args()
+    if args.backend == "flash":
+        parser.error("flash needs blocks of 256, this comparison counts memory in blocks of 16")
 
     workloads = make_workloads(args.output_tokens)
     # 块池正好装得下最大的负载，显存峰值才可比；默认的块池会占满整张卡。

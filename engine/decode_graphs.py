@@ -54,7 +54,7 @@ class DecodeGraphs:
         self, model: LlamaForCausalLM, backend: AttentionBackend, max_num_seqs: int, max_blocks: int, block_size: int,
         device: torch.device,
     ) -> None:
-        assert backend.fused is not None, "graphs sample with the fused kernel"
+        assert backend.fused is not None and backend.fused.has_sampler, "graphs sample with the fused kernel"
         self.model, self.fused, self.block_size = model, backend.fused, block_size
         self.sizes = graph_sizes(max_num_seqs)
         # 最后一行放上一步采到的 token：它与来自主机的 `input_ids` 在同一块内存里，一次查表就能取齐一批输入。

@@ -172,10 +172,10 @@ class LLM:
         Raises:
             ValueError: no template, bad messages, or a request that is not valid
         """
+        if not isinstance(messages, list | tuple):
+            raise ValueError(f"messages must be a list of dicts with role and content, or lists, got {messages!r:.70}")
         # 空列表没有第 0 项可看，先返回；0 段对话得到 0 个结果，批处理的代码不必自己判断。
         # An empty list has no item 0 to look at; 0 conversations give 0 results, and callers need no case of their own.
-        if not isinstance(messages, list | tuple):
-            raise ValueError(f"messages must be a list of dicts or of such lists, got {type(messages).__name__}")
         if not messages:
             return []
         # 看第 0 项就能分清：是字典，整个列表便是一段对话；是列表，便有几段。

@@ -146,7 +146,8 @@ class ModelRunner:
 
         Record the CUDA graphs; a backend that declares it cannot gets a message and is launched kernel by kernel.
         """
-        if not self.backend.supports_cuda_graphs or self.backend.fused is None:
+        fused = self.backend.fused
+        if not self.backend.supports_cuda_graphs or fused is None or not fused.has_sampler:
             logger.warning(
                 "backend '%s' cannot be recorded in CUDA graphs, its kernels are launched one by one "
                 "/ 后端 '%s' 录不了 CUDA graph，核函数逐个启动",
@@ -337,9 +338,9 @@ class ModelRunner:
         return pool
 
     def sample(self, logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
-        """选 token；后端有融合采样、又没有行要过滤时，用融合的。
+        """选 token；不过滤的行用后端的融合采样（若有）。
 
-        Choose tokens, with the backend's fused sampling where it has one and no row filters.
+        Choose tokens; rows that do not filter use the backend's fused sampling, where it has one.
 
         Args:
             logits: [S, vocab_size]

@@ -19,7 +19,7 @@ class CompletionOutput:
         index: which of the request's `n` outputs
         text: the decoded output
         token_ids: the output's token ids, a stop token included, and those that made a stop string
-        finish_reason: "stop", "length" or "abort"
+        finish_reason: "stop", "length" or "abort"; None while it runs
         stop_reason: the stop token id or the stop string that the user gave and that ended it, else None
         logprobs: for each output token its id and the likeliest ones with their log-probabilities, if asked for
         cumulative_logprob: sum of the chosen tokens' log-probabilities, if asked for
@@ -27,8 +27,8 @@ class CompletionOutput:
 
     index: int
     text: str
-    # 末尾的结束符（特殊 token）留在这里，但默认不出现在 `text` 里：`skip_special_tokens` 把它略去。
-    # The end token (a special one) stays at the end here, but by default `skip_special_tokens` keeps it out of `text`.
+    # 末尾的停止 token 留在这里，但不进 `text`，不管它是不是特殊 token，也不管 `skip_special_tokens`。
+    # The stop token stays at the end here and never enters `text`, special or not, whatever `skip_special_tokens` says.
     token_ids: list[int]
     # 答案像是没说完？"length" 是到了长度上限，"abort" 是被取消，`token_ids` 都是已经得到的部分。
     # Does the answer look cut off? "length" is a limit reached, "abort" a cancellation;

@@ -91,7 +91,7 @@ class Tokenizer:
         if self._tokenizer.chat_template is None:
             raise ValueError("this model's tokenizer has no chat template: use generate() with plain prompts")
         if not isinstance(messages, list | tuple):
-            raise ValueError(f"a conversation must be a list of messages, got {messages!r:.80}")
+            raise ValueError(f"a conversation must be a list of messages with role and content, got {messages!r:.80}")
         for message in messages:
             # 模板对缺少的键往往静默地填空串：把 "content" 拼成 "contents"，问题就没了，模型答非所问。
             # Templates often render a missing key as nothing: with "contents" for "content" the question is gone.

@@ -22,8 +22,8 @@ def silu_and_mul(gate_up: Tensor, fused: FusedKernels | None = None) -> Tensor:
     Returns:
         [T, intermediate_size]
     """
-    # 融合核函数把下面 3 次启动并成 1 次，算的东西完全一样。
-    # The fused kernel makes 1 launch of the 3 below and computes the same.
+    # 融合步骤算的东西完全一样；在 GPU 上把下面 2 次启动并成 1 次（`chunk` 不启动核函数）。
+    # A fused step computes the same; on a GPU it is 1 launch instead of the 2 below (`chunk` launches nothing).
     if fused is not None:
         return fused.silu_and_mul(gate_up)  # [T, intermediate_size]
     # 前一半是门，后一半是被门控的值：门接近 0 的通道就被关掉。

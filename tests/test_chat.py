@@ -79,7 +79,8 @@ def test_a_history_that_is_too_long_forgets_the_oldest_exchanges(
     sent: list[int] = []
     real, stream = mini_llama.LLM, LLM.stream_chat
     monkeypatch.setattr(LLM, "stream_chat", lambda self, m, p: sent.append(len(m)) or stream(self, m, p))
-    monkeypatch.setattr(mini_llama, "LLM", lambda **options: real(**options, max_model_len=224, num_kvcache_blocks=14))
+    small = {"max_model_len": 224, "num_kvcache_blocks": 14}
+    monkeypatch.setattr(mini_llama, "LLM", lambda **options: real(**options | small))
     code, out, err = chat(*[QUESTION] * 8)
     assert code == 0 and err == ""
     notices = [line for line in out.splitlines() if "too long: oldest exchanges forgotten" in line]

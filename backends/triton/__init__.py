@@ -1,10 +1,12 @@
 """Triton 后端：自己写的 GPU 核函数，一个文件一类。
 
-store（写缓存）、decode（解码）、prefill（预填充）、fused（融合）、gemv（矩阵乘向量）、sample（采样）。
+store（写缓存）、decode（解码）、prefill（预填充）、fused（融合）、gemv（1 行的线性层）、
+skinny（2 到 16 行的线性层）、sample（采样）；launch 是它们共用的启动选项。
 
 `TRITON_INTERPRET=1` 时，同一份核函数在 CPU 上逐个程序地解释执行：慢，但可以打断点，测试也靠它。
 
-The Triton backend: our own GPU kernels, a file for each kind: store, decode, prefill, fused, gemv, sample.
+The Triton backend: our own GPU kernels, a file for each kind: store, decode, prefill, fused, gemv (linear
+layers at 1 row), skinny (at 2 to 16), sample; launch has the launch options that they share.
 
 With `TRITON_INTERPRET=1` the same kernels are interpreted on the CPU, program by program: slow, but a breakpoint works
 in them, and the tests use it.

@@ -198,11 +198,11 @@ def merge_kernel(partial_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, NUM_SPLI
 def choose_num_splits(batch: int, num_kv_heads: int, num_processors: int) -> int:
     """历史切成几段：程序数将要凑满每个流处理器 4 个时停下，取 2 的幂，最多 32。
 
-    例（132 个流处理器，8 个 KV 头）：1 条序列切 32 段，8 条切 8 段，64 条以上不切。
+    例（132 个流处理器，8 个 KV 头）：1 条序列切 32 段，8 条切 8 段，33 条起不切。
     只看批大小、不看长度，所以录进 CUDA graph 之后仍然适用。
 
     How many splits: a power of 2 that stops short of 4 programs for each multiprocessor, at most 32.
-    Example (132 multiprocessors, 8 KV heads): 1 sequence is cut into 32, 8 into 8, and from 64 on there is 1.
+    Example (132 multiprocessors, 8 KV heads): 1 sequence is cut into 32, 8 into 8, and from 33 on there is 1.
     It depends on the batch size and not on lengths, so it holds inside a CUDA graph.
     """
     programs = max(1, batch * num_kv_heads)

@@ -33,9 +33,9 @@ OFF, AT_START, NEAR_END = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def await_inputs(EARLY: tl.constexpr):
-    """核函数的第一句：等前面的全部结束，才去碰它们写出的数据。
+    """放在第一次读写显存之前：等前面的全部结束，才去碰它们写出的数据。
 
-    The first statement of a kernel: wait until all before it have ended, and only then touch what they wrote.
+    Stands before a kernel first touches memory: wait until all before it have ended, then touch what they wrote.
     """
     if EARLY == AT_START:
         gdc_launch_dependents()

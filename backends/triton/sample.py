@@ -133,9 +133,10 @@ def choose_kernel(best_ptr, token_ptr, out_ptr, TILES: tl.constexpr, BLOCK: tl.c
 def sample(
     logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """每行选一个 token，没有 top_k、top_p、min_p 的批才走这里。
+    """每行选一个 token，不看 top_k、top_p、min_p；用到它们的行，由 `layers/sampler.py` 另选。
 
-    Choose a token for each row; for batches without top_k, top_p and min_p.
+    Choose a token for each row, blind to top_k, top_p and min_p: `layers/sampler.py` chooses again for rows that use
+    them.
 
     Args:
         logits: [S, vocab], contiguous
