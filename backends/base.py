@@ -103,9 +103,10 @@ class FusedKernels(ABC):
     Each has its plain twin in `layers/` or `models/`, and tests hold the two equal.
     """
 
-    # 下面的 `skinny_linear` 和 `sample` 可有可无：只有 GPU 上才值得自己写，声明了才会被调用。
-    # `skinny_linear` and `sample` are optional, worth an own kernel only on a GPU; they are called where declared.
+    # `skinny_linear`、`rotary` 和 `sample` 可有可无：只有 GPU 上才值得自己写，声明了才会被调用。
+    # `skinny_linear`, `rotary` and `sample` are optional, worth a kernel only on a GPU and called where declared.
     max_skinny_rows: ClassVar[int] = 0
+    has_rotary: ClassVar[bool] = False
     has_sampler: ClassVar[bool] = False
 
     @abstractmethod
@@ -135,7 +136,6 @@ class FusedKernels(ABC):
         """
         raise NotImplementedError
 
-    @abstractmethod
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
         """角度的 cos 和 sin；孪生兄弟是 `RotaryEmbedding.forward`。
 
@@ -148,6 +148,7 @@ class FusedKernels(ABC):
         Returns:
             cos, sin: [T, D // 2] float32
         """
+        raise NotImplementedError
 
     @abstractmethod
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:

@@ -292,14 +292,6 @@ class CPUKernels(FusedKernels):
         x = x if residual is None else x + residual  # [T, size]
         return _rms_norm(x, weight, eps), x  # [T, size], [T, size]
 
-    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-        """与逐步的写法相同。
-
-        As the written-out steps do.
-        """
-        angles = positions.unsqueeze(1) * inv_freq  # [T, D // 2]
-        return angles.cos(), angles.sin()  # [T, D // 2]
-
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """原地相乘，省一次分配。
 

@@ -19,6 +19,8 @@ Usage: python benchmarks/compare_hf.py [--model DIR | --config FILE] [--device c
 import argparse
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,7 +103,7 @@ def allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def measure(run: Any, device: torch.device, static: int) -> tuple[float, float]:
+def measure(run: Callable[[], float], device: torch.device, static: int) -> tuple[float, float]:
     """计时一次，返回秒数，以及这一边的显存峰值，单位 GB。
 
     Time one run: the seconds, and this side's peak memory in GB.
@@ -154,8 +156,8 @@ def main() -> None:
         for repeat in range(args.repeats + 1):
             prompts = [[rng.randrange(vocab_size) for _ in range(width)] for width, _ in shape]
             ones = [1] * len(prompts)
-            ours = measure(lambda: time_ours(llm, prompts, lengths), device, ours_static)  # noqa: B023
-            theirs = measure(lambda: time_theirs(model, prompts, lengths), device, theirs_static)  # noqa: B023
+            ours = measure(partial(time_ours, llm, prompts, lengths), device, ours_static)
+            theirs = measure(partial(time_theirs, model, prompts, lengths), device, theirs_static)
             first = time_ours(llm, prompts, ones), time_theirs(model, prompts, ones)
             if repeat > 0:
                 row = {"ours": ours[0], "theirs": theirs[0], "ours_first": first[0], "theirs_first": first[1]}

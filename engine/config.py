@@ -160,17 +160,17 @@ class EngineConfig:
         if self.model is None:
             return EMBEDDED_MODEL
         name = str(self.model)
-        # 空字符串会变成当前目录，报出来的却是“缺 `config.json`”。
-        # An empty string would become the current directory, and the message a missing `config.json`.
-        if not name or Path(name).is_file():
-            raise ModelLoadError(f"model {name!r} is not a folder: give the folder that holds config.json")
         try:
             folder = Path(name).expanduser()
-            exists = folder.exists()
+            exists, is_file = folder.exists(), folder.is_file()
         # 没有这个用户的家目录，或名字长得连文件系统都不收。
         # No home directory of that name, or a name too long for the file system.
         except (RuntimeError, OSError) as error:
             raise ModelLoadError(f"model {name:.80} is not a folder ({error}): check --model") from None
+        # 空字符串会变成当前目录，报出来的却是“缺 `config.json`”。
+        # An empty string would become the current directory, and the message a missing `config.json`.
+        if not name or is_file:
+            raise ModelLoadError(f"model {name!r} is not a folder: give the folder that holds config.json")
         # 恰好 1 个斜杠、不以 . 或 / 开头的，才可能是 hub id；其余一律是路径。
         # Only a name with exactly 1 slash that starts with neither . nor / can be a hub id; all else is a path.
         # 路径不存在也照样返回：读 `config.json` 时会报出完整路径，比在这里猜用户的意思更清楚。

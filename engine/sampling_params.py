@@ -83,8 +83,11 @@ class SamplingParams:
         # NaN compares false with everything, so each test states the valid range and NaN falls outside it.
         # `repetition_penalty` 只要大于 0；两端的界限让 float32 的分数除以它、乘以它都不会溢出。
         # `repetition_penalty` need only be above 0; its bounds keep float32 scores from overflowing.
-        ranges = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "presence_penalty": (-2.0, 2.0)}
-        for name, (low, high) in {**ranges, "frequency_penalty": (-2.0, 2.0), "repetition_penalty": _FACTORS}.items():
+        ranges = {
+            "temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "presence_penalty": (-2.0, 2.0),
+            "frequency_penalty": (-2.0, 2.0), "repetition_penalty": _FACTORS,
+        }
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not is_number(value) or not low <= value <= high:
                 raise ValueError(f"{name}={value!r} is out of range: use a number from {low:g} to {high:g}")

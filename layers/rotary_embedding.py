@@ -106,7 +106,7 @@ class RotaryEmbedding(nn.Module):
         Returns:
             cos, sin: [T, head_dim // 2] float32
         """
-        if fused is not None:
+        if fused is not None and fused.has_rotary:
             return fused.rotary(positions, self.inv_freq)  # [T, head_dim // 2]
         # 位置会超过 100000，bf16 连 257 都表示不了，角度必须用 float32 算。
         # Positions exceed 100000 while bf16 cannot even hold 257, so angles are float32.

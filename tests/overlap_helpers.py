@@ -5,14 +5,36 @@ left.
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import pytest
 from engine_helpers import Request, Run, assert_all_free, assert_well_ended, rows
 
+import engine.llm
 from engine.llm import LLM
 from engine.overlapped_engine import OverlappedEngine
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence
+
+MAX_LEN = 160
+# 块够多、预算够大，谁也不会被抢占或切开。
+# Blocks and budget enough that nobody is preempted or cut.
+ROOMY: dict[str, Any] = dict(backend="sdpa", max_model_len=MAX_LEN, num_kvcache_blocks=640, max_num_batched_tokens=8192)
+
+
+def make_llm(folder: Path, overlapped: bool = True, **options: Any) -> LLM:
+    """在 CPU 上造一个严格的引擎，可以指定用哪种循环。
+
+    A strict engine on the CPU, with the loop that is asked for.
+    """
+    options = {"device": "cpu", "dtype": "float32", "seed": 5, "strict": True, **options}
+    with pytest.MonkeyPatch.context() as patch:
+        if overlapped:
+            patch.setattr(engine.llm, "create_engine", OverlappedEngine)
+        llm = LLM(folder, **options)
+    assert isinstance(llm.engine, OverlappedEngine) == overlapped
+    return llm
 
 
 class Spy:

@@ -78,10 +78,6 @@ class PlainFused(FusedKernels):
         self.backend.store_kvcache(apply_rotary(k, cos, sin), v, kv_cache.k, kv_cache.v, slot_mapping)
         return apply_rotary(q, cos, sin)
 
-    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[:, None] * inv_freq
-        return angles.cos(), angles.sin()
-
     def sample(
         self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
     ) -> Tensor:

@@ -109,11 +109,11 @@ def test_silu_and_mul(fused: FusedKernels, place: Place, num_tokens: int, size: 
 
 
 @pytest.mark.parametrize("half", [8, 64])
-def test_rotary(fused: FusedKernels, place: Place, half: int) -> None:
+def test_rotary(triton_fused: FusedKernels, place: Place, half: int) -> None:
     positions = torch.tensor([0, 1, 7, 4095, 131071], device=place.device)
     with torch.device(place.device):
         rotary = RotaryEmbedding(2 * half, 500000.0, None)
-    for out, expected in zip(rotary(positions, fused), rotary(positions)):
+    for out, expected in zip(rotary(positions, triton_fused), rotary(positions)):
         # 角度是 float32，大角度的 cos 在两处实现里可以差几个末位。
         # Angles are float32, and at large ones two implementations of cos may be some last bits apart.
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)

@@ -101,3 +101,8 @@ def test_a_chat_without_standard_input() -> None:
         f"{sys.executable} mini_llama.py --chat --device cpu <&-", shell=True, cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.strip().endswith("standard input, which is closed")
+
+
+def test_a_model_name_too_long_for_the_file_system() -> None:
+    with pytest.raises(ValueError, match=r"is not a folder .*check --model"):
+        EngineConfig(model="a" * 5000).resolve_model_folder()

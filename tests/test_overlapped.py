@@ -17,11 +17,9 @@ from engine_helpers import (
     run_requests,
     small_model_folder,
 )
-from overlap_helpers import Spy, assert_drained, run_overlapped
+from overlap_helpers import MAX_LEN, Spy, assert_drained, make_llm, run_overlapped
 
-import engine.llm
 from engine.config import EngineConfig
-from engine.llm import LLM
 from engine.llm_engine import LLMEngine
 from engine.overlapped_engine import OverlappedEngine, create_engine
 from engine.sampling_params import SamplingParams
@@ -29,7 +27,6 @@ from engine.sequence import PENDING_TOKEN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MAX_LEN = 160
 PLAIN = dict(
     backend="sdpa",
     max_model_len=MAX_LEN,
@@ -52,16 +49,6 @@ def requests() -> list[Request]:
 @pytest.fixture(scope="module")
 def plain(folder: Path, requests: list[Request]) -> Run:
     return run_requests(make_llm(folder, overlapped=False, **PLAIN), requests)
-
-
-def make_llm(folder: Path, overlapped: bool = True, **options: Any) -> LLM:
-    options = {"device": "cpu", "dtype": "float32", "seed": 5, "strict": True, **options}
-    with pytest.MonkeyPatch.context() as patch:
-        if overlapped:
-            patch.setattr(engine.llm, "create_engine", OverlappedEngine)
-        llm = LLM(folder, **options)
-    assert isinstance(llm.engine, OverlappedEngine) == overlapped
-    return llm
 
 
 def make_engine(folder: Path, **options: Any) -> OverlappedEngine:

@@ -18,9 +18,8 @@ from engine_helpers import (
     run_requests,
     small_model_folder,
 )
-from overlap_helpers import assert_drained, run_overlapped
+from overlap_helpers import MAX_LEN, ROOMY, assert_drained, make_llm, run_overlapped
 from test_decode_graphs import add_graphs
-from test_overlapped import make_llm
 
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
@@ -29,8 +28,6 @@ from engine.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MAX_LEN = 160
-ROOMY: dict[str, Any] = dict(backend="sdpa", max_model_len=MAX_LEN, num_kvcache_blocks=640, max_num_batched_tokens=8192)
 PROMPT = list(range(40))
 
 

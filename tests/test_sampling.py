@@ -28,10 +28,9 @@ from engine_helpers import (
     small_model_folder,
     top_two,
 )
-from overlap_helpers import run_overlapped
+from overlap_helpers import MAX_LEN, ROOMY, make_llm, run_overlapped
 from test_decode_graphs import add_graphs
 from test_layers import LOGITS, chi_square, numpy_distribution
-from test_overlapped import make_llm
 from torch import Tensor
 
 import layers.sampler
@@ -47,8 +46,6 @@ from layers.sampler import sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MAX_LEN = 160
-ROOMY: dict[str, Any] = dict(backend="sdpa", max_model_len=MAX_LEN, num_kvcache_blocks=640, max_num_batched_tokens=8192)
 CPU = torch.device("cpu")
 
 

@@ -58,7 +58,7 @@ class TritonFusedKernels(FusedKernels):
     The fused steps in Triton.
     """
 
-    has_sampler = True
+    has_rotary = has_sampler = True
     max_skinny_rows = MAX_SKINNY_ROWS
 
     def __init__(self, device: torch.device) -> None:
