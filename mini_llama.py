@@ -2,13 +2,13 @@
 
 作为程序：`python mini_llama.py --backend torch` 用内置的小模型回答几个问题，不需要 GPU，也不需要下载。
 作为库：`from mini_llama import LLM, SamplingParams`；asyncio 程序用 `AsyncLLM`。
-往下读：`engine/llm.py`（入口）-> `engine/llm_engine.py`（主循环）-> `engine/scheduler.py`（谁运行）。
+往下读：`serving/llm.py`（入口）-> `engine/llm_engine.py`（主循环）-> `engine/scheduler.py`（谁运行）。
 
 The command line and the public face of mini-llama.
 
 As a program: `python mini_llama.py --backend torch` answers a few questions with the embedded model; no GPU, no
 download. As a library: `from mini_llama import LLM, SamplingParams`; asyncio programs take `AsyncLLM`.
-Read on in `engine/llm.py` (the entry), `engine/llm_engine.py` (the loop), `engine/scheduler.py` (who runs).
+Read on in `serving/llm.py` (the entry), `engine/llm_engine.py` (the loop), `engine/scheduler.py` (who runs).
 """
 
 import argparse
@@ -27,18 +27,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-# 依赖只有一个方向：命令行 -> `engine` -> `models` -> `layers` -> `backends`；下层从不导入上层。
-# Dependencies point one way: command line -> `engine` -> `models` -> `layers` -> `backends`, and never back.
+# 依赖只有一个方向：命令行 -> `serving` -> `engine` -> `models` -> `layers` -> `backends`；下层从不导入上层。
+# Dependencies point one way: command line -> `serving` -> `engine` -> `models` -> `layers` -> `backends`, and never back.
 from backends import BackendUnavailableError, backend_names, backend_status
-from engine.async_llm import AsyncLLM, EngineDeadError
-from engine.beam_search import BeamSearchParams
-from engine.compare import compare_backends
 from engine.config import EngineConfig
-from engine.llm import LLM
 from engine.llm_engine import load_generation_config
 from engine.outputs import CompletionOutput, EngineMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Message, Tokenizer
+from serving.async_llm import AsyncLLM, EngineDeadError
+from serving.beam_search import BeamSearchParams
+from serving.compare import compare_backends
+from serving.llm import LLM
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
 # Users may rely on these names; all else is internal and may change at any time.

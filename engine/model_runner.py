@@ -22,13 +22,13 @@ from backends.base import AttentionMetadata, KVCache
 from engine.batch import Batch
 from engine.block_manager import num_blocks_needed
 from engine.config import EngineConfig
-from engine.decode_graphs import DecodeGraphs
+from engine.gpu.decode_graphs import DecodeGraphs
 from layers.linear import Linear
 from layers.sampler import SamplingInputs, sample
-from models import create_model
 from models.config import ModelLoadError, load_config
 from models.llama import randomize_weights
 from models.loader import load_weights
+from models.registry import create_model
 
 logger = logging.getLogger(__name__)
 

@@ -1,43 +1,5 @@
-"""模型注册表：`config.json` 里的 `architectures` -> 模型类。
+"""模型：配置、权重、前向计算。从 `llama.py` 读起；这里什么也不导入，读配置就不必等模型类。
 
-The model registry: `architectures` in `config.json` -> model class.
+The models: configuration, weights, forward pass. Start at `llama.py`; nothing is imported here, so that reading a
+configuration does not wait for the model classes.
 """
-
-
-from backends.base import AttentionBackend
-from models.config import ModelConfig, ModelLoadError
-from models.llama import LlamaForCausalLM
-from models.qwen3 import Qwen3ForCausalLM
-
-# 加模型就在这里加一行；键是 `config.json` 里写的名字。
-# A new model is one more line here; the key is the name in `config.json`.
-# Qwen3 的类继承自 Llama 的类，所以一个类型就能描述所有的值。
-# Qwen3's class inherits from Llama's, so a single type describes every value.
-MODEL_REGISTRY: dict[str, type[LlamaForCausalLM]] = {
-    "LlamaForCausalLM": LlamaForCausalLM,
-    "Qwen3ForCausalLM": Qwen3ForCausalLM,
-}
-
-
-def create_model(config: ModelConfig, backend: AttentionBackend) -> LlamaForCausalLM:
-    """按配置搭好模型，权重尚未填入。
-
-    Build the model that the configuration names; its weights are not filled yet.
-
-    Raises:
-        ModelLoadError: no such architecture
-    """
-    # 只查字典，不按名字导入：`config.json` 是外来数据，不能由它决定运行哪段代码。
-    # Look up, never import by name: `config.json` is foreign data and must not decide what code runs.
-    model_class = MODEL_REGISTRY.get(config.architecture)
-    if model_class is None:
-        raise ModelLoadError(
-            f"unknown architecture {config.architecture!r}: supported are {', '.join(MODEL_REGISTRY)}"
-        )
-    # 此刻参数都是 `torch.empty` 留下的垃圾值；`models/loader.py` 逐个填满，并核对一个不漏。
-    # The parameters are what `torch.empty` left there;
-    # `models/loader.py` fills each of them and makes sure none is left out.
-    return model_class(config, backend)
-
-
-__all__ = ["MODEL_REGISTRY", "create_model"]

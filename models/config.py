@@ -43,8 +43,8 @@ class ModelConfig:
         dtype: the dtype of the stored weights
     """
 
-    # 注册表的键，决定用哪个类来搭，见 `models/__init__.py`；Llama-3.2 写的是 `LlamaForCausalLM`。
-    # The registry's key, which picks the class, see `models/__init__.py`; Llama-3.2 has `LlamaForCausalLM` here.
+    # 注册表的键，决定用哪个类来搭，见 `models/registry.py`；Llama-3.2 写的是 `LlamaForCausalLM`。
+    # The registry's key, which picks the class, see `models/registry.py`; Llama-3.2 has `LlamaForCausalLM` here.
     architecture: str
     # 词表：嵌入表的行数，也是每个位置要算的 logits 个数。
     # Llama-3.2 是 128256，即 128000 个普通 token 加 256 个特殊 token。

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from engine import block_key
 from engine.block_manager import BlockManager
-from engine.llm import LLM
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence
+from serving.llm import LLM
 
 ROOT = Path(__file__).resolve().parent.parent
 

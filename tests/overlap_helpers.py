@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from engine_helpers import Request, Run, assert_all_free, assert_well_ended, rows
 
-import engine.llm
-from engine.llm import LLM
-from engine.overlapped_engine import OverlappedEngine
+import serving.llm
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence
+from serving.llm import LLM
 
 MAX_LEN = 160
 # 块够多、预算够大，谁也不会被抢占或切开。
@@ -31,7 +31,7 @@ def make_llm(folder: Path, overlapped: bool = True, **options: Any) -> LLM:
     options = {"device": "cpu", "dtype": "float32", "seed": 5, "strict": True, **options}
     with pytest.MonkeyPatch.context() as patch:
         if overlapped:
-            patch.setattr(engine.llm, "create_engine", OverlappedEngine)
+            patch.setattr(serving.llm, "create_engine", OverlappedEngine)
         llm = LLM(folder, **options)
     assert isinstance(llm.engine, OverlappedEngine) == overlapped
     return llm

@@ -1,5 +1,5 @@
-"""依赖只朝一个方向：`mini_llama → engine → models → layers → backends`；上层不提任何具体后端。
-Dependencies point one way: `mini_llama → engine → models → layers → backends`; no layer above names a backend.
+"""依赖只朝一个方向：`mini_llama → serving → engine → models → layers → backends`；上层不提任何具体后端。
+Dependencies point one way: `mini_llama → serving → engine → models → layers → backends`; no layer above names a backend.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ("mini_llama", "engine", "models", "layers", "backends")
+ORDER = ("mini_llama", "serving", "engine", "models", "layers", "backends")
 BACKENDS = {"torch", "sdpa", "triton", "flash"}
 # 具体后端的模块、类和软件包的名字里会出现的片段。
 # Pieces of the names of concrete backends' modules, classes and packages.
@@ -84,7 +84,7 @@ def test_no_import_cycles() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("part", ["engine", "models", "layers"])
+@pytest.mark.parametrize("part", ["serving", "engine", "models", "layers"])
 def test_no_concrete_backend_is_named(part: str) -> None:
     named = []
     for name, path in source_files(part).items():

@@ -14,13 +14,13 @@ import pytest
 from engine_helpers import assert_all_free
 from test_bad_input import BAD_REQUESTS
 
-import engine.llm
 import mini_llama
-from engine.async_llm import AsyncLLM, EngineDeadError
-from engine.llm import LLM
+import serving.llm
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.outputs import RequestOutput
-from engine.overlapped_engine import OverlappedEngine
 from engine.sampling_params import SamplingParams
+from serving.async_llm import AsyncLLM, EngineDeadError
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,7 +65,7 @@ async def idle(llm: AsyncLLM) -> None:
 @pytest.fixture(params=["synchronous", "overlapped"])
 def llm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[AsyncLLM]:
     if request.param == "overlapped":
-        monkeypatch.setattr(engine.llm, "create_engine", OverlappedEngine)
+        monkeypatch.setattr(serving.llm, "create_engine", OverlappedEngine)
     made = AsyncLLM(**OPTIONS)
     yield made
     made.shutdown()

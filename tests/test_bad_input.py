@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from engine_helpers import assert_all_free, small_model_folder
 
-from engine.llm import LLM
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from models.config import ModelLoadError
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

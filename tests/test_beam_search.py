@@ -12,9 +12,9 @@ import torch
 from conftest import EMBEDDED_MODEL
 from engine_helpers import assert_all_free
 
-from engine.beam_search import BeamSearchParams, BeamSearchSequence, beam_score
-from engine.llm import LLM
 from engine.sampling_params import SamplingParams
+from serving.beam_search import BeamSearchParams, BeamSearchSequence, beam_score
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from engine_helpers import ROOT, python
 from test_cli import environment
 
 import mini_llama
-from engine.llm import LLM
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,16 +25,16 @@ from engine_helpers import (
 from overlap_helpers import poison, run_overlapped
 from torch import Tensor
 
-import engine.llm
+import serving.llm
 from backends.base import FusedKernels, KVCache
 from backends.sdpa import SDPABackend
-from engine.decode_graphs import DecodeGraphs, graph_sizes
-from engine.llm import LLM
-from engine.overlapped_engine import OverlappedEngine
+from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.scheduler import ScheduledSequence
 from layers.activation import silu_and_mul
 from layers.rotary_embedding import apply_rotary
 from layers.sampler import SamplingInputs, sample
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,7 +171,7 @@ def make_llm(folder: Path, **options: Any) -> LLM:
         **options,
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.llm, "create_engine", OverlappedEngine)
+        patch.setattr(serving.llm, "create_engine", OverlappedEngine)
         return LLM(folder, **options)
 
 

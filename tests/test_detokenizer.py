@@ -218,7 +218,7 @@ def test_special_tokens_are_shown_only_if_wanted() -> None:
 
 
 def test_the_core_pays_nothing_without_stop_and_stream() -> None:
-    from engine.llm import LLM
+    from serving.llm import LLM
 
     engine = LLM(num_kvcache_blocks=16, device="cpu").engine
     assert engine.prepare_request("hi").output_text is None

@@ -23,8 +23,8 @@ from engine_helpers import (
 )
 
 import layers.sampler
-from engine.llm import LLM
 from engine.sampling_params import SamplingParams
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

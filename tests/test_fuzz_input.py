@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, example, given, settings
 
 import mini_llama
 from backends import create_backend
-from engine.llm import LLM
 from engine.llm_engine import load_generation_config
 from engine.sampling_params import SamplingParams
-from models import create_model
 from models.config import ModelConfig, ModelLoadError, load_config, parse_config
 from models.loader import load_weights
+from models.registry import create_model
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

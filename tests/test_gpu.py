@@ -25,12 +25,12 @@ from overlap_helpers import assert_drained, poison, run_overlapped
 from test_sampling import check_logprobs, featured_requests
 
 from backends import backend_status, choose_backend
-from engine.async_llm import AsyncLLM
-from engine.llm import LLM
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
-from engine.overlapped_engine import OverlappedEngine
 from engine.sampling_params import SamplingParams
 from layers.linear import Linear
+from serving.async_llm import AsyncLLM
+from serving.llm import LLM
 
 pytestmark = pytest.mark.gpu
 

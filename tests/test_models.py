@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from backends import create_backend
 from backends.base import AttentionMetadata, KVCache
-from models import MODEL_REGISTRY, create_model
 from models.config import load_config
 from models.llama import LlamaForCausalLM, randomize_weights
 from models.loader import load_weights
+from models.registry import MODEL_REGISTRY, create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

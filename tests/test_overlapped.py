@@ -20,8 +20,8 @@ from engine_helpers import (
 from overlap_helpers import MAX_LEN, Spy, assert_drained, make_llm, run_overlapped
 
 from engine.config import EngineConfig
+from engine.gpu.overlapped_engine import OverlappedEngine, create_engine
 from engine.llm_engine import LLMEngine
-from engine.overlapped_engine import OverlappedEngine, create_engine
 from engine.sampling_params import SamplingParams
 from engine.sequence import PENDING_TOKEN
 

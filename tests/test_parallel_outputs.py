@@ -21,9 +21,9 @@ from engine_helpers import (
 from overlap_helpers import MAX_LEN, ROOMY, assert_drained, make_llm, run_overlapped
 from test_decode_graphs import add_graphs
 
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
-from engine.overlapped_engine import OverlappedEngine
 from engine.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")

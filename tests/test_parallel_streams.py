@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine.async_llm import AsyncLLM
-from engine.llm import LLM
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
+from serving.async_llm import AsyncLLM
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

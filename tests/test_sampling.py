@@ -35,7 +35,6 @@ from torch import Tensor
 
 import layers.sampler
 from engine.batch import build_sampling_inputs
-from engine.llm import LLM
 from engine.logprobs import gather_logprobs, read_logprobs
 from engine.penalties import Penalties
 from engine.sampling_params import SamplingParams
@@ -43,6 +42,7 @@ from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
 from layers.penalties import apply_penalties
 from layers.sampler import sample
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

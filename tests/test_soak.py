@@ -16,15 +16,15 @@ import torch
 from engine_helpers import assert_all_free
 from overlap_helpers import assert_drained
 
-import engine.llm
+import serving.llm
 from engine.block_key import BlockKey
 from engine.detokenizer import OutputText
-from engine.llm import LLM
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
-from engine.overlapped_engine import OverlappedEngine
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +36,7 @@ MAX_LEN = 96
 
 def make_engine(overlapped: bool, monkeypatch: pytest.MonkeyPatch) -> LLMEngine:
     if overlapped:
-        monkeypatch.setattr(engine.llm, "create_engine", OverlappedEngine)
+        monkeypatch.setattr(serving.llm, "create_engine", OverlappedEngine)
     made = LLM(
         device="cpu", kvcache_block_size=8, num_kvcache_blocks=26, max_model_len=MAX_LEN, max_num_seqs=14,
         max_num_batched_tokens=40, seed=1, strict=True,

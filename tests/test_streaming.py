@@ -12,12 +12,12 @@ import pytest
 from engine_helpers import assert_all_free, make_scheduler, make_seq, run_all
 from overlap_helpers import assert_drained
 
-import engine.llm
-from engine.llm import LLM
+import serving.llm
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.outputs import RequestOutput
-from engine.overlapped_engine import OverlappedEngine
 from engine.sampling_params import SamplingParams
 from engine.sequence import RequestMetrics
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,7 +29,7 @@ def make_llm(overlapped: bool = False, **options: Any) -> LLM:
     options = {"device": "cpu", "num_kvcache_blocks": 64, "max_model_len": 512, "strict": True, "seed": 1, **options}
     with pytest.MonkeyPatch.context() as patch:
         if overlapped:
-            patch.setattr(engine.llm, "create_engine", OverlappedEngine)
+            patch.setattr(serving.llm, "create_engine", OverlappedEngine)
         return LLM(**options)
 
 

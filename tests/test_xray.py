@@ -18,9 +18,9 @@ from engine_helpers import ROOT, python
 from rich.console import Console
 
 import mini_llama
-from engine.llm import LLM
-from engine.overlapped_engine import OverlappedEngine
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.sampling_params import SamplingParams
+from serving.llm import LLM
 from tools.xray import Recorder, Watch, observe, write_page, write_trace
 from tools.xray.chrome_trace import trace_events
 from tools.xray.recorder import SOURCES, source_line

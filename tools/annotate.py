@@ -52,7 +52,7 @@ from tools.check_bilingual import (
 TEMPLATES = ROOT / "tools" / "site"
 # 谁用谁：每一组只导入写在它后面的组。
 # Who uses whom: each group imports only from groups that stand behind it.
-LAYERS = ("mini_llama", "engine", "models", "layers", "backends")
+LAYERS = ("mini_llama", "serving", "engine", "models", "layers", "backends")
 LABS = "docs/labs"
 REFERENCE = re.compile(r"([\w./-]+\.py)(?:::([\w.]+))?")
 IMAGES = {".svg", ".png", ".jpg", ".gif"}

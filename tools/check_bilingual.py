@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
-ANNOTATED = ("engine", "layers", "models", "backends", "mini_llama.py")
+ANNOTATED = ("serving", "engine", "layers", "models", "backends", "mini_llama.py")
 DEFAULT_PATHS = (*ANNOTATED, "tools")
 MAX_LINES_PER_HALF = 2
 

@@ -30,9 +30,9 @@ from backends.base import AttentionBackend
 from engine.sampling_params import SamplingParams
 from layers.activation import silu_and_mul
 from layers.linear import FusedLinear
-from models import MODEL_REGISTRY
 from models.config import ModelConfig, ModelLoadError
 from models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP
+from models.registry import MODEL_REGISTRY
 
 # 两处不同由命令行决定，便于试错；真正接入时，它们写死在类里，或者读自 `config.json`。
 # The command line decides both differences, to try mistakes; a real adaptation fixes them or reads `config.json`.

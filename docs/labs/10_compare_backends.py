@@ -21,10 +21,10 @@ from torch import Tensor
 
 import backends
 from backends.torch_backend import TorchBackend
-from engine.compare import compare_backends
 from engine.config import EngineConfig
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from serving.compare import compare_backends
 
 QUESTIONS = ["What is the capital of Italy?", "What is a token?", "什么是 KV 缓存？"]
 ERROR = 0.0

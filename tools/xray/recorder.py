@@ -27,8 +27,8 @@ from torch import Tensor
 from backends.base import AttentionMetadata
 from backends.torch_backend import gather_pages
 from engine.batch import Batch
+from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
-from engine.overlapped_engine import OverlappedEngine
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 from layers.attention import Attention

@@ -19,10 +19,10 @@ from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from engine.llm import LLM, Prompt
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
+from serving.llm import LLM, Prompt
 
 
 class EngineDeadError(RuntimeError):

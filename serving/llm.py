@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from engine.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from engine.config import EngineConfig
+from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
-from engine.overlapped_engine import create_engine
-from engine.progress import generation_progress, loading_progress
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
 from engine.tokenizer import Message
+from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
+from serving.console import generation_progress, loading_progress
 
 # 文字，或已经分好的 token id；后者绕过分词器，测试和测速用它来固定输入。
 # Text, or token ids; ids bypass the tokenizer, and tests and benchmarks use them to fix the input.
