@@ -136,16 +136,14 @@ class LLMEngine:
         # 按请求数，不按序列：`n` 为 3 的请求有 3 条序列，一条在跑，整个请求就算在跑。
         # Requests and not sequences: a request whose `n` is 3 has 3 of them, and runs as soon as any of them does.
         running = {seq.request_id for seq in scheduler.running}
+        waiting = {seq.request_id for seq in scheduler.waiting} - running
+        # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
+        # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
+        usage = 1 - manager.num_free_blocks / manager.num_blocks
         return EngineMetrics(
-            num_running=len(running),
-            num_waiting=len({seq.request_id for seq in scheduler.waiting} - running),
-            # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
-            # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
-            kv_cache_usage=1 - manager.num_free_blocks / manager.num_blocks,
-            prefix_cache_queries=manager.stats.queried,
-            prefix_cache_hits=manager.stats.hit,
-            num_preemptions=scheduler.num_preemptions,
-            num_computed_tokens=self.num_computed_tokens,
+            num_running=len(running), num_waiting=len(waiting), kv_cache_usage=usage,
+            prefix_cache_queries=manager.stats.queried, prefix_cache_hits=manager.stats.hit,
+            num_preemptions=scheduler.num_preemptions, num_computed_tokens=self.num_computed_tokens,
             num_generated_tokens=self.num_generated_tokens,
         )
 

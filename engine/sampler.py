@@ -9,7 +9,7 @@ here and in `layers/sampler.py`. The synchronous loop goes through at once; the 
 the next step, and only then reads. Every sampled id passes through `read`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -148,9 +148,7 @@ class Sampler:
             self.counts[1, places, tokens[rows]] += 1
         return tokens, gather_logprobs(logits, tokens, [seq.params.logprobs for seq, _ in samples])
 
-    def read(
-        self, rows: Iterable[tuple[Sequence, int]], tokens: list[int], logprobs: Tensor | None
-    ) -> list[list[int]]:
+    def read(self, rows: list[tuple[Sequence, int]], tokens: list[int], logprobs: Tensor | None) -> list[list[int]]:
         """把到了主机的 token 分给各行，记下对数概率；要在 `commit` 之前调用。
 
         Deal the tokens that have come to the host out to the rows and record log-probabilities; called before `commit`.
@@ -211,10 +209,8 @@ class Sampler:
         if not penalized:
             return logits, None
         rows, places = self._on_device([(row, self._row(seq)) for row, seq in penalized]).unbind(1)
-        values = [
-            (p.presence_penalty, p.frequency_penalty, p.repetition_penalty)
-            for p in (seq.params for _, seq in penalized)
-        ]
+        params = [seq.params for _, seq in penalized]
+        values = [(p.presence_penalty, p.frequency_penalty, p.repetition_penalty) for p in params]
         columns = torch.tensor(values, dtype=torch.float32)  # [P, 3]
         # 转成一列一列的，好与 [P, vocab_size] 广播。
         # Cut into columns, which broadcast against [P, vocab_size].

@@ -280,9 +280,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     # 24 个 query 头除以 8 个 KV 头，每组 3 个；若是 24 除以 7，最后一组就凑不齐。
     # 24 query heads over 8 KV heads makes groups of 3; 24 over 7 would leave the last group short.
     if num_heads % num_kv_heads:
-        raise ModelLoadError(
-            f"config.json: {num_heads} query heads do not divide among {num_kv_heads} KV heads"
-        )
+        raise ModelLoadError(f"config.json: {num_heads} query heads do not divide among {num_kv_heads} KV heads")
     # RoPE 把分量 i 与 i + D/2 配成一对，奇数配不成对。
     # RoPE pairs component i with i + D/2, which an odd D does not allow.
     if head_dim % 2:
