@@ -59,15 +59,12 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
         return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)  # [S]
 
     return SamplingInputs(
-        temperatures=column(temperatures),
-        top_ps=column([p.top_p for p in params]),
-        min_ps=column([p.min_p for p in params]),
-        top_ks=integers(top_ks).unsqueeze(1),
+        temperatures=column(temperatures), top_ps=column([p.top_p for p in params]),
+        min_ps=column([p.min_p for p in params]), top_ks=integers(top_ks).unsqueeze(1),
         # 噪声由（种子，第几个输出，token id）决定，这里送去前 2 个；没有随机数状态，也就不怕被谁打乱。
         # Noise depends on (seed, output index, token id), and here go the first 2;
         # with no generator state, nothing disturbs it.
-        seeds=integers(seeds),
-        output_indices=integers(output_indices),
+        seeds=integers(seeds), output_indices=integers(output_indices),
         # 给 128256 个分数排序很贵，没人用 `top_k`、`top_p` 就整批跳过；在主机上判断，不必读 GPU。
         # Sorting 128256 scores is expensive and skipped if nobody uses `top_k` or `top_p`;
         # decided on the host, no GPU read.

@@ -293,22 +293,14 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
         raise ModelLoadError(f"config.json: dtype {dtype_name!r} is not supported: use {', '.join(DTYPES)}")
     return ModelConfig(
-        architecture=architectures[0],
-        vocab_size=_positive_int(raw, "vocab_size"),
-        hidden_size=hidden_size,
+        architecture=architectures[0], vocab_size=_positive_int(raw, "vocab_size"), hidden_size=hidden_size,
         intermediate_size=_positive_int(raw, "intermediate_size"),
-        num_hidden_layers=_positive_int(raw, "num_hidden_layers"),
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=head_dim,
+        num_hidden_layers=_positive_int(raw, "num_hidden_layers"), num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads, head_dim=head_dim,
         max_position_embeddings=_positive_int(raw, "max_position_embeddings"),
-        rms_norm_eps=_positive_number(raw, "rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tie_word_embeddings=_flag(raw, "tie_word_embeddings"),
-        attention_bias=_flag(raw, "attention_bias"),
-        mlp_bias=_flag(raw, "mlp_bias"),
-        dtype=DTYPES[dtype_name],
+        rms_norm_eps=_positive_number(raw, "rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling,
+        tie_word_embeddings=_flag(raw, "tie_word_embeddings"), attention_bias=_flag(raw, "attention_bias"),
+        mlp_bias=_flag(raw, "mlp_bias"), dtype=DTYPES[dtype_name],
         # `generation_config.json` 里可能还有别的结束符，由引擎合并；这里只读 `config.json` 的。
         # `generation_config.json` may list more of them, which the engine adds;
         # only those of `config.json` are read here.

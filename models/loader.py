@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from layers.linear import StackedLinear
 from models.config import ModelLoadError, read_json
+from models.llama import LlamaForCausalLM
 
 # Hugging Face 的固定文件名：小模型一个文件，大模型切成几片，由索引说明哪个张量在哪一片。
 # Hugging Face's fixed names: a small model is one file, a large one several shards, and the index says what lies where.
