@@ -29,6 +29,11 @@ class ModelLoadError(ValueError):
     Something is wrong with the model folder; one line that names the file, the value and the remedy.
     """
 
+    def __init__(self, message: str) -> None:
+        # 消息里常常转述别的库的话，那里面可以有换行，甚至就来自文件的内容。
+        # Messages often quote other libraries, which may hold line breaks, even some out of the file itself.
+        super().__init__(" ".join(message.splitlines()))
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:

@@ -269,6 +269,14 @@ def test_garbage_instead_of_safetensors(folder: Path, content: bytes) -> None:
     refuses(lambda: load(folder), str(folder), "download")
 
 
+def test_what_another_library_says_is_one_line_too(folder: Path) -> None:
+    # safetensors 的报错会照抄文件头里的内容，换行也在内。
+    # The error of safetensors quotes the file's header, line breaks included.
+    header = json.dumps({GATE: ["two\nlines"]}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refuses(lambda: load(folder), "two lines", "truncated or corrupt")
+
+
 def test_truncated_shard_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", random_weights(), shards=3)
     path = folder / "model-00002-of-00003.safetensors"
