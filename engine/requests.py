@@ -19,7 +19,7 @@ from engine.block_manager import BlockManager
 from engine.detokenizer import OutputText
 from engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
-from engine.sequence import Sequence, SequenceStatus
+from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import is_int
 from models.config import ModelConfig, ModelLoadError, parse_token_ids, read_json
@@ -90,7 +90,7 @@ class Requests:
         self._ids = count()
         # 引擎的种子只管发种子：`seed` 相同、加入顺序相同，第几个请求就拿到同样的种子；None 则每次启动都不同。
         # The engine's seed only deals out seeds: same `seed` and order, same seed for each request; None varies.
-        self._seeds = random.Random(seed)
+        self._seeds = random.Random(seed if seed is None else int(seed))
 
     # ---- 进门 ----
     # ---- at the door ----
@@ -200,8 +200,11 @@ class Requests:
         # `n` 份输出就是 `n` 个序列，各自调度、抢占、结束，只在交出结果时合在一起。
         # `n` outputs are `n` sequences, each scheduled, preempted and ended on its own; the result puts them together.
         siblings = [seq.sibling(index) for index in range(1, seq.params.n)]
-        for each in (seq, *siblings):
-            each.siblings = [seq, *siblings]
+        # 大家共用一个列表：各存一份就是 `n` 的平方。
+        # All share one list: a copy each would be the square of `n`.
+        group = [seq, *siblings]
+        for each in group:
+            each.siblings = group
             # 文字各有各的。
             # Each has its own text.
             each.output_text = seq.output_text and OutputText(self.tokenizer, seq.params)
@@ -209,7 +212,7 @@ class Requests:
         # In the same step they would not find each other and compute the prompt `n` times; if there are whole blocks to
         # share, number 1 computes them first and the others hit its blocks.
         if not self._num_shareable_blocks(seq):
-            return [seq, *siblings]
+            return group
         self.held[seq.request_id] = siblings
         return [seq]
 
@@ -221,17 +224,18 @@ class Requests:
         manager = self.block_manager
         return (seq.num_prompt_tokens - 1) // manager.block_size if manager.enable_prefix_caching else 0
 
-    def take_released(self) -> list[Sequence]:
-        """第 1 份的提示词块都登记了，或者它已经结束，其余各份就可以排队，排在最前面。
+    def take_released(self, running: list[Sequence]) -> list[Sequence]:
+        """第 1 份的提示词块都登记了，其余各份就可以排队，排在最前面；它若先结束，由 `LLMEngine.release` 放行。
 
-        Once the prompt's blocks of number 1 are registered, or it has ended, the others may queue, at the very front.
+        Once the prompt's blocks of number 1 are registered, the others may queue, at the very front; should it end
+        sooner, `LLMEngine.release` lets them go.
         """
+        # 只看在运行的：等待中的第 1 份一个块也没有，它们可能有几千个。
+        # Only running ones are looked at: a number 1 that waits has no blocks, and there may be thousands of them.
         released: list[Sequence] = []
-        for request_id, siblings in list(self.held.items()):
-            first = siblings[0].siblings[0]
-            computed = first.num_registered_blocks >= self._num_shareable_blocks(first)
-            if computed or first.status is SequenceStatus.FINISHED:
-                released += self.held.pop(request_id)
+        for seq in running if self.held else ():
+            if seq.request_id in self.held and seq.num_registered_blocks >= self._num_shareable_blocks(seq):
+                released += self.held.pop(seq.request_id)
         return released
 
     # ---- 出门 ----
@@ -244,7 +248,7 @@ class Requests:
         """
         # 几份输出在同一步结束时，只有第一个来到这里的交出结果，那时 id 还在。
         # If several outputs end in the same step, only the first that comes here hands out the result: the id is there.
-        if not seq.request_finished or seq.request_id not in self._ids_in_use:
+        if seq.request_id not in self._ids_in_use or not seq.request_finished:
             return None
         # 引擎可以跑上几周：不删掉这个 id 就是内存泄漏，它也永远不能再用。
         # An engine runs for weeks: an id left behind leaks memory and can never be used again.
