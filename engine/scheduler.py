@@ -415,10 +415,10 @@ class Scheduler:
             seq.num_pending_tokens = 0
             self.waiting.pop(seq, None)
             seq.status = SequenceStatus.FINISHED
-            group = self._queued[seq.request_id]
-            del group[seq]
+            group = self._queued.get(seq.request_id, {})
+            group.pop(seq, None)
             if not group:
-                del self._queued[seq.request_id]
+                self._queued.pop(seq.request_id, None)
         # 整体重建一次，而不是逐个 `remove`：后者每次都扫描列表，256 个同时结束就要扫 256 遍。
         # Rebuilt once, not with a `remove` for each: that scans the list every time, 256 scans when 256 end at once.
         if sequences:
