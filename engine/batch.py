@@ -214,6 +214,6 @@ def build_batch(
     # Placeholders among the inputs become the tokens of the step before, on the device and without the host.
     if step.pending:
         assert sampled is not None, "only the overlapped loop has pending inputs, and it passes the tokens"
-        where = torch.tensor(step.pending).to(device, non_blocking=True)  # [N, 2]
+        where = torch.tensor(step.pending, device="cpu").to(device, non_blocking=True)  # [N, 2]
         ids[where[:, 0]] = sampled[where[:, 1]]
     return Batch(input_ids=ids, positions=places, metadata=metadata, logits_indices=rows)

@@ -19,7 +19,7 @@ from engine.batch import build_batch
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig, EngineSetup
 from engine.kv_pool import create_pool
-from engine.model_runner import ModelRunner
+from engine.model_runner import ModelRunner, undisturbed
 from engine.outputs import EngineMetrics, RequestOutput
 from engine.requests import Requests, load_generation_config
 from engine.sampler import Sampler
@@ -38,6 +38,7 @@ class LLMEngine:
         num_generated_tokens, num_computed_tokens: totals since the engine started
     """
 
+    @undisturbed(inference=False)
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         # 先做不花钱的：选项、分词器、生成配置有什么不对，马上就报错，不必等 6 GB 的权重读完。
         # What costs nothing comes first: wrong options, tokenizers and generation configs fail at once, and nobody
@@ -114,7 +115,7 @@ class LLMEngine:
         # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成本来就会赛跑，取消应当是幂等的。
         # None for an id unknown or finished, and no error: cancelling races with finishing and has to be idempotent.
         # 还没放进队列的也要一起取消；一个请求有几份输出，就取消几次，都停下之后才交出结果。
-        # Those not queued yet are cancelled as well; each output takes a turn, and the result comes once all have ended.
+        # Those not queued yet are cancelled as well; each output takes a turn, the result comes once all have ended.
         self.scheduler.add_first(self.requests.held.pop(request_id, []))
         aborted = []
         while seq := self.scheduler.abort(request_id):
@@ -170,6 +171,7 @@ class LLMEngine:
                 row.seq.metrics.first_scheduled_time = now
         return schedule
 
+    @undisturbed(inference=True)
     def step(self) -> list[RequestOutput]:
         """走一步：调度、前向、采样、更新，像一条直线。
 

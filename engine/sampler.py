@@ -53,10 +53,11 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
         # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
         # A column broadcasts against logits of [S, vocab_size]:
         # each row gets its own temperature without a Python loop.
-        return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True).unsqueeze(1)  # [S, 1]
+        on_host = torch.tensor(values, dtype=torch.float32, device="cpu").unsqueeze(1)  # [S, 1]
+        return on_host.to(device, non_blocking=True)  # [S, 1]
 
     def integers(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)  # [S]
+        return torch.tensor(values, dtype=torch.int64, device="cpu").to(device, non_blocking=True)  # [S]
 
     return SamplingInputs(
         temperatures=column(temperatures), top_ps=column([p.top_p for p in params]),
@@ -211,7 +212,7 @@ class Sampler:
         rows, places = self._on_device([(row, self._row(seq)) for row, seq in penalized]).unbind(1)
         params = [seq.params for _, seq in penalized]
         values = [(p.presence_penalty, p.frequency_penalty, p.repetition_penalty) for p in params]
-        columns = torch.tensor(values, dtype=torch.float32)  # [P, 3]
+        columns = torch.tensor(values, dtype=torch.float32, device="cpu")  # [P, 3]
         # 转成一列一列的，好与 [P, vocab_size] 广播。
         # Cut into columns, which broadcast against [P, vocab_size].
         presence, frequency, repetition = columns.to(logits.device, non_blocking=True)[:, :, None].unbind(1)
@@ -242,7 +243,7 @@ class Sampler:
 
         Integers on the device, without waiting for the copy.
         """
-        return torch.tensor(values, dtype=torch.int64).to(self.counts.device, non_blocking=True)
+        return torch.tensor(values, dtype=torch.int64, device="cpu").to(self.counts.device, non_blocking=True)
 
 
 # ---- 对数概率 ----
@@ -270,7 +271,7 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
     rows = [row for row, number in enumerate(wanted) if number is not None]
     if not rows:
         return None
-    where = torch.tensor(rows).to(logits.device, non_blocking=True)
+    where = torch.tensor(rows, device="cpu").to(logits.device, non_blocking=True)
     # 各行要的个数不同，一律取最多的那个，到主机上再各取所需：张量没有长短不一的行。
     # Rows want different numbers: all take the largest, and the host cuts them; a tensor has no rows of unequal length.
     k = min(max(number for number in wanted if number is not None), logits.shape[1])

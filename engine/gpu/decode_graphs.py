@@ -86,9 +86,8 @@ class DecodeGraphs:
         self.empty = torch.zeros(1, dtype=torch.int32, device=device)
         # 两份页锁定的主机缓冲区轮流用：上一份可能还在拷贝途中，不能马上覆盖。
         # Two pinned host buffers take turns: the one before may still be on its way and must not be overwritten.
-        self.staging = [
-            torch.zeros(len(_COLUMNS), max_num_seqs, dtype=torch.int64, pin_memory=True) for _ in range(2)
-        ]
+        shape = (len(_COLUMNS), max_num_seqs)
+        self.staging = [torch.zeros(shape, dtype=torch.int64, device="cpu", pin_memory=True) for _ in range(2)]
         self.turn = 0
         # 块表常驻设备，一条序列一条（lane）；每步只送新增的表项。
         # Block tables stay on the device, a lane a sequence; each step sends only new cells.
@@ -260,7 +259,7 @@ class DecodeGraphs:
         # 一条序列写满一个块才多一格，所以大多数步里没有几格要改。
         # A sequence gets another cell only when a block is full, so in most steps few cells change.
         if changes:
-            cells = torch.tensor(changes, dtype=torch.int64).to(self.inputs.device, non_blocking=True)
+            cells = torch.tensor(changes, dtype=torch.int64, device="cpu").to(self.inputs.device, non_blocking=True)
             self.tables.view(-1)[cells[:, 0]] = cells[:, 1].to(torch.int32)
         # 排进队列就返回：token 和 logits 此刻还没算出来，读它们的命令排在后面，自然读得到。
         # Queued, and back at once: tokens and logits are not there yet, but commands that read them stand behind it.

@@ -29,6 +29,7 @@ from engine.batch import build_batch, sampling_rows
 from engine.config import EngineConfig, EngineSetup
 from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
 from engine.llm_engine import LLMEngine
+from engine.model_runner import undisturbed
 from engine.outputs import RequestOutput
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
@@ -63,7 +64,7 @@ def copy_to_host(tensor: Tensor) -> Tensor:
 
     Copy to pinned memory without waiting, which only pinned memory allows.
     """
-    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     return on_host.copy_(tensor, non_blocking=True)
 
 
@@ -83,6 +84,7 @@ class OverlappedEngine(LLMEngine):
     under, and the command that reads them comes later.
     """
 
+    @undisturbed(inference=False)
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         super().__init__(config, on_progress)
         self.launched: LaunchedStep | None = None
@@ -117,6 +119,7 @@ class OverlappedEngine(LLMEngine):
         """
         return super().has_unfinished() or self.launched is not None
 
+    @undisturbed(inference=True)
     def step(self) -> list[RequestOutput]:
         """先发出下一步，再取回上一步的结果：主机忙的时候，GPU 没有闲着。
 
@@ -181,7 +184,7 @@ class OverlappedEngine(LLMEngine):
             again = [pair for pair in zip(step.samples, step.logits_indices) if pair[0][0].needs_logits]
             if not again:
                 return tokens, step.logits_indices, None
-            where = torch.tensor([row for _, row in again]).to(runner.device, non_blocking=True)
+            where = torch.tensor([row for _, row in again], device="cpu").to(runner.device, non_blocking=True)
             chosen, logprobs = self.sampler.draw([sample for sample, _ in again], logits[where])
             tokens[where] = chosen
             return tokens, step.logits_indices, logprobs
