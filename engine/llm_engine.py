@@ -19,7 +19,7 @@ from engine.batch import build_batch
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig, EngineSetup
 from engine.kv_pool import create_pool
-from engine.model_runner import ModelRunner, undisturbed
+from engine.model_runner import ModelRunner
 from engine.outputs import EngineMetrics, RequestOutput
 from engine.requests import Requests, load_generation_config
 from engine.sampler import Sampler
@@ -38,7 +38,6 @@ class LLMEngine:
         num_generated_tokens, num_computed_tokens: totals since the engine started
     """
 
-    @undisturbed(inference=False)
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         # 先做不花钱的：选项、分词器、生成配置有什么不对，马上就报错，不必等 6 GB 的权重读完。
         # What costs nothing comes first: wrong options, tokenizers and generation configs fail at once, and nobody
@@ -171,7 +170,6 @@ class LLMEngine:
                 row.seq.metrics.first_scheduled_time = now
         return schedule
 
-    @undisturbed(inference=True)
     def step(self) -> list[RequestOutput]:
         """走一步：调度、前向、采样、更新，像一条直线。
 

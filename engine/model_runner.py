@@ -8,8 +8,7 @@ You are here: `llm_engine.py` calls `execute` once a step; the KV cache's memory
 tokens in `sampler.py`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,27 +22,6 @@ from models.config import ModelLoadError
 from models.llama import randomize_weights
 from models.loader import load_weights, materialize
 from models.registry import create_model
-
-
-@contextmanager
-def undisturbed(inference: bool) -> Iterator[None]:
-    """调用者可能身处 `torch.autocast` 或推理模式之中，它们属于线程：其间换成我们自己的，离开时复原。
-
-    A caller may be inside `torch.autocast` or inference mode, which belong to the thread: meanwhile ours hold, and his
-    are put back afterwards.
-
-    Args:
-        inference: what is computed is not written to outside; False while the engine is made
-    """
-    disturbing = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
-    for device in disturbing:
-        torch.set_autocast_enabled(device, False)
-    try:
-        with torch.inference_mode(inference):
-            yield
-    finally:
-        for device in disturbing:
-            torch.set_autocast_enabled(device, True)
 
 
 class ModelRunner:
@@ -88,6 +66,7 @@ class ModelRunner:
         metadata.plan = self.backend.prepare(metadata)
         return self.model(input_ids, positions, metadata)  # [T, hidden]
 
+    @torch.inference_mode()
     def execute(self, batch: Batch) -> Tensor:
         """一次前向：全批的 token 走完所有层，只有要采样的行变成 logits。
 

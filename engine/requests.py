@@ -72,6 +72,7 @@ class Requests:
     Attributes:
         defaults: what the model's `generation_config` asks for, used where a request brings no parameters
         eos_token_ids: the ids that end an output unless `ignore_eos`
+        ids_in_use: of the requests that are unfinished, to find duplicates; `finish` frees an id again
     """
 
     def __init__(
@@ -81,9 +82,7 @@ class Requests:
         self.tokenizer, self.block_manager = tokenizer, block_manager
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
         self.defaults, self.eos_token_ids = defaults, eos_token_ids
-        # 未完成请求的 id，用来查重；`finish` 会删掉它，id 便可再用。
-        # The ids of unfinished requests, to find duplicates; `finish` frees an id again.
-        self._ids_in_use: set[str] = set()
+        self.ids_in_use: set[str] = set()
         # 等第 1 份算完提示词的其余各份，按请求 id；见 `take_released`。
         # The outputs of a request that wait until number 1 has computed the prompt, by request id; see `take_released`.
         self.held: dict[str, list[Sequence]] = {}
@@ -120,7 +119,7 @@ class Requests:
         if request_id is None:
             # `_ids` 只往前走：`generate` 一次检查几个、都还没加入时，编号也不会重复。
             # `_ids` only moves forward: requests validated by `generate` and not added yet get distinct numbers too.
-            request_id = next(name for name in map(str, self._ids) if name not in self._ids_in_use)
+            request_id = next(name for name in map(str, self._ids) if name not in self.ids_in_use)
         if isinstance(prompt, str):
             # 纯文本由分词器加 BOS；对话是以 id 传来的，模板已写好 BOS，走下面的分支，不会加第二遍。
             # Plain text gets its BOS from the tokenizer; a chat comes as ids, with the template's BOS, below.
@@ -189,9 +188,9 @@ class Requests:
         """
         # 查重放在登记时做，不在 `prepare` 里：检查和加入之间，这个 id 可能被别人先用了。
         # Duplicates are checked here, not in `prepare`: between validating and adding somebody may take the id.
-        if seq.request_id in self._ids_in_use:
+        if seq.request_id in self.ids_in_use:
             raise ValueError(f"request {seq.request_id}: this id is already running; choose another")
-        self._ids_in_use.add(seq.request_id)
+        self.ids_in_use.add(seq.request_id)
         # 计时从入队算起，用户等待的排队时间也在内；用 `monotonic`，系统校时不会让时间倒流。
         # Counted from queueing, so the wait is included; `monotonic` never runs backwards when the clock is adjusted.
         seq.metrics.arrival_time = time.monotonic()
@@ -248,11 +247,11 @@ class Requests:
         """
         # 几份输出在同一步结束时，只有第一个来到这里的交出结果，那时 id 还在。
         # If several outputs end in the same step, only the first that comes here hands out the result: the id is there.
-        if seq.request_id not in self._ids_in_use or not seq.request_finished:
+        if seq.request_id not in self.ids_in_use or not seq.request_finished:
             return None
         # 引擎可以跑上几周：不删掉这个 id 就是内存泄漏，它也永远不能再用。
         # An engine runs for weeks: an id left behind leaks memory and can never be used again.
-        self._ids_in_use.remove(seq.request_id)
+        self.ids_in_use.remove(seq.request_id)
         seq.metrics.finished_time = time.monotonic()
         return self.output(seq)
 

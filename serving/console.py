@@ -20,6 +20,7 @@ from rich.table import Table
 from backends import backend_status
 from engine.llm_engine import LLMEngine
 from engine.outputs import EngineMetrics, RequestOutput
+from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from serving.compare import StepComparison
 
@@ -35,14 +36,14 @@ class GenerationProgress:
     Progress of `LLM.generate`: requests done, prefill and decode speed, queue lengths, KV use.
     """
 
-    def __init__(self, engine: LLMEngine, progress: Progress, task: TaskID) -> None:
-        self._engine, self._progress, self._task = engine, progress, task
+    def __init__(self, engine: LLMEngine, sequences: list[Sequence], progress: Progress, task: TaskID) -> None:
+        self._engine, self._sequences, self._progress, self._task = engine, sequences, progress, task
         # 记下起点：引擎的计数器从启动累计至今，第 2 次 `generate` 若不减掉从前的，一开始就会显示天文数字。
         # The starting point: counters run since start-up; not subtracted, the 2nd `generate` opens with absurd speeds.
         self._shown_at = time.monotonic()
         self._before = engine.metrics()
 
-    def update(self, num_done: int) -> None:
+    def update(self) -> None:
         """每步之后调用；离上次刷新太近就什么也不做。
 
         Called after every step; does nothing if the last refresh is too recent.
@@ -66,7 +67,7 @@ class GenerationProgress:
             self._task,
             # KV 接近 100% 而 `waiting` 大于 0，是块池太小；KV 空着却在排队，是 `max_num_seqs` 或预算太小。
             # KV near 100% with `waiting` above 0: too small a pool. KV idle with a queue: `max_num_seqs` or the budget.
-            completed=num_done,
+            completed=sum(seq.request_finished for seq in self._sequences),
             status=f"prefill {prefilled / elapsed:,.0f} tok/s · decode {generated / elapsed:,.0f} tok/s · "
             f"running {now.num_running} waiting {now.num_waiting} · KV {now.kv_cache_usage:.0%}",
         )
@@ -76,7 +77,9 @@ class GenerationProgress:
 
 
 @contextmanager
-def generation_progress(engine: LLMEngine, num_requests: int, enabled: bool) -> Iterator[GenerationProgress]:
+def generation_progress(
+    engine: LLMEngine, sequences: list[Sequence], enabled: bool
+) -> Iterator[GenerationProgress]:
     """在一次 `generate` 期间显示进度；结束时，非终端输出一行总结。
 
     Show progress during one `generate`; where the output is no terminal, print a single line at the end.
@@ -98,15 +101,15 @@ def generation_progress(engine: LLMEngine, num_requests: int, enabled: bool) -> 
         # Without a terminal nothing is drawn: in a CI log a progress bar is a screenful of control characters.
         disable=not (enabled and console.is_terminal),
     ) as progress:
-        task = progress.add_task("generating 生成中", total=num_requests, status="")
+        task = progress.add_task("generating 生成中", total=len(sequences), status="")
         # `yield` 之前是进入 `with`，之后是离开；没有 `try`，所以出错或 Ctrl-C 时不会再打印下面的总结。
         # Before `yield` we enter `with`, after it we leave; there is no `try`, so an error or Ctrl-C skips the summary.
-        yield GenerationProgress(engine, progress, task)
+        yield GenerationProgress(engine, sequences, progress, task)
     # 重定向时至少留一行：几小时后翻日志，也能看出那次跑了多少、多快。
     # When redirected leave one line at least: hours later the log still tells how much was run, and how fast.
     if enabled and not console.is_terminal:
         tokens, seconds = engine.num_generated_tokens - generated, time.monotonic() - started
-        print(f"{num_requests} requests, {tokens} output tokens, {seconds:.2f} s", file=sys.stderr)
+        print(f"{len(sequences)} requests, {tokens} output tokens, {seconds:.2f} s", file=sys.stderr)
 
 
 @contextmanager
@@ -185,6 +188,17 @@ def print_answers(console: Console, prompts: list[str], outputs: list[RequestOut
         # Still less may an answer be read as markup: a "[red]" or "[/]" by the model would vanish, or make rich raise.
         console.print(output.outputs[0].text, markup=False, highlight=False, soft_wrap=True)
         console.print()
+
+
+def describe_error(request_id: str) -> str:
+    """`finish_reason` 为 "error" 的请求，出了什么事，怎么办。
+
+    What has happened to a request whose `finish_reason` is "error", and what to do.
+    """
+    return (
+        f"request {request_id} has ended: the model's scores became NaN or infinite; its weights are damaged, or the "
+        "dtype is too small for them: try float32"
+    )
 
 
 def format_hits(metrics: EngineMetrics) -> str:

@@ -29,7 +29,6 @@ from engine.batch import build_batch, on_device, sampling_rows
 from engine.config import EngineConfig, EngineSetup
 from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
 from engine.llm_engine import LLMEngine
-from engine.model_runner import undisturbed
 from engine.outputs import RequestOutput
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
@@ -84,7 +83,6 @@ class OverlappedEngine(LLMEngine):
     under, and the command that reads them comes later.
     """
 
-    @undisturbed(inference=False)
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
         super().__init__(config, on_progress)
         self.launched: LaunchedStep | None = None
@@ -119,7 +117,6 @@ class OverlappedEngine(LLMEngine):
         """
         return super().has_unfinished() or self.launched is not None
 
-    @undisturbed(inference=True)
     def step(self) -> list[RequestOutput]:
         """先发出下一步，再取回上一步的结果：主机忙的时候，GPU 没有闲着。
 
