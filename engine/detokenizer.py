@@ -2,14 +2,14 @@
 
 一份输出的文字，是“提示词加输出”的文字去掉提示词的那部分。难处有两个：一个字符可以跨几个 token，“😀”是 4 个字节，
 往往也就是 4 个 token；同一个 token 在全文开头和在中间，文字可以不同，Llama 2 的“▁list”在开头没有空格。
-你在这里：`Scheduler.update` 每得到一个 token 就交给 `OutputText.append`，`Requests.output` 取走文字。
+你在这里：`Scheduler.commit` 每得到一个 token 就交给 `OutputText.append`，`Requests.output` 取走文字。
 
 An output's tokens back to text: the whole, the pieces of a stream and the search for `stop` strings all go through
 `Detokenizer`, so they are always equal.
 
 An output's text is the text of prompt and output without the prompt's. Two things make it hard. A character may span
 several tokens: "😀" has 4 bytes, often 4 tokens. And a token may read differently at the very start than in the middle:
-Llama 2's "▁list" has no space at the start. `Scheduler.update` hands each token to `OutputText.append`, and
+Llama 2's "▁list" has no space at the start. `Scheduler.commit` hands each token to `OutputText.append`, and
 `Requests.output` takes the text.
 """
 

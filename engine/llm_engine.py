@@ -106,9 +106,10 @@ class LLMEngine:
             self.scheduler.add(each)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """取消一个请求，立刻归还它的块；它已经输出的部分会返回。
+        """取消一个请求，立刻归还它的块；它已经输出的部分会返回。在任何两步之间都可以调用。
 
-        Cancel a request and return its blocks at once; what it has put out so far is returned.
+        Cancel a request and return its blocks at once; what it has put out so far is returned. May be called between
+        any two steps.
         """
         # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成本来就会赛跑，取消应当是幂等的。
         # None for an id unknown or finished, and no error: cancelling races with finishing and has to be idempotent.
