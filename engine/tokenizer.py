@@ -8,8 +8,7 @@ import inspect
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -175,15 +174,22 @@ class Tokenizer:
         if not isinstance(template_kwargs, Mapping | None) or reserved & {*(template_kwargs or ())}:
             raise ValueError(f"chat_template_kwargs={template_kwargs!r:.80} must name variables of the template only")
         checked = [self._check_message(message) for message in messages]
+        # 调试器也靠 `settrace`，一个线程只有一个：正在调试就让给它。
+        # A debugger lives on `settrace` too, one a thread: while one is at work it keeps it.
+        free = sys.gettrace() is None
         try:
-            with limited_rendering(self.max_chars):
-                text = self._tokenizer.apply_chat_template(
-                    checked, tokenize=False, add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message, **(template_kwargs or {}),
-                )
+            if free:
+                sys.settrace(rendering_limit(self.max_chars))
+            text = self._tokenizer.apply_chat_template(
+                checked, tokenize=False, add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message, **(template_kwargs or {}),
+            )
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"the chat template refuses these messages: {reason:.300}") from None
+        finally:
+            if free:
+                sys.settrace(None)
         # 模板自己已经写了 BOS，这里再加一次就成了两个 BOS，模型的回答会变差。
         # The template has written BOS itself; adding it here would make two, and the answers get worse.
         # 留意：用户在问题里打出的特殊 token 也会被认成真的，就像拼接字符串时的 SQL 注入；对外服务要先过滤。
@@ -195,42 +201,38 @@ class Tokenizer:
 
         Check a message; content in parts of text becomes a single string where the template writes strings only.
         """
+        match message:
+            # 助手调用工具的消息可以没有内容。
+            # An assistant's message that calls tools may have no content.
+            case {"role": _, "content": str()} | {"role": _, "content": None, "tool_calls": [_, *_]}:
+                return message
+            case {"role": _, "tool_calls": [_, *_]} if "content" not in message:
+                return message
+            case {"role": _, "content": [*parts]}:
+                texts = [p["text"] for p in parts if isinstance(p, Mapping) and p.get("type") == "text" and "text" in p]
+                # 不认识部分的模板会照 Python 的写法贴进提示词，不报错，只是答非所问；认识的都要读 `text`。
+                # A template that knows no parts would paste them as Python prints them: no error, just a wrong answer.
+                # Those that know them read `text`.
+                if len(texts) == len(parts) and all(isinstance(text, str) for text in texts):
+                    knows_parts = re.search(r"""\.text\b|\[\\?['"]text""", str(self._tokenizer.chat_template))
+                    return message if knows_parts else {**message, "content": "\n".join(texts)}
         # 模板对缺少的键往往静默地填空串：把 "content" 拼成 "contents"，问题就没了，模型答非所问。
         # Templates often render a missing key as nothing: with "contents" for "content" the question is gone.
-        fields: Message = message if isinstance(message, Mapping) and "role" in message else {}
-        content = fields.get("content")
-        # 助手调用工具的消息可以没有内容。
-        # An assistant's message that calls tools may have no content.
-        if isinstance(content, str) or (content is None and fields.get("tool_calls")):
-            return fields
-        parts = content if isinstance(content, list | tuple) else [None]
-        given = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
-        texts = [text for text in given if isinstance(text, str)]
-        if len(texts) < len(parts):
-            raise ValueError(
-                f"a message must be a dict with role and content, a string or parts of type text, got {message!r:.80}"
-            )
-        # 不认识部分的模板会把它们照着 Python 的写法贴进提示词，不报错，只是答非所问；认识的都要读 `text`。
-        # A template that knows no parts would paste them as Python prints them: no error, just a wrong answer. Those
-        # that know them read `text`.
-        knows_parts = re.search(r"""\.text\b|\[\\?['"]text""", str(self._tokenizer.chat_template))
-        return fields if knows_parts else {**fields, "content": "\n".join(texts)}
+        raise ValueError(f"a message must be a dict with role and content, text or parts of text, got {message!r:.80}")
 
 
-@contextmanager
-def limited_rendering(max_chars: int) -> Iterator[None]:
-    """模板是文件里的程序，循环可能没完没了：写得太长或者太久，就停下它。
+def rendering_limit(max_chars: int) -> Callable[[FrameType, str, Any], Any]:
+    """模板是文件里的程序，循环可能没完没了：写出的超过 `max_chars`，或者时间超过 `RENDER_SECONDS`，
+    这个给 `settrace` 的函数就抛 `ValueError`。
 
-    A template is a program out of a file, and its loops may never end: stopped where it writes or takes too much.
-
-    Raises:
-        ValueError: more than `max_chars` characters, or more than `RENDER_SECONDS`
+    A template is a program out of a file, and its loops may never end: this function for `settrace` raises `ValueError`
+    where it writes more than `max_chars` or takes more than `RENDER_SECONDS`.
     """
     chars, deadline = 0, time.monotonic() + RENDER_SECONDS
 
     def watch(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal chars
-        # 只看模板编译成的代码：Jinja 给它这个文件名；它写出的每一段，都由 `yield` 交出，也算 "return"。
+        # 只看模板编译成的代码，Jinja 给它这个文件名；它写出的每一段都由 `yield` 交出，也算 "return"。
         # Only the code compiled from the template, which Jinja gives this file name; each piece that it writes leaves
         # by `yield`, which counts as "return".
         if frame.f_code.co_filename != "<template>":
@@ -240,13 +242,4 @@ def limited_rendering(max_chars: int) -> Iterator[None]:
             raise ValueError(f"it writes over {max_chars} characters or takes over {RENDER_SECONDS:g} seconds")
         return watch
 
-    # 调试器也靠 `settrace`，一个线程只有一个：正在调试就让给它。
-    # A debugger lives on `settrace` too, one a thread: while one is at work it keeps it.
-    if sys.gettrace() is not None:
-        yield
-        return
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(None)
+    return watch
