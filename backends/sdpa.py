@@ -17,13 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.base import (
-    AttentionBackend,
-    AttentionMetadata,
-    check_kvcache_args,
-    check_store_args,
-    check_varlen_args,
-)
+from backends.base import AttentionBackend, AttentionMetadata, check_kvcache_args, check_store_args, check_varlen_args
 from backends.kv_cache import store_by_index
 
 
@@ -321,9 +315,7 @@ class SDPABackend(AttentionBackend):
             )
         return _Plan(decode, prefill or [])
 
-    def store_kvcache(
-        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
         """见 `kv_cache.py`。
 
         See `kv_cache.py`.

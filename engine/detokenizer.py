@@ -13,12 +13,21 @@ Llama 2's "▁list" has no space at the start. `Scheduler.commit` hands each tok
 `Requests.output` takes the text.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from engine.sampling_params import SamplingParams
-from engine.tokenizer import REPLACEMENT, Tokenizer
+
+# 只有类型标注用到它。真导入它就会带进 torch，而调度器经过 `sequence.py` 也要导入本文件。
+# For annotations only. Importing it would bring torch, and the scheduler imports this file by way of `sequence.py`.
+if TYPE_CHECKING:
+    from engine.tokenizer import Tokenizer
+
+REPLACEMENT = "\ufffd"
 
 # 上文留几个 token：半个字符最多 3 个字节，也就是 3 个 token，前面还要有别的。
 # How many tokens of context stay: half a character has at most 3 bytes, hence 3 tokens, and others must precede it.

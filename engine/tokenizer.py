@@ -15,11 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from engine.detokenizer import REPLACEMENT
 from engine.validation import check_flag
 from models.config import ModelLoadError
 
 Message = Mapping[str, Any]
-REPLACEMENT = "\ufffd"
 # `BYTES["<0x0A>"]` 是 10：有些词表把没有的字符拆成字节，每个字节是一个这样写的 token。
 # `BYTES["<0x0A>"]` is 10: some vocabularies spell what they lack in bytes, each a token written like this.
 BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}

@@ -153,9 +153,7 @@ def _fill(name: str, target: Tensor, tensor: Tensor) -> None:
     target.copy_(tensor)
 
 
-def load_weights(
-    model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None
-) -> None:
+def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> None:
     """把文件夹里的权重全部填进模型。
 
     Fill the model with all weights of the folder.
