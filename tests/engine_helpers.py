@@ -389,7 +389,12 @@ def assert_well_ended(llm: LLM, request: Request, output: RequestOutput) -> None
     assert output.prompt_token_ids == request.prompt
     stops = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else set(llm.engine.requests.eos_token_ids))
     assert not stops & set(completion.token_ids[:-1]), "went on after a stop token"
-    if completion.finish_reason == "stop":
+    if isinstance(completion.stop_reason, str):
+        decode = llm.engine.tokenizer.decode
+        assert completion.stop_reason in (params.stop or ()) and completion.finish_reason == "stop"
+        assert completion.stop_reason in decode(completion.token_ids)
+        assert completion.stop_reason not in decode(completion.token_ids[:-1])
+    elif completion.finish_reason == "stop":
         assert completion.token_ids[-1] in stops
     else:
         assert completion.finish_reason == "length"

@@ -11,15 +11,30 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from engine_helpers import (
+    Request,
+    Run,
     SlotModel,
     assert_all_free,
+    assert_equal_or_close_call,
+    check_logprobs,
     make_scheduler,
     make_seq,
+    mixed_requests,
+    run_requests,
+    small_model_folder,
 )
+from overlap_helpers import MAX_LEN, ROOMY, make_llm
 
+from engine.batch import build_batch, flatten
+from engine.llm_engine import LLMEngine
+from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence, SequenceStatus
 
@@ -222,3 +237,146 @@ def test_a_fault_is_found(
     with pytest.raises((AssertionError, RuntimeError), match=message):
         for seed, outputs in enumerate(expected):
             assert script(seed, True, Counter()) == outputs
+
+
+# ---- 真的前向 ----
+# ---- a real forward pass ----
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model_folder(tmp_path_factory.mktemp("guesses") / "model")
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    """混合请求，没有惩罚；一部分要 `min_tokens`、对数概率、停止字符串。
+
+    Mixed requests without penalties; some with `min_tokens`, log-probabilities or stop strings.
+    """
+    requests = mixed_requests(vocab_size=2000, count=40, seed=9)
+    for index, request in enumerate(requests):
+        least = request.params.max_tokens // 2
+        extra = [dict(min_tokens=least), dict(logprobs=2), dict(stop=["th", "的"]), {}][index % 4]
+        request.params = replace(request.params, **extra)
+    return requests
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, requests: list[Request]) -> Run:
+    return run_requests(make_llm(folder, overlapped=False, **ROOMY, enable_prefix_caching=False), requests)
+
+
+def add_guesses(engine: LLMEngine, plain: Run, kind: str) -> Counter[str]:
+    """每步之前照着 `plain` 的输出给每个序列写猜测：对的，错的，或者先对后错。
+
+    Before each step every sequence gets guesses after the outputs of `plain`: right, wrong, or right and then wrong.
+    """
+    rng, seen, real_plan, real_read = random.Random(3), Counter[str](), engine.plan, engine.sampler.read
+
+    def plan() -> list[ScheduledSequence]:
+        for seq in engine.scheduler.running:
+            answer = plain.tokens[int(seq.request_id)][seq.num_output_tokens :]
+            right = answer[: rng.randint(0, 6)] if kind != "wrong" else []
+            wrong = [(token + 1) % 2000 for token in answer[len(right) :][: rng.randint(0, 3)]]
+            seq.draft_ids = right + wrong if kind != "right" else right
+        schedule = real_plan()
+        seen["guesses"] += sum(len(row.seq.draft_ids) for row in schedule)
+        return schedule
+
+    def read(*arguments: Any) -> list[list[int]]:
+        token_ids = real_read(*arguments)
+        seen["right"] += sum(max(len(tokens) - 1, 0) for tokens in token_ids)
+        return token_ids
+
+    engine.plan, engine.sampler.read = plan, read  # type: ignore[method-assign]
+    return seen
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "roomy": {},
+    "reference backend": dict(backend="torch"),
+    "tiny pool": dict(num_kvcache_blocks=MAX_LEN // 16),
+    "budget of 7 tokens, tiny pool": dict(max_num_batched_tokens=7, num_kvcache_blocks=MAX_LEN // 16 + 1),
+    "blocks of 8, few at once": dict(kvcache_block_size=8, num_kvcache_blocks=200, max_num_seqs=5),
+}
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "mixed"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_real_model_gives_the_tokens_of_the_run_without_guesses(
+    folder: Path, requests: list[Request], plain: Run, name: str, kind: str
+) -> None:
+    llm = make_llm(folder, overlapped=False, **{**ROOMY, **VARIANTS[name]})
+    seen = add_guesses(llm.engine, plain, kind)
+    run = run_requests(llm, requests)
+    assert assert_equal_or_close_call(plain, run, requests) <= 2
+    check_logprobs(plain, run, requests)
+    for a, b in zip(plain.outputs, run.outputs):
+        if a.outputs[0].token_ids == b.outputs[0].token_ids:
+            assert (a.outputs[0].text, a.outputs[0].stop_reason) == (b.outputs[0].text, b.outputs[0].stop_reason)
+    assert (run.num_preemptions > 10) == ("tiny pool" in name)
+    assert llm.engine.num_generated_tokens == sum(map(len, run.tokens))
+    assert seen["guesses"] > 100 and (seen["right"] > 50) == (kind != "wrong")
+    if kind == "right" and name == "roomy":
+        # 最长的输出 40 个 token，每步平均 4 个。
+        # The longest output has 40 tokens, with 4 a step on average.
+        assert len(run.decisions) < len(plain.decisions) / 2
+
+
+def test_guesses_of_several_outputs_and_a_prefix_hit(folder: Path) -> None:
+    # 两份输出共用提示词的块，各带各的猜测；种子相差 1，所以各说各的。
+    # Two outputs share the prompt's blocks, each with guesses of its own; their seeds differ by 1, and so do the texts.
+    params = SamplingParams(temperature=1.0, seed=8, max_tokens=24, n=2, ignore_eos=True)
+    prompt = list(range(3, 60))
+    expected = make_llm(folder, overlapped=False, **ROOMY).generate([prompt], params, progress=False)[0]
+    answers = [completion.token_ids for completion in expected.outputs]
+    assert answers[0] != answers[1]
+    engine = (llm := make_llm(folder, overlapped=False, **ROOMY)).engine
+    real = engine.plan
+
+    def plan() -> list[ScheduledSequence]:
+        for seq in engine.scheduler.running:
+            said = seq.num_output_tokens
+            seq.draft_ids = [*answers[seq.index][said : said + 3], answers[1 - seq.index][0]]
+        return real()
+
+    engine.plan = plan  # type: ignore[method-assign]
+    output = llm.generate([prompt], params, progress=False)[0]
+    assert [completion.token_ids for completion in output.outputs] == answers
+    assert engine.num_computed_tokens > len(prompt) + 2 * 24
+    assert_all_free(engine.block_manager)
+
+
+# ---- 摊平 ----
+# ---- laying flat ----
+
+
+def test_a_row_with_guesses_laid_flat() -> None:
+    # 块大小 4。A 已知 6 个、已算 5 个，猜 2 个；B 的提示词 3 个；C 解码 1 个；D 的提示词还没完。
+    # Blocks of 4. A has 6 known, 5 computed and 2 guesses; B is a prompt of 3; C decodes 1; D's prompt does not end.
+    sizes = {"a": 4, "b": 3, "c": 2, "d": 9}
+    a, b, c, d = (make_seq(name, [10 * i + j for j in range(sizes[name])]) for i, name in enumerate(sizes))
+    a.token_ids += [50, 51]
+    c.token_ids += [52]
+    a.num_computed_tokens, a.block_table, a.draft_ids = 5, [7, 2], [60, 61]
+    b.block_table, c.block_table, d.block_table = [0], [5], [1, 3]
+    c.num_computed_tokens = 2
+    schedule = [ScheduledSequence(c, 1), ScheduledSequence(a, 3), ScheduledSequence(b, 3), ScheduledSequence(d, 5)]
+    step = flatten(schedule, 4)
+    assert step.input_ids == [52, 51, 60, 61, 10, 11, 12, 30, 31, 32, 33, 34]
+    assert step.positions == [2, 5, 6, 7, 0, 1, 2, 0, 1, 2, 3, 4]
+    assert step.slots == [22, 9, 10, 11, 0, 1, 2, 4, 5, 6, 7, 12]
+    assert step.logits_indices == [0, 1, 2, 3, 6]
+    # 同一行的几个位置，输出的序号依次往上数。
+    # The positions of a row count their outputs up.
+    assert step.samples == [(c, 1), (a, 2), (a, 3), (a, 4), (b, 0)]
+    assert step.pending == []
+    batch = build_batch(schedule, 4, torch.device("cpu"))
+    assert batch.input_ids.tolist() == step.input_ids and batch.positions.tolist() == step.positions
+    assert batch.metadata.slot_mapping.tolist() == step.slots
+    assert batch.logits_indices.tolist() == step.logits_indices
+    assert (batch.metadata.num_decodes, batch.metadata.cache_seqlens.tolist()) == (1, [3])
+    assert batch.metadata.cu_seqlens_q.tolist() == [0, 3, 6, 11]
+    assert batch.metadata.cu_seqlens_k.tolist() == [0, 8, 11, 16]
+    assert batch.metadata.prefill_block_tables.tolist() == [[7, 2], [0, -1], [1, 3]]
