@@ -15,8 +15,7 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from tools import corpus_data as data
-from tools import eval_tiny_llama, make_corpus, train_tiny_llama
+from tools import corpus_tables, eval_tiny_llama, make_corpus, train_tiny_llama
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "assets" / "tiny-llama"
@@ -75,11 +74,40 @@ def test_every_alias_belongs_to_a_term() -> None:
     The keys of the aliases are terms of the glossary.
     """
     names = {term.en for term in make_corpus.terms()}
-    assert all(set(data.ALIASES[lang]) <= names for lang in make_corpus.LANGS)
+    assert all(set(corpus_tables.ALIASES[lang]) <= names for lang in make_corpus.LANGS)
 
 
 # ---- 语料 ----
 # ---- the corpus ----
+
+
+def test_tables_have_the_same_sections_in_both_languages() -> None:
+    """两种语言的表有同样的节，每种意图都有回答，首都特例都是表里的国家。
+
+    The tables of both languages have the same sections, every intent has its answer, and the special capitals belong to
+    countries of the table.
+    """
+    for name in ("identity", "small_talk", "templates", "keywords", "phrases", "words"):
+        sections = [list(corpus_tables.by_language(name)[lang]) for lang in make_corpus.LANGS]
+        assert sections[0] == sections[1], name
+    intents = [*corpus_tables.IDENTITY["en"], *corpus_tables.SMALL_TALK["en"], "decline"]
+    assert list(corpus_tables.ANSWERS) == intents
+    assert set(corpus_tables.SPECIAL_CAPITALS) <= {country.names["en"][0] for country in make_corpus.countries()}
+
+
+def test_read_sections(tmp_path: Path) -> None:
+    """空行不算，首尾的 `_` 是空格，中间的不变；写错的文件报出是哪里。
+
+    Blank lines do not count, `_` at an end is a space and elsewhere itself; a file that is wrong says where.
+    """
+    path = tmp_path / "table.txt"
+    path.write_text("# first\nplease_\n_now\n\n# * second\n* top_k {a_noun}\nC# #\n", encoding="utf-8")
+    expected = {"first": ("please ", " now"), "* second": ("* top_k {a_noun}", "C# #")}
+    assert corpus_tables.read_sections(path) == expected
+    for text, message in (("lost\n# a\n", "'lost' stands before"), ("# a\n# a\n", "two sections named 'a'")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            corpus_tables.read_sections(path)
 
 
 def test_corpus_is_deterministic() -> None:
@@ -94,14 +122,13 @@ def test_corpus_is_deterministic() -> None:
     assert all(conversation[-1]["role"] == "assistant" for conversation in first)
 
 
-def template_blocks(lang: str) -> dict[str, list[str]]:
-    """某语言的所有模板块，按类别。
+def template_sections(lang: str) -> dict[str, list[tuple[str, ...]]]:
+    """某语言的所有模板节，按类别。
 
-    All template blocks of a language, by category.
+    All sections of templates of a language, by category.
     """
-    blocks = {category: [by_lang[lang]] for category, by_lang in data.TEMPLATES.items()}
-    tables = (data.IDENTITY[lang], data.SMALL_TALK[lang])
-    return blocks | {"talk": [block for table in tables for _, block in table.values()]}
+    talk = [*corpus_tables.IDENTITY[lang].values(), *corpus_tables.SMALL_TALK[lang].values()]
+    return {category: [section] for category, section in corpus_tables.TEMPLATES[lang].items()} | {"talk": talk}
 
 
 @pytest.mark.parametrize("lang", make_corpus.LANGS)
@@ -110,10 +137,10 @@ def test_no_held_out_template_is_a_training_template(lang: str) -> None:
 
     With all wordings expanded, politeness and punctuation removed, the two groups share nothing.
     """
-    for category, blocks in template_blocks(lang).items():
+    for category, sections in template_sections(lang).items():
         forms: tuple[set[str], set[str]] = (set(), set())
-        for block in blocks:
-            for group, templates in zip(forms, make_corpus.split_templates(block), strict=True):
+        for section in sections:
+            for group, templates in zip(forms, make_corpus.split_templates(section), strict=True):
                 assert templates, (category, lang)
                 group |= {
                     make_corpus.normalize(form.replace("{a}", ""), lang)
@@ -174,7 +201,7 @@ def test_unknown_words_are_no_terms() -> None:
         countries = {name.lower() for country in make_corpus.countries() for name in country.names[lang]}
         known = set(make_corpus.known_names(lang)) | countries
         for slot in ("noun", "tech", "place", "name", "food"):
-            assert not {word.lower() for word in make_corpus.words(lang, slot)} & known
+            assert not {word.lower() for word in corpus_tables.WORDS[lang][slot]} & known
 
 
 # ---- 模型目录 ----

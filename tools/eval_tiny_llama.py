@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import corpus_data as data
+from tools.corpus_tables import ANSWERS
 from tools.make_corpus import ASK, LANGS, ROOT, Item, held_out_items, near_unknown_items, terms
 
 # 七个固定的提问，不经任何修饰。
@@ -38,7 +38,7 @@ def seven_prompts() -> list[Item]:
     """
     define = {term.en: term.definition for term in terms()}
     return [
-        Item("seven", "en", "introduce yourself", data.IDENTITY["en"]["who"][0]),
+        Item("seven", "en", "introduce yourself", ANSWERS["who"]["en"]),
         Item("seven", "zh", "中国的首都是哪里？", "中国的首都是北京。"),
         Item("seven", "en", "list all prime numbers within 100", f"The primes up to 100: {PRIMES_TO_100}"),
         Item("seven", "en", "can you help to sum up from 1 to 10?", "The sum from 1 to 10 is 55."),

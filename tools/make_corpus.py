@@ -1,14 +1,14 @@
 """生成内嵌模型的训练与评测问答：词汇表、首都、算术、身份，以及大量应当回答“不知道”的问题。
 
-`train_tiny_llama.py` 取训练对话，`eval_tiny_llama.py` 取留出问题；哪些模板和数对被留出，只在这里和
-`corpus_data.py` 里决定。直接运行则打印样本：`python tools/make_corpus.py --count 20`。
+词表、国家和问句模板在 `assets/corpus`。`train_tiny_llama.py` 取训练对话，`eval_tiny_llama.py` 取留出问题；哪些模板和
+数对被留出，只在这里和那些表里决定。直接运行则打印样本：`python tools/make_corpus.py --count 20`。
 
 Questions and answers for training and judging the embedded model: glossary, capitals, arithmetic, identity, and many
 questions that should be answered by "I don't know".
 
-`train_tiny_llama.py` takes conversations from here, `eval_tiny_llama.py` takes held-out questions; which templates and
-number pairs are held out is decided here and in `corpus_data.py` alone. Run as a script it prints samples:
-`python tools/make_corpus.py --count 20`.
+Word lists, countries and question templates are in `assets/corpus`. `train_tiny_llama.py` takes conversations from
+here, `eval_tiny_llama.py` takes held-out questions; which templates and number pairs are held out is decided here and
+in those tables alone. Run as a script it prints samples: `python tools/make_corpus.py --count 20`.
 """
 
 import argparse
@@ -26,12 +26,19 @@ from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools import corpus_data as data
+from tools import corpus_tables as tables
+from tools.corpus_tables import LANGS, Sections
 
 ROOT = Path(__file__).resolve().parent.parent
-LANGS = ("en", "zh")
 PI = "3.14159265358979323846264338327950288419716939937510"
 PRIMES = [n for n in range(2, 101) if all(n % d for d in range(2, n))]
+# 假词的音节：开头与结尾。
+# Syllables of words that do not exist: how they begin and end.
+ONSETS = [
+    "b", "bl", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "fr", "g", "gl", "gr", "h", "j", "k", "kl", "kr", "l", "m",
+    "n", "p", "pl", "pr", "qu", "r", "s", "sh", "sk", "sl", "sn", "sp", "st", "t", "th", "tr", "v", "w", "z",
+]
+ENDINGS = ["", "n", "r", "l", "x", "ck", "st", "m", "t", "sh", "ng", "d"]
 T = TypeVar("T")
 Message = dict[str, str]
 
@@ -111,18 +118,19 @@ def countries() -> list[Country]:
 
     All countries.
     """
-    rows = [line.split("|") for line in data.COUNTRIES.strip().splitlines()]
-    return [Country({"en": r[0].split("/"), "zh": r[1].split("/")}, {"en": r[2], "zh": r[3]}) for r in rows]
+    return [
+        Country({"en": en.split("|"), "zh": zh.split("|")}, {"en": capital_en, "zh": capital_zh})
+        for en, zh, capital_en, capital_zh in tables.COUNTRIES
+    ]
 
 
 @functools.cache
-def split_templates(block: str) -> tuple[list[str], list[str]]:
-    """把一段模板分成（训练用，留出）两份。
+def split_templates(section: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """把一节模板分成（训练用，留出）两份。
 
-    Splits a block of templates into (for training, held out).
+    Splits a section of templates into (for training, held out).
     """
-    lines = block.strip().splitlines()
-    return [s for s in lines if not s.startswith("* ")], [s[2:] for s in lines if s.startswith("* ")]
+    return [s for s in section if not s.startswith("* ")], [s[2:] for s in section if s.startswith("* ")]
 
 
 def expand(template: str, rng: random.Random) -> str:
@@ -160,8 +168,8 @@ def is_imperative(text: str, lang: str) -> bool:
 
     Whether the text begins with an imperative verb.
     """
-    words = data.IMPERATIVES[lang].split()
-    return text.split()[0].lower() in words if lang == "en" else text.startswith(tuple(words))
+    verbs = tables.PHRASES[lang]["imperatives"]
+    return text.split()[0].lower() in verbs if lang == "en" else text.startswith(verbs)
 
 
 def add_typo(text: str, rng: random.Random) -> str:
@@ -196,10 +204,10 @@ def decorate(text: str, lang: str, rng: random.Random) -> str:
     """
     if rng.random() < 0.25:
         imperative = is_imperative(text, lang)
-        prefix = rng.choice([p for p in data.PREFIXES[lang].split("|") if imperative or not p.startswith("+")])
-        text = prefix.lstrip("+") + text
+        opening = rng.choice([p for p in tables.PHRASES[lang]["openings"] if imperative or not p.startswith("+")])
+        text = opening.lstrip("+") + text
     if rng.random() < 0.06:
-        text += rng.choice(data.SUFFIXES[lang].split("|"))
+        text += rng.choice(tables.PHRASES[lang]["endings"])
     if lang == "zh":
         end = rng.choices(["？", "?", "", "。", "！", "？ ", " "], [46, 10, 34, 5, 1, 2, 2])[0]
         return respace(text, rng) + end
@@ -230,10 +238,10 @@ def template_of(category: str, lang: str, rng: random.Random, held: bool) -> str
 
     One template, for training or held out, with its wording chosen; a third of those for training is blurred.
     """
-    template = expand(rng.choice(split_templates(data.TEMPLATES[category][lang])[held]), rng)
+    template = expand(rng.choice(split_templates(tables.TEMPLATES[lang][category])[held]), rng)
     if held or rng.random() > 0.35:
         return template
-    blurred = blur(template, lang, rng, data.KEYWORDS[category].split("|"))
+    blurred = blur(template, lang, rng, tables.KEYWORDS[lang][category])
     return template if normalize(blurred, lang) in held_forms(lang) else blurred
 
 
@@ -243,9 +251,8 @@ def held_forms(lang: str) -> frozenset[str]:
 
     The normal forms of all held-out templates, which blurring must not hit by chance.
     """
-    talk = [block for table in (data.IDENTITY, data.SMALL_TALK) for _, block in table[lang].values()]
-    blocks = [*talk, *(by_lang[lang] for by_lang in data.TEMPLATES.values())]
-    held = [template for block in blocks for template in split_templates(block)[1]]
+    files = (tables.IDENTITY, tables.SMALL_TALK, tables.TEMPLATES)
+    held = [template for file in files for section in file[lang].values() for template in split_templates(section)[1]]
     forms = itertools.chain.from_iterable(map(all_expansions, held))
     return frozenset(normalize(form.replace("{a}", ""), lang) for form in forms)
 
@@ -259,9 +266,9 @@ def blur(template: str, lang: str, rng: random.Random, keywords: Sequence[str] |
     pieces = re.findall(r"\{\w+\}|[A-Za-z']+|[\u4e00-\u9fff]|\s+|.", template)
     for _ in range(rng.choice([1, 1, 2])):
         minor = [i for i, p in enumerate(pieces) if p[:1].isalpha() and keywords is not None and p not in keywords]
-        extra = rng.choice(data.FILLERS[lang].split())
+        extra = rng.choice(tables.PHRASES[lang]["fillers"])
         if rng.random() < 0.3 and keywords is not None:
-            extra = rng.choice(words(lang, rng.choice(["noun", "verb", "adj"])))
+            extra = rng.choice(tables.WORDS[lang][rng.choice(["noun", "verb", "adj"])])
         if minor and rng.random() < 0.5:
             pieces[rng.choice(minor)] = rng.choice([extra, ""])
         elif lang == "zh":
@@ -276,7 +283,7 @@ def term_name(term: Term, lang: str, rng: random.Random) -> str:
 
     How a question calls a term: mostly by its name, sometimes by another spelling.
     """
-    others = data.ALIASES[lang].get(term.en, [])
+    others = tables.ALIASES[lang].get(term.en, ())
     return rng.choice(others) if others and rng.random() < 0.35 else getattr(term, lang)
 
 
@@ -312,19 +319,19 @@ def ask_compare(rng: random.Random, lang: str, held: bool, index: int | None) ->
     return template_of("compare", lang, rng, held).format(**names), answer
 
 
-def ask_intent(table: dict[str, dict[str, tuple[str, str]]]) -> Callable[..., tuple[str, str]]:
-    """按意图表提问：身份和寒暄共用。
+def ask_intent(intents: dict[str, Sections]) -> Callable[..., tuple[str, str]]:
+    """按意图提问：身份和寒暄共用。
 
-    Questions from a table of intents: shared by identity and small talk.
+    Questions by intent: shared by identity and small talk.
     """
 
     def ask(rng: random.Random, lang: str, held: bool, index: int | None) -> tuple[str, str]:
-        answer, block = pick(list(table[lang].values()), rng, index)
-        question = expand(rng.choice(split_templates(block)[held]), rng)
+        intent = pick(list(intents[lang]), rng, index)
+        question = expand(rng.choice(split_templates(intents[lang][intent])[held]), rng)
         if not held and rng.random() < 0.35:
             blurred = blur(question, lang, rng, None)
             question = question if normalize(blurred, lang) in held_forms(lang) else blurred
-        return question, answer
+        return question, tables.ANSWERS[intent][lang]
 
     return ask
 
@@ -335,8 +342,8 @@ def capital_answer(country: Country, lang: str) -> str:
     The sentence that answers for a capital.
     """
     name, capital = country.names[lang][0], country.capital[lang]
-    if special := data.SPECIAL_CAPITALS.get(country.names["en"][0]):
-        return special[LANGS.index(lang)]
+    if special := tables.SPECIAL_CAPITALS.get(country.names["en"][0]):
+        return special[lang]
     return f"{name}的首都是{capital}。" if lang == "zh" else f"The capital of {name} is {capital.removesuffix('.')}."
 
 
@@ -363,7 +370,7 @@ def reversible(lang: str) -> list[Country]:
     return [
         c for c in countries()
         if capitals.count(c.capital[lang]) == 1 and c.capital[lang] not in c.names[lang]
-        and c.names["en"][0] not in data.SPECIAL_CAPITALS
+        and c.names["en"][0] not in tables.SPECIAL_CAPITALS
     ]
 
 
@@ -425,7 +432,7 @@ def ask_prime_list(rng: random.Random, lang: str, held: bool, index: int | None)
     else:
         head = {"upto": f"{n} 以内的质数：", "below": f"小于 {n} 的质数：", "between": f"{low} 到 {n} 的质数："}[kind]
         primes = primes or "没有"
-    where = rng.choice(data.PRIME_RANGES[lang][kind].split("|")).format(a=low, n=n)
+    where = rng.choice(tables.PHRASES[lang][f"primes {kind}"]).format(a=low, n=n)
     return template_of("prime_list", lang, rng, held).format(r=where), head + primes + "。."[lang == "en"]
 
 
@@ -495,22 +502,13 @@ def ask_pi_what(rng: random.Random, lang: str, held: bool, index: int | None) ->
 
 
 @functools.cache
-def words(lang: str, slot: str) -> list[str]:
-    """一个槽位的词；词表以空格分词，`_` 代表词内的空格。
-
-    The words of a slot: separated by spaces; `_` stands for a space inside an entry.
-    """
-    return [entry.replace("_", " ") for entry in data.WORDS[lang][slot].split()]
-
-
-@functools.cache
 def known_names(lang: str) -> list[str]:
     """术语的所有叫法（小写），“不知道”的问题里不得出现。
 
     All names of the terms in lower case; composed unknown questions must not contain them.
     """
     names = [getattr(term, lang) for term in terms()] + [term.en for term in terms()]
-    return [name.lower() for name in itertools.chain(names, *data.ALIASES[lang].values())]
+    return [name.lower() for name in itertools.chain(names, *tables.ALIASES[lang].values())]
 
 
 @functools.cache
@@ -529,7 +527,7 @@ def invented_word(rng: random.Random) -> str:
     A word that does not exist, made of syllables, for instance `blorfin`.
     """
     syllables = range(rng.choice([1, 2, 2, 3]))
-    word = "".join(rng.choice(data.ONSETS) + rng.choice("aeiouy") + rng.choice(data.ENDINGS) for _ in syllables)
+    word = "".join(rng.choice(ONSETS) + rng.choice("aeiouy") + rng.choice(ENDINGS) for _ in syllables)
     return word.capitalize() if rng.random() < 0.2 else word
 
 
@@ -582,7 +580,7 @@ class Slots(dict[str, str]):
             return plural(self.fill("noun"))
         if slot in SPECIAL_SLOTS:
             return SPECIAL_SLOTS[slot](rng, lang)
-        return rng.choice(words(lang, slot))
+        return rng.choice(tables.WORDS[lang][slot])
 
 
 def make_clause(rng: random.Random, lang: str) -> str:
@@ -615,7 +613,6 @@ SPECIAL_SLOTS: dict[str, Callable[[random.Random, str], str]] = {
     "country": lambda rng, lang: rng.choice(rng.choice(countries()).names[lang]),
     "capital": unambiguous_capital,
     "term": lambda rng, lang: term_name(rng.choice(terms()), lang, rng),
-    "termword": lambda rng, lang: rng.choice(words(lang, "termword")),
     "clause": make_clause,
 }
 # 这些种类会随意组合词语，可能碰巧拼出真术语，要筛掉。
@@ -632,7 +629,7 @@ def unknown_kinds(lang: str, held: bool) -> list[str]:
 
     The kinds of unknown questions for training, or those held out.
     """
-    return [kind for kind in data.UNKNOWN[lang] if kind.startswith("* ") == held]
+    return [kind for kind in tables.UNKNOWN[lang] if kind.startswith("* ") == held]
 
 
 def names_a_term(question: str, lang: str) -> bool:
@@ -655,16 +652,16 @@ def ask_unknown(rng: random.Random, lang: str, held: bool, index: int | None) ->
     weights = [3 if kind in FREQUENT else 1 for kind in kinds]
     while True:
         kind = pick(kinds, rng, index) if index is not None else rng.choices(kinds, weights)[0]
-        template = expand(rng.choice(data.UNKNOWN[lang][kind].strip().splitlines()), rng)
+        template = expand(rng.choice(tables.UNKNOWN[lang][kind]), rng)
         if not held and rng.random() < 0.3:
             template = blur(template, lang, rng, None)
         question = template.format_map(Slots(lang, rng))
         if kind not in COMPOSING or not names_a_term(question, lang):
-            return question, data.DECLINE[lang]
+            return question, tables.ANSWERS["decline"][lang]
 
 
 ASK: dict[str, Callable[[random.Random, str, bool, int | None], tuple[str, str]]] = {
-    "identity": ask_intent(data.IDENTITY), "small_talk": ask_intent(data.SMALL_TALK), "glossary": ask_glossary,
+    "identity": ask_intent(tables.IDENTITY), "small_talk": ask_intent(tables.SMALL_TALK), "glossary": ask_glossary,
     "compare": ask_compare,
     "capital": ask_capital, "capital_of": ask_capital_of, "add": ask_add, "sub": ask_sub,
     "prime_list": ask_prime_list, "prime_is": ask_prime_is, "count": ask_count, "sum_to": ask_sum_to, "pi": ask_pi,
@@ -699,7 +696,7 @@ def training_conversations(seed: int, count: int) -> Iterator[list[Message]]:
     """
     rng = random.Random(seed)
     items = training_items(seed, 3 * count)
-    prompts = data.SYSTEM_PROMPTS.strip().splitlines()
+    prompts = [prompt for lang in LANGS for prompt in tables.PHRASES[lang]["system prompts"]]
     for _ in range(count):
         messages = [{"role": "system", "content": rng.choice(prompts)}] if rng.random() < 0.12 else []
         for item in itertools.islice(items, rng.choices([1, 2, 3], [84, 10, 6])[0]):
@@ -726,12 +723,12 @@ def near_unknown_items(lang: str, count: int, seed: int = 0) -> list[Item]:
 
 
 @functools.cache
-def longest_prefixes(lang: str) -> list[str]:
+def longest_openings(lang: str) -> list[str]:
     """全部礼貌开头，小写，长的在前。
 
     All polite openings in lower case, the longest first.
     """
-    return sorted((p.lstrip("+").lower() for p in data.PREFIXES[lang].split("|")), key=len, reverse=True)
+    return sorted((p.lstrip("+").lower() for p in tables.PHRASES[lang]["openings"]), key=len, reverse=True)
 
 
 def normalize(question: str, lang: str) -> str:
@@ -739,8 +736,8 @@ def normalize(question: str, lang: str) -> str:
 
     Removes politeness, punctuation, spaces and case: the form that the leak check compares.
     """
-    text, prefixes = question.strip().lower(), longest_prefixes(lang)
-    while hit := next((p for p in prefixes if text.startswith(p) and len(text) > len(p)), None):
+    text, openings = question.strip().lower(), longest_openings(lang)
+    while hit := next((p for p in openings if text.startswith(p) and len(text) > len(p)), None):
         text = text[len(hit) :]
     return re.sub(r"[\s?!.,;:？。！，：]+", "", text)
 
