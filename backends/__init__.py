@@ -11,11 +11,13 @@ of engine, scheduler or block manager.
 
 import importlib
 import importlib.util
-from typing import NamedTuple
+import logging
+from typing import Any, NamedTuple
 
 import torch
 
 from backends.base import AttentionBackend, BackendUnavailableError
+from backends.kernels import FusedKernels
 
 __all__ = [
     "BackendStatus",
@@ -24,7 +26,10 @@ __all__ = [
     "backend_status",
     "choose_backend",
     "create_backend",
+    "create_kernels",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
@@ -50,6 +55,13 @@ _REGISTRY: dict[str, _Entry] = {
     "sdpa": _Entry("backends.sdpa", "SDPABackend"),
     "triton": _Entry("backends.triton", "TritonBackend", ("triton",)),
     "flash": _Entry("backends.flash", "FlashBackend", ("flash_attn", "triton")),
+}
+
+# 融合核函数按设备选，与注意力后端无关。
+# Fused kernels go by the device, whatever the attention backend.
+_KERNELS = {
+    "cpu": _Entry("backends.cpu_kernels", "CPUKernels"),
+    "cuda": _Entry("backends.triton", "TritonKernels", ("triton",)),
 }
 
 # `auto` 在 CUDA 上依次尝试的后端，按实测的快慢排：解码和预填充都是 `triton` 更快，见 `docs/*/performance.md`。
@@ -89,12 +101,11 @@ def _why_missing(entry: _Entry) -> str | None:
     return f"not installed: {', '.join(missing)}" if missing else None
 
 
-def _load(name: str) -> type[AttentionBackend]:
-    """导入后端所在的模块，返回它的类。
+def _load(entry: _Entry) -> Any:
+    """导入登记的模块，返回它的类。
 
-    Import the backend's module and return its class.
+    Import the registered module and return its class.
     """
-    entry = _REGISTRY[name]
     # 重复导入不花时间：模块已在 `sys.modules` 这张表里，直接取出。
     # Importing again costs nothing: the module is already in the table `sys.modules`.
     return getattr(importlib.import_module(entry.module), entry.class_name)
@@ -108,7 +119,7 @@ def _why_unusable(name: str, device: torch.device) -> str | None:
     # `or` 的次序就是检查的次序：缺包时右边不执行，模块也就不会被导入，不会因 `ImportError` 而崩溃。
     # The order of `or` is the order of checks: with a package missing the right side never runs,
     # so nothing is imported and no `ImportError` escapes.
-    return _why_missing(_REGISTRY[name]) or _load(name).why_unusable(device)
+    return _why_missing(_REGISTRY[name]) or _load(_REGISTRY[name]).why_unusable(device)
 
 
 def backend_status(device: str | torch.device) -> list[BackendStatus]:
@@ -134,7 +145,7 @@ def choose_backend(
     # 解释模式下的 `triton` 在 CPU 上也“能用”，但慢得多，所以先看设备。
     # Interpreted, `triton` is usable on a CPU as well, but far slower, so the device comes first.
     for name in _AUTO_ON_CUDA if device.type == "cuda" else ():
-        if _why_unusable(name, device) is None and _load(name).why_unsupported(head_dim, dtype) is None:
+        if _why_unusable(name, device) is None and _load(_REGISTRY[name]).why_unsupported(head_dim, dtype) is None:
             return name
     return "sdpa"
 
@@ -164,4 +175,25 @@ def create_backend(name: str, device: str | torch.device) -> AttentionBackend:
     if reason:
         usable = ", ".join(status.name for status in backend_status(device) if status.usable)
         raise BackendUnavailableError(f"backend '{name}' cannot run on {device}: {reason}. Usable here: {usable}")
-    return _load(name)(device)
+    backend: AttentionBackend = _load(_REGISTRY[name])(device)
+    return backend
+
+
+def create_kernels(backend: AttentionBackend, head_dim: int, dtype: torch.dtype) -> FusedKernels | None:
+    """后端所在设备的融合核函数；参考后端旁边没有，缺包或不支持这个模型时也没有（说一次为什么）。
+
+    The fused kernels of the backend's device; none beside the reference, and none where a package is missing or the
+    model is not supported (which is said once).
+    """
+    if backend.is_reference:
+        return None
+    entry = _KERNELS[backend.device.type]
+    reason = _why_missing(entry)
+    if reason is None:
+        kernels = _load(entry)
+        reason = kernels.why_unusable(backend.device) or kernels.why_unsupported(head_dim, dtype)
+    if reason is not None:
+        logger.warning("no fused kernels: %s / 没有融合核函数：%s", reason, reason)
+        return None
+    made: FusedKernels = kernels(backend.device)
+    return made

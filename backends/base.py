@@ -11,7 +11,7 @@ Names, arguments and meaning are those of the flash-attn package, so both source
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,27 +22,6 @@ class BackendUnavailableError(RuntimeError):
 
     The backend is known but cannot run on this machine; the message says what is missing and what to do.
     """
-
-
-@dataclass(slots=True)
-class KVCache:
-    """一层的 KV 缓存：两个按块（block）组织的张量，内容由 `store_kvcache` 写入。
-
-    没写过的槽位里是垃圾（甚至 NaN），后端不得让它们影响输出。
-
-    One layer's KV cache: two paged tensors that `store_kvcache` writes.
-    A slot never written holds garbage, even NaN; no backend may let it reach the output.
-
-    Attributes:
-        k: keys [num_blocks, block_size, num_kv_heads, head_dim]
-        v: values, same shape
-    """
-
-    # 例：Llama-3.2-1B，块大小 16，8 个 KV 头，每头 64 维，bf16：一个块的 K 占 16 KiB，V 也是。
-    # Example: Llama-3.2-1B, blocks of 16, 8 KV heads of 64 in bf16: the K of a block takes 16 KiB, and so does V.
-    #     16 slots * 8 heads * 64 * 2 bytes = 16384
-    k: Tensor  # [num_blocks, block_size, Hkv, D]
-    v: Tensor  # [num_blocks, block_size, Hkv, D]
 
 
 @dataclass(slots=True)
@@ -67,6 +46,8 @@ class AttentionMetadata:
         cu_seqlens_k: running sum of the prefills' context lengths, the new tokens included, [num_prefills + 1] int32
         max_seqlen_q: the longest run of new tokens among the prefills
         max_seqlen_k: the longest context among the prefills
+        block_size: tokens of a block
+        plan: what the backend's `prepare` returned for this step
     """
 
     # 按这一步的新 token 数划分，不看处在哪个阶段：提示词的最后一个分段若只剩 1 个 token，也归入解码行。
@@ -91,112 +72,8 @@ class AttentionMetadata:
     # and reading them from the GPU would stall every layer.
     max_seqlen_q: int
     max_seqlen_k: int
-
-
-class FusedKernels(ABC):
-    """融合步骤：后端若提供，模型层就用它代替逐个写出的几步；没有（默认）或 `enforce_eager` 时，走逐步的写法。
-
-    每个方法旁边都有一个逐步写出的孪生兄弟，在 `layers/` 和 `models/` 里；测试保证两者结果相同。
-
-    Fused steps: where a backend has them, the layers use them instead of the steps written out; without them (the
-    default) or with `enforce_eager` the written-out steps run.
-    Each has its plain twin in `layers/` or `models/`, and tests hold the two equal.
-    """
-
-    # `skinny_linear`、`rotary` 和 `sample` 可有可无：只有 GPU 上才值得自己写，声明了才会被调用。
-    # `skinny_linear`, `rotary` and `sample` are optional, worth a kernel only on a GPU and called where declared.
-    max_skinny_rows: ClassVar[int] = 0
-    has_rotary: ClassVar[bool] = False
-    has_sampler: ClassVar[bool] = False
-
-    @abstractmethod
-    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """残差相加再归一化；孪生兄弟是 `RMSNorm.add_and_norm`。
-
-        Add the residual, then normalise; the twin is `RMSNorm.add_and_norm`.
-
-        Args:
-            x, residual: [T, size]
-
-        Returns:
-            normalised [T, size], sum [T, size]
-        """
-
-    def skinny_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """输入只有几行的线性层；孪生兄弟是 `Linear.forward`。
-
-        A linear layer whose input has few rows; the twin is `Linear.forward`.
-
-        Args:
-            x: [M, in_features], M from 1 to `max_skinny_rows`
-            weight: [out_features, in_features]
-
-        Returns:
-            [M, out_features]
-        """
-        raise NotImplementedError
-
-    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-        """角度的 cos 和 sin；孪生兄弟是 `RotaryEmbedding.forward`。
-
-        The cos and sin of the angles; the twin is `RotaryEmbedding.forward`.
-
-        Args:
-            positions: [T] int64
-            inv_freq: [D // 2] float32
-
-        Returns:
-            cos, sin: [T, D // 2] float32
-        """
-        raise NotImplementedError
-
-    @abstractmethod
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """门控激活；孪生兄弟是 `layers/activation.py`。
-
-        The gated activation; the twin is `layers/activation.py`.
-
-        Args:
-            gate_up: [T, 2 * size]
-
-        Returns:
-            [T, size]
-        """
-
-    @abstractmethod
-    def qk_norm_rope_store(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
-        kv_cache: KVCache, slot_mapping: Tensor,
-    ) -> Tensor:
-        """拆分、归一化（若有）、旋转、写缓存；孪生兄弟是 `LlamaAttention.forward` 的那几行。
-
-        Split, normalise (if the model does), rotate, store; the twin is those lines of `LlamaAttention.forward`.
-
-        Args:
-            qkv: [T, (Hq + 2 * Hkv) * D]
-            cos, sin: [T, D // 2] float32
-            norm_weights: those of q and k, each [D]
-
-        Returns:
-            q [T, Hq, D]
-        """
-
-    def sample(
-        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
-    ) -> Tensor:
-        """不带过滤的采样；孪生兄弟是 `layers/sampler.py` 的 `sample`。
-
-        Sampling without filters; the twin is `sample` in `layers/sampler.py`.
-
-        Args:
-            logits: [S, vocab_size]
-            temperatures: [S] float32 or float64; seeds, output_indices: [S] int64
-            out: where to write, [S] int64; None allocates
-
-        Returns:
-            [S] int64
-        """
-        raise NotImplementedError
+    block_size: int
+    plan: Any = None
 
 
 class AttentionBackend(ABC):
@@ -217,7 +94,9 @@ class AttentionBackend(ABC):
     # A CUDA graph replays recorded kernels;
     # a backend that reads lengths back to the CPU cannot be recorded: False by default.
     supports_cuda_graphs: ClassVar[bool] = False
-    fused: FusedKernels | None = None
+    # 参考后端为真：它旁边不用融合的核函数，每一步都能逐行看。
+    # True for the reference: no fused kernels run beside it, so that every step can be followed line by line.
+    is_reference: ClassVar[bool] = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -265,6 +144,20 @@ class AttentionBackend(ABC):
                 f"use a power of two from 8 (8, 16, 32, ...; default {cls.default_block_size})"
             )
 
+    def prepare(self, metadata: AttentionMetadata) -> Any:
+        """每步一次，在第一层之前：各层都要用、又只由这一步决定的东西，在这里算好；默认没有。
+
+        结果放进 `metadata.plan`，随参数传到每一层的两个注意力函数；后端自己什么都不记。
+
+        Once a step, before the first layer: work out what all layers need and only the step decides; by default
+        nothing. The result becomes `metadata.plan` and travels as an argument to both attention functions of every
+        layer; the backend itself remembers nothing.
+
+        Returns:
+            anything that this backend's own functions understand; inside a CUDA graph made by device work only
+        """
+        return None
+
     @abstractmethod
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
@@ -283,6 +176,7 @@ class AttentionBackend(ABC):
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
+        plan: Any = None,
     ) -> Tensor:
         """变长注意力：多条序列的 query 首尾相接地打包，各自只看自己的 K、V。
 
@@ -298,6 +192,7 @@ class AttentionBackend(ABC):
             max_seqlen_q, max_seqlen_k: the longest sequence of each kind
             softmax_scale: None means 1 / sqrt(D)
             block_table: [num_seqs, max_blocks] int32
+            plan: what this backend's `prepare` returned for these very arguments; None works it out here
 
         Returns:
             [T, Hq, D], dtype of q
@@ -309,7 +204,7 @@ class AttentionBackend(ABC):
     @abstractmethod
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
-        softmax_scale: float | None = None, causal: bool = False,
+        softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
     ) -> Tensor:
         """解码用的注意力：每条序列带等长的几个 query，对缓存里前 `cache_seqlens[b]` 个 token 做注意力。
 
@@ -321,6 +216,7 @@ class AttentionBackend(ABC):
             k_cache, v_cache: [num_blocks, block_size, Hkv, D]
             cache_seqlens: [B] int32, the new tokens included
             block_table: [B, max_blocks] int32
+            plan: what this backend's `prepare` returned for these very arguments; None works it out here
 
         Returns:
             [B, Sq, Hq, D], dtype of q

@@ -2,7 +2,7 @@
 
 要装 `flash-attn`（2.x）；它的分页缓存要求块大小是 256 的倍数。
 
-The flash backend: the flash-attn 2 package's own two functions, with Triton's store and fused kernels.
+The flash backend: the flash-attn 2 package's own two functions, with Triton's store.
 
 It needs `flash-attn` (2.x), whose paged caches want a block size that is a multiple of 256.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
-from backends.triton import TritonFusedKernels, why_no_triton
+from backends.triton import why_no_triton
 from backends.triton.store import store_kvcache
 
 
@@ -72,7 +72,6 @@ class FlashBackend(AttentionBackend):
 
         super().__init__(device)
         self.flash_attn: Any = flash_attn
-        self.fused = TritonFusedKernels(device)
 
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
@@ -87,6 +86,7 @@ class FlashBackend(AttentionBackend):
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
+        plan: Any = None,
     ) -> Tensor:
         """flash-attn 的同名函数。
 
@@ -106,7 +106,7 @@ class FlashBackend(AttentionBackend):
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
-        softmax_scale: float | None = None, causal: bool = False,
+        softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
     ) -> Tensor:
         """flash-attn 的同名函数。
 

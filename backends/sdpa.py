@@ -11,7 +11,6 @@ padding a mask hides.
 """
 
 from collections.abc import Iterator
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -20,12 +19,12 @@ from torch import Tensor
 
 from backends.base import (
     AttentionBackend,
-    FusedKernels,
-    KVCache,
+    AttentionMetadata,
     check_kvcache_args,
     check_store_args,
     check_varlen_args,
 )
+from backends.kv_cache import store_by_index
 
 
 def _padded_index(starts: Tensor, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -195,152 +194,103 @@ def _similar_lengths(lengths_q: list[int], lengths_k: list[int]) -> Iterator[sli
 
 
 class _DecodePlan(NamedTuple):
-    """一步解码的 gather 索引。
+    """解码行从哪里取 K、V，谁看得见谁。
 
-    What one decoding step gathers.
-
-    Attributes:
-        slots: [B, L] int64, or a range
-        visible: [B, 1, G * Sq, L] bool (or 1 row for all queries), or None if all is visible
-        blind: [B, 1, G * Sq, 1] bool, or None if every query sees something
-        cache_seqlens, block_table: the tensors that the plan was made for
-        versions, signature: how often they had been written, and what all arguments looked like
+    Where the decode rows gather K and V, and who sees whom.
     """
 
     slots: Tensor | slice  # [B, L] int64
     visible: Tensor | None  # [B, 1, G * Sq, L] bool
     blind: Tensor | None  # [B, 1, G * Sq, 1] bool
-    # 存张量本身，而不是它的 `id`：旧张量释放后，新张量可能得到同一个 `id`，缓存就会误命中。
-    # The tensors themselves and not their `id`: once one is freed,
-    # a new tensor may get the same `id`, a false cache hit.
-    cache_seqlens: Tensor
-    block_table: Tensor
-    # `_version` 是 PyTorch 为自动求导记的修改次数，类似乐观锁的版本号。
-    # `_version` is the write count that PyTorch keeps for autograd, much like the version of an optimistic lock.
-    versions: tuple[int, int]
-    signature: tuple[object, ...]
 
 
-def _store(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """一次按下标复制，写完所有 token；槽位 -1 的不写。
+class _PrefillGroup(NamedTuple):
+    """长度相近、一起补齐的几条序列：取哪些 query、哪些 key，谁看得见谁。
 
-    One copy by index for all tokens; those of slot -1 are left out.
-    """
-    # 缓存是连续的，前两维可以看成一长条槽位：[num_blocks * block_size, Hkv, D]。
-    # The cache is contiguous, so its first two dimensions are one row of slots: [num_blocks * block_size, Hkv, D].
-    k_slots, v_slots = k_cache.view(-1, *key.shape[1:]), v_cache.view(-1, *key.shape[1:])  # [num_slots, Hkv, D]
-    # 槽位 -1 表示不写，当作下标却指最后一个槽位，会写坏别人的数据，要先滤掉；CPU 上没有 -1 就省一次筛选。
-    # Slot -1 stores nothing, but as an index it is the last slot: filter first; on the CPU only if there is a -1.
-    if slot_mapping.device.type != "cpu" or (slot_mapping.numel() and int(slot_mapping.min()) < 0):
-        # GPU 上总是筛选，因为问“有没有 -1”本身就要等 GPU 一次；`nonzero` 也要等，但不必等两次。
-        # On a GPU filter always, as asking for a -1 waits for the GPU by itself;
-        # `nonzero` waits too, but not twice.
-        rows = torch.nonzero(slot_mapping >= 0).squeeze(1)  # [N]
-        key, value, slot_mapping = key[rows], value[rows], slot_mapping[rows]  # [N, Hkv, D], [N, Hkv, D], [N]
-    # 例：`slot_mapping` = [21, 0, 1]：`key` 的第 0 行写到槽位 21，第 1、2 行写到槽位 0、1。
-    # Example: `slot_mapping` = [21, 0, 1]: row 0 of `key` goes to slot 21, rows 1 and 2 to slots 0 and 1.
-    k_slots.index_copy_(0, slot_mapping, key)  # [N, Hkv, D]
-    v_slots.index_copy_(0, slot_mapping, value)  # [N, Hkv, D]
-
-
-@cache
-def _root(value: float) -> Tensor:
-    """平方根，做成张量并记住：`torch.hypot` 不收 Python 的数。
-
-    A square root as a tensor, remembered: `torch.hypot` takes no Python numbers.
-    """
-    return torch.tensor(value).sqrt()
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`RMSNorm.forward` 的孪生兄弟，float32 时用 5 次调用代替 8 次。
-
-    The twin of `RMSNorm.forward`, in float32 with 5 calls instead of 8.
-    """
-    size = x.shape[-1]
-    if x.dtype != torch.float32:
-        # 不把权重交给它：先转回原精度再乘权重，次序与孪生兄弟相同。
-        # The weight stays outside: cast back first, then multiply, in the twin's order.
-        return F.rms_norm(x, (size,), None, eps) * weight  # [..., size]
-    # 向量的长度除以 sqrt(size) 就是均方根；hypot(a, b) = sqrt(a² + b²)，正好把 `eps` 加在根号里面。
-    # A vector's length over sqrt(size) is its root mean square; hypot(a, b) = sqrt(a² + b²) adds `eps` inside the root.
-    #     x = [3, 4]: length 5, 5 / sqrt(2) = 3.54
-    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(size**-0.5)  # [..., 1]
-    return (x / torch.hypot(rms, _root(eps))).mul_(weight)  # [..., size]
-
-
-class CPUKernels(FusedKernels):
-    """CPU 上的“融合”：没有自己的核函数，只是用更少的 torch 调用得到同样的结果。
-
-    小模型在 CPU 上解码 1 行时，一次 torch 调用的开销是 1 微秒左右，比真正的计算还长：调用的次数就是时间。
-
-    "Fusion" on a CPU: no kernels of our own, only fewer calls of torch for the same result.
-    When a small model decodes 1 row on a CPU, calling torch takes some 1 microsecond, longer than the work itself: the
-    number of calls is the time.
+    Some sequences of similar length, padded together: which queries and keys to take, and who sees whom.
     """
 
-    def __init__(self) -> None:
-        # （cos，加宽的 cos，加宽的 sin）：一步之内每层收到的是同一个 cos，只需加宽一次。
-        # (cos, wide cos, wide sin): all layers of a step are given the same cos, to be widened once.
-        self._angles: tuple[Tensor, Tensor, Tensor] | None = None
+    queries: Tensor  # [B, max_q] int64
+    real: Tensor  # [B, max_q] bool
+    keys: Tensor  # [B, max_k] int64
+    visible: Tensor  # [B, 1, max_q, max_k] bool
+    blind: Tensor  # [B, 1, max_q, 1] bool
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """见 `_rms_norm`。
 
-        See `_rms_norm`.
-        """
-        x = x if residual is None else x + residual  # [T, size]
-        return _rms_norm(x, weight, eps), x  # [T, size], [T, size]
+class _Plan(NamedTuple):
+    """一步的计划，各层共用。
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """原地相乘，省一次分配。
+    The plan of one step, shared by all layers.
+    """
 
-        Multiply in place, which saves an allocation.
-        """
-        gate, up = gate_up.chunk(2, dim=-1)  # [T, size]
-        return F.silu(gate).mul_(up)  # [T, size]
+    decode: _DecodePlan | None
+    prefill: list[_PrefillGroup]
 
-    def qk_norm_rope_store(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
-        kv_cache: KVCache, slot_mapping: Tensor,
-    ) -> Tensor:
-        """q 和 k 在 qkv 里相邻，当作一个张量一起旋转。
 
-        q and k are neighbours in qkv and are rotated together, as one tensor.
-        """
-        num_kv_heads, head_dim = kv_cache.k.shape[2:]
-        heads = qkv.view(len(qkv), qkv.shape[1] // head_dim, head_dim)  # [T, Hq + 2 * Hkv, D]
-        num_heads = heads.shape[1] - 2 * num_kv_heads
-        qk, v = heads.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), dim=1)  # [T, Hq + Hkv, D], [T, Hkv, D]
-        if norm_weights is not None:
-            parts = qk.split_with_sizes((num_heads, num_kv_heads), dim=1)  # [T, Hq, D], [T, Hkv, D]
-            qk = torch.cat([_rms_norm(part, weight, eps) for part, weight in zip(parts, norm_weights)], dim=1)
-        wide_cos, wide_sin = self._widen(cos, sin)  # [T, 1, D], [T, 1, D]
-        # `roll` 转半圈，把前后两半对调；`wide_sin` 的前一半带负号。例（D = 2）：
-        # `roll` by half a turn swaps the halves, and the first half of `wide_sin` is negative. Example (D = 2):
-        #     [a, b] * [cos, cos] + [b, a] * [-sin, sin] = [a cos - b sin, b cos + a sin]
-        turned = (qk * wide_cos).addcmul_(qk.roll(head_dim // 2, -1), wide_sin).to(qkv.dtype)  # [T, Hq + Hkv, D]
-        q, k = turned.split_with_sizes((num_heads, num_kv_heads), dim=1)  # [T, Hq, D], [T, Hkv, D]
-        _store(k, v, kv_cache.k, kv_cache.v, slot_mapping)
-        return q  # [T, Hq, D]
+def _plan_decode(
+    cache_seqlens: Tensor, block_table: Tensor, block_size: int, num_queries: int, group_size: int, causal: bool
+) -> _DecodePlan | None:
+    """解码的计划；没有任何 key 可看时是 None。
 
-    def _widen(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """半宽的角度表写成整宽，供一次乘法用完。
+    The plan for decoding; None where there is no key to see at all.
+    """
+    # 读回两个数，下面的分支就都在主机上判断，不必对整个掩码求 `all` 和 `any`。
+    # Two numbers read back decide all branches below on the host, with no `all` or `any` over the whole mask.
+    shortest, longest = map(int, cache_seqlens.aminmax()) if cache_seqlens.numel() else (0, 0)
+    if longest == 0 or num_queries == 0:
+        return None
+    is_masked = causal and num_queries > 1
+    run = None if is_masked else _side_by_side(block_table, longest, block_size)
+    if run is not None:
+        return _DecodePlan(run, None, None)
+    lengths = cache_seqlens.long()  # [B]
+    slots, real_k = _paged_index(block_table, lengths, longest, block_size)  # [B, L]
+    mask = blind = None
+    # 长度都相同，又没有未来要遮，就不用掩码，SDPA 会更快。
+    # With equal lengths and no future to hide, no mask is needed and SDPA is faster.
+    if shortest < longest or is_masked:
+        visible = _visible(real_k, num_queries, lengths, num_queries, causal)[:, None]  # [B, 1, Sq, L]
+        # 一组里的次序是先头后 query，所以掩码要整块重复：
+        # `repeat` 得 0 1 0 1 0 1，`repeat_interleave` 会错成 0 0 0 1 1 1。
+        # Rows of a group go head by head, so the mask repeats as a whole:
+        # `repeat` gives 0 1 0 1 0 1 where `repeat_interleave` would give 0 0 0 1 1 1.
+        mask = visible if num_queries == 1 else visible.repeat(1, 1, group_size, 1)  # [B, 1, G * Sq, L]
+        # 空序列，或比 query 还短的序列，才有什么都看不到的 query。
+        # Only an empty sequence, or one shorter than its queries, has queries that see nothing.
+        if shortest < (num_queries if is_masked else 1):
+            blind = ~mask.any(dim=-1, keepdim=True)  # [B, 1, G * Sq, 1]
+    return _DecodePlan(slots, mask, blind)
 
-        Half-width tables of angles at full width, for a single product.
 
-        Args:
-            cos, sin: [T, D // 2]
+def _plan_prefill(
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, block_table: Tensor | None, block_size: int, causal: bool
+) -> list[_PrefillGroup]:
+    """预填充的计划，每组一项。
 
-        Returns:
-            [T, 1, D] each
-        """
-        # 认的是对象本身，不是内容：每一步的 cos 都是新建的张量；旧的还握在手里，新的不会与它同址。
-        # The object counts, not its content: each step makes a new cos, and the old one is held, so addresses differ.
-        if self._angles is None or self._angles[0] is not cos:
-            wide_cos = torch.cat((cos, cos), dim=-1).unsqueeze(1)  # [T, 1, D]
-            self._angles = cos, wide_cos, torch.cat((-sin, sin), dim=-1).unsqueeze(1)  # [T, 1, D]
-        return self._angles[1:]
+    The plan for prefill, an entry a group.
+    """
+    lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()  # [num_seqs]
+    # `diff` 由累计长度得回各段长度：[0, 3, 8] 得 [3, 5]。分组要在 CPU 上做，所以读回一次，每步只等这一回。
+    # `diff` turns sums into lengths: [0, 3, 8] gives [3, 5].
+    # Groups are made on the CPU, so they are read back once a step.
+    host_q, host_k = lengths_q.tolist(), lengths_k.tolist()
+    groups = []
+    for group in _similar_lengths(host_q, host_k):
+        max_q, max_k = max(host_q[group]), max(host_k[group])
+        # 没有 query 就没有输出；没有 key 时输出是 0，而 `out` 本来就是 0。
+        # No queries, no output; without keys the output is 0, and `out` is 0 already.
+        if max_q == 0 or max_k == 0:
+            continue
+        len_q, len_k = lengths_q[group].long(), lengths_k[group].long()  # [B]
+        queries, real_q = _padded_index(cu_seqlens_q[:-1][group].long(), len_q, max_q)  # [B, max_q]
+        if block_table is None:
+            keys, real_k = _padded_index(cu_seqlens_k[:-1][group].long(), len_k, max_k)  # [B, max_k]
+        else:
+            keys, real_k = _paged_index(block_table[group], len_k, max_k, block_size)  # [B, max_k]
+        visible = _visible(real_k, len_q, len_k, max_q, causal)[:, None]  # [B, 1, max_q, max_k]
+        blind = ~visible.any(dim=-1, keepdim=True)  # [B, 1, max_q, 1]
+        groups.append(_PrefillGroup(queries, real_q, keys, visible, blind))
+    return groups
 
 
 class SDPABackend(AttentionBackend):
@@ -351,163 +301,103 @@ class SDPABackend(AttentionBackend):
 
     name = "sdpa"
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        # 只记最近一步：下一步换了张量，计划就重做，旧的随之释放，不会越积越多。
-        # Only the latest step is kept: the next brings new tensors, the plan is made anew and the old one freed.
-        self._plan: _DecodePlan | None = None
-        # GPU 上不用：那里的时间在核函数里，不在调用的次数上。
-        # Not on a GPU, where the time goes into kernels and not into calls.
-        if device.type == "cpu":
-            self.fused = CPUKernels()
+    def prepare(self, metadata: AttentionMetadata) -> _Plan:
+        """从哪里取、谁看得见谁：28 层的模型，每步算 1 次而不是 28 次；断点停在这里，一步只会停 1 次。
+
+        Where to gather and who sees whom: in a model of 28 layers worked out 1 time a step and not 28; a breakpoint
+        here stops 1 time a step.
+        """
+        decode = prefill = None
+        if metadata.num_decodes:
+            # 解码行只有 1 个 query，因果与否都一样，也就用不到组的大小。
+            # A decode row has 1 query: causal or not is the same, and the size of a group does not matter.
+            decode = _plan_decode(
+                metadata.cache_seqlens, metadata.decode_block_tables, metadata.block_size, 1, 1, causal=True
+            )
+        if metadata.max_seqlen_q:
+            prefill = _plan_prefill(
+                metadata.cu_seqlens_q, metadata.cu_seqlens_k, metadata.prefill_block_tables, metadata.block_size,
+                causal=True,
+            )
+        return _Plan(decode, prefill or [])
 
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
     ) -> None:
-        """见 `_store`。
+        """见 `kv_cache.py`。
 
-        See `_store`.
+        See `kv_cache.py`.
         """
         check_store_args(key, value, k_cache, v_cache, slot_mapping)
-        _store(key, value, k_cache, v_cache, slot_mapping)
+        store_by_index(key, value, k_cache, v_cache, slot_mapping)
 
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
+        plan: _Plan | None = None,
     ) -> Tensor:
         """长度相近的序列补齐成一批，一批调用一次 SDPA。
 
         Sequences of similar length are padded into a batch, one SDPA call each.
         """
-        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+        if plan is None:
+            check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+            groups = _plan_prefill(cu_seqlens_q, cu_seqlens_k, block_table, k.shape[1], causal)
+        else:
+            groups = plan.prefill
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-        lengths_q, lengths_k = cu_seqlens_q.diff(), cu_seqlens_k.diff()  # [num_seqs]
         # 从 0 开始而不是 `empty`：没有 key 的序列不会再被写，留下的必须正好是约定的 0。
         # Zeros and not `empty`: a sequence without keys is never written below,
         # and what stays must be the 0 of the contract.
         out = torch.zeros_like(q)  # [T, Hq, D]
-        # `diff` 由累计长度得回各段长度：[0, 3, 8] 得 [3, 5]。分组要在 CPU 上做，所以读回一次，每次调用只等这一回。
-        # `diff` turns sums into lengths: [0, 3, 8] gives [3, 5].
-        # Groups are made on the CPU, so they are read back once a call.
-        host_q, host_k = lengths_q.tolist(), lengths_k.tolist()
-        for group in _similar_lengths(host_q, host_k):
-            max_q, max_k = max(host_q[group]), max(host_k[group])
-            # 没有 query 就没有输出；没有 key 时输出是 0，而 `out` 本来就是 0。
-            # No queries, no output; without keys the output is 0, and `out` is 0 already.
-            if max_q == 0 or max_k == 0:
-                continue
-            len_q, len_k = lengths_q[group].long(), lengths_k[group].long()  # [B]
-            index_q, real_q = _padded_index(cu_seqlens_q[:-1][group].long(), len_q, max_q)  # [B, max_q]
+        for group in groups:
+            # 空序列的起点可能等于总长，截回范围内；它的行随后清零。
+            # An empty sequence may start at the very end; clamp into range, its rows are zeroed later.
             if block_table is None:
-                index_k, real_k = _padded_index(cu_seqlens_k[:-1][group].long(), len_k, max_k)  # [B, max_k]
-                # 空序列的起点可能等于总长，截回范围内；它的行随后清零。
-                # An empty sequence may start at the very end; clamp into range, its rows are zeroed later.
-                index_k.clamp_(max=k.shape[0] - 1)
-                keys, values = k[index_k].transpose(1, 2), v[index_k].transpose(1, 2)  # [B, Hkv, max_k, D]
+                rows = group.keys.clamp(max=k.shape[0] - 1)  # [B, max_k]
+                keys, values = k[rows].transpose(1, 2), v[rows].transpose(1, 2)  # [B, Hkv, max_k, D]
             else:
-                slots, real_k = _paged_index(block_table[group], len_k, max_k, k.shape[1])  # [B, max_k]
-                keys, values = _gather(k, slots), _gather(v, slots)  # [B, Hkv, max_k, D]
-            visible = _visible(real_k, len_q, len_k, max_q, causal)[:, None]  # [B, 1, max_q, max_k]
-            blind = ~visible.any(dim=-1, keepdim=True)  # [B, 1, max_q, 1]
-            queries = q[index_q.clamp_(max=q.shape[0] - 1)]  # [B, max_q, Hq, D]
+                keys, values = _gather(k, group.keys), _gather(v, group.keys)  # [B, Hkv, max_k, D]
+            queries = q[group.queries.clamp(max=q.shape[0] - 1)]  # [B, max_q, Hq, D]
             # SDPA 要头在前、长度在后：[B, Hq, max_q, D]，与 flash-attn 的次序相反，所以进出各转置一次。
             # SDPA wants heads before length, [B, Hq, max_q, D],
             # the reverse of flash-attn: hence a transpose on the way in and out.
-            attended = _attend(queries.transpose(1, 2), keys, values, visible, blind, scale)  # [B, Hq, max_q, D]
+            attended = _attend(queries.transpose(1, 2), keys, values, group.visible, group.blind, scale)
             # 只把真实的 query 写回去，补齐的行丢掉。
             # Only real queries are written back; the padding is dropped.
-            out[index_q[real_q]] = attended.transpose(1, 2)[real_q]  # [sum(len_q), Hq, D]
+            out[group.queries[group.real]] = attended.transpose(1, 2)[group.real]  # [sum(len_q), Hq, D]
         return out  # [T, Hq, D]
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
-        softmax_scale: float | None = None, causal: bool = False,
+        softmax_scale: float | None = None, causal: bool = False, plan: _Plan | None = None,
     ) -> Tensor:
         """所有解码序列补齐到最长的那条，一次 SDPA。
 
         All decoding sequences are padded to the longest and served by one SDPA call.
         """
-        plan = self._plan_decode(q, k_cache, v_cache, cache_seqlens, block_table, causal)
         batch, num_queries, num_heads, head_dim = q.shape
-        scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
-        # 所有序列都是空的（或没有 query）：没有东西可看，按约定输出全零。
-        # Every sequence is empty, or there are no queries: nothing to see, so zeros by contract.
-        if plan is None:
-            return torch.zeros_like(q)  # [B, Sq, Hq, D]
-        keys, values = _gather(k_cache, plan.slots), _gather(v_cache, plan.slots)  # [B, Hkv, L, D]
         # 同组的 query 头共用 K、V，把它们当成同一个头的多个 query：K、V 不必复制，一次矩阵乘法服务整组。
         # Query heads of a group share K and V, so treat them as queries of a single head: nothing is copied.
         group_size = num_heads // k_cache.shape[2]
+        if plan is None:
+            check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+            decode = _plan_decode(cache_seqlens, block_table, k_cache.shape[1], num_queries, group_size, causal)
+        else:
+            decode = plan.decode
+        # 所有序列都是空的（或没有 query）：没有东西可看，按约定输出全零。
+        # Every sequence is empty, or there are no queries: nothing to see, so zeros by contract.
+        if decode is None:
+            return torch.zeros_like(q)  # [B, Sq, Hq, D]
+        scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+        keys, values = _gather(k_cache, decode.slots), _gather(v_cache, decode.slots)  # [B, Hkv, L, D]
         # 例：6 个 query 头、2 个 KV 头、Sq = 1：[B, 6, 1, D] 看作 [B, 2, 3, D]，头 0 到 2 落在 KV 头 0 名下。
         # Example: 6 query heads, 2 KV heads, Sq = 1:
         # [B, 6, 1, D] is seen as [B, 2, 3, D], and heads 0 to 2 fall to KV head 0.
         grouped = q.transpose(1, 2).reshape(batch, -1, group_size * num_queries, head_dim)  # [B, Hkv, G * Sq, D]
-        out = _attend(grouped, keys, values, plan.visible, plan.blind, scale)  # [B, Hkv, G * Sq, D]
+        out = _attend(grouped, keys, values, decode.visible, decode.blind, scale)  # [B, Hkv, G * Sq, D]
         # 只有 1 个 query 时，换维不改变内存里的次序，直接看成结果的形状。
         # With 1 query, moving its dimension changes nothing in memory: view it in the shape of the result.
         if num_queries == 1:
             return out.reshape(batch, 1, num_heads, head_dim)  # [B, 1, Hq, D]
         return out.reshape(batch, num_heads, num_queries, head_dim).transpose(1, 2).contiguous()  # [B, Sq, Hq, D]
-
-    def _plan_decode(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor, causal: bool
-    ) -> _DecodePlan | None:
-        """检查参数，算出从哪里取、谁看得见谁：一步之内每层都一样，所以第一层算好，其余各层直接用。
-
-        Check the arguments and work out where to gather and who sees whom: the same for every layer of a step, so the
-        first layer does it and the others reuse it.
-        """
-        # 每层的缓存是不同的张量，但形状和槽位相同，所以计划可以跨层共用。
-        # Each layer's cache is another tensor, of the same shape and with the same slots, so layers can share the plan.
-        tensors = (q, k_cache, v_cache)
-        signature = (causal, *((x.shape, x.dtype, x.device) for x in tensors))
-        plan = self._plan
-        # 缓存失效是这里唯一的难点：误用上一步的计划，新 token 就看不见自己。所以张量要是同一对，而且没被改写过。
-        # Cache invalidation is the only hard part: with the last step's plan a new token would not see itself. So it
-        # must be the same two tensors, not written since.
-        if (
-            plan is not None
-            and cache_seqlens is plan.cache_seqlens
-            and block_table is plan.block_table
-            and plan.versions == (cache_seqlens._version, block_table._version)
-            and plan.signature == signature
-        ):
-            return plan
-        # 28 层的模型，这以下的计算每步只做 1 次，而不是 28 次；断点停在这里，一步只会停 1 次。
-        # In a model of 28 layers, what follows runs 1 time a step and not 28; a breakpoint here stops 1 time a step.
-        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
-        num_queries, group_size = q.shape[1], q.shape[2] // k_cache.shape[2]
-        # 读回两个数，下面的分支就都在主机上判断，不必对整个掩码求 `all` 和 `any`。
-        # Two numbers read back decide all branches below on the host, with no `all` or `any` over the whole mask.
-        shortest, longest = map(int, cache_seqlens.aminmax()) if cache_seqlens.numel() else (0, 0)
-        if longest == 0 or num_queries == 0:
-            return None
-        block_size, is_masked = k_cache.shape[1], causal and num_queries > 1
-        run = None if is_masked else _side_by_side(block_table, longest, block_size)
-        slots: Tensor | slice
-        mask = blind = None
-        if run is not None:
-            slots = run
-        else:
-            lengths = cache_seqlens.long()  # [B]
-            slots, real_k = _paged_index(block_table, lengths, longest, block_size)  # [B, L]
-            # 长度都相同，又没有未来要遮，就不用掩码，SDPA 会更快。
-            # With equal lengths and no future to hide, no mask is needed and SDPA is faster.
-            if shortest < longest or is_masked:
-                visible = _visible(real_k, num_queries, lengths, num_queries, causal)[:, None]  # [B, 1, Sq, L]
-                # 一组里的次序是先头后 query，所以掩码要整块重复：
-                # `repeat` 得 0 1 0 1 0 1，`repeat_interleave` 会错成 0 0 0 1 1 1。
-                # Rows of a group go head by head, so the mask repeats as a whole:
-                # `repeat` gives 0 1 0 1 0 1 where `repeat_interleave` would give 0 0 0 1 1 1.
-                mask = visible if num_queries == 1 else visible.repeat(1, 1, group_size, 1)  # [B, 1, G * Sq, L]
-                # 空序列，或比 query 还短的序列，才有什么都看不到的 query。
-                # Only an empty sequence, or one shorter than its queries, has queries that see nothing.
-                if shortest < (num_queries if is_masked else 1):
-                    blind = ~mask.any(dim=-1, keepdim=True)  # [B, 1, G * Sq, 1]
-        # 推理模式里建的张量不记版本号，看不出有没有被改写：这样的计划用一次就丢，不留给下一层。
-        # A tensor made in inference mode has no version to tell that it was written: its plan serves one call only.
-        tracked = not (cache_seqlens.is_inference() or block_table.is_inference())
-        versions = (cache_seqlens._version, block_table._version) if tracked else (-1, -1)
-        plan = _DecodePlan(slots, mask, blind, cache_seqlens, block_table, versions, signature)
-        self._plan = plan if tracked else None
-        return plan

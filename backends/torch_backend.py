@@ -9,6 +9,8 @@ It is made to be seen, not to be fast: gather, scores, mask, softmax and weighte
 ready for a breakpoint. The other backends are judged by it, and it by a float64 version in the tests.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -115,6 +117,7 @@ class TorchBackend(AttentionBackend):
     """
 
     name = "torch"
+    is_reference = True
 
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
@@ -145,6 +148,7 @@ class TorchBackend(AttentionBackend):
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
+        plan: Any = None,
     ) -> Tensor:
         """打包的变长注意力：用累计长度切出每条序列，再逐条计算。
 
@@ -175,7 +179,7 @@ class TorchBackend(AttentionBackend):
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
-        softmax_scale: float | None = None, causal: bool = False,
+        softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
     ) -> Tensor:
         """解码注意力：先按块表取出历史的 K、V，再做同样的注意力。
 

@@ -23,7 +23,7 @@ The example above, with blocks of 4: sequence A has 9 computed tokens and decode
 is a new prompt of 3 tokens with table [0]. Only the last token of each sequence needs logits: rows [0, 3].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, chain
 
 import torch
@@ -31,7 +31,11 @@ from torch import Tensor
 
 from backends.base import AttentionMetadata
 from engine.scheduler import ScheduledSequence
-from layers.sampler import SamplingInputs
+from engine.sequence import Sequence
+
+# 要采样的一行：哪个序列，它的第几个输出。
+# A row that samples: which sequence, and which of its outputs.
+Sample = tuple[Sequence, int]
 
 
 @dataclass(slots=True)
@@ -77,20 +81,46 @@ def _rectangle(tables: list[list[int]], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32, device=device).reshape(len(tables), width)
 
 
-def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torch.device) -> Batch:
-    """把一步的调度结果变成张量。
+@dataclass(slots=True)
+class FlatStep:
+    """一步摊平之后、变成张量之前：CUDA graph 用的也是它。
 
-    Turn a step's schedule into tensors.
+    A step laid flat, before it becomes tensors; CUDA graphs use it as well.
 
-    Args:
-        schedule: rows with a single new token first, as `Scheduler.schedule` returns them
+    Attributes:
+        input_ids, positions, slots: a value a new token, [T]
+        logits_indices: the tokens that need logits, [S]
+        samples: for each of them its sequence and which output it is, [S]
+        pending: (index in `input_ids`, row among the last step's tokens) of inputs that are on the device only
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    logits_indices: list[int] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    pending: list[tuple[int, int]] = field(default_factory=list)
+
+
+def sampling_rows(schedule: list[ScheduledSequence]) -> list[Sample]:
+    """哪些行要采样，各是哪个序列的第几个输出；次序就是 logits 的次序。
+
+    Which rows sample, and which output of which sequence each is; in the order of the logits.
+    """
+    # 同一序列有几行时，序号依次往上数：噪声由序号决定，猜测对不对都不会改变。
+    # Where a sequence has several rows, their numbers count up: the noise depends on the number, whether or not the
+    # guesses are right.
+    return [(row.seq, row.seq.num_output_tokens + i) for row in schedule for i in range(row.num_logits)]
+
+
+def flatten(schedule: list[ScheduledSequence], block_size: int) -> FlatStep:
+    """把各行的新 token 首尾相接：输入、位置、槽位，以及哪些要采样。
+
+    Put the rows' new tokens end to end: inputs, positions, slots, and which of them sample.
     """
     # 先攒成 Python 列表，最后各转一次张量：逐个元素写 GPU 张量，每写一个就是一次主机到设备的拷贝。
     # Collect Python lists and convert each once: a GPU tensor written element by element is a host copy for each.
-    input_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    logits_indices: list[int] = []
+    step = FlatStep(samples=sampling_rows(schedule))
     for row in schedule:
         seq, start = row.seq, row.seq.num_computed_tokens
         # 这一行只算 [start, end)：命中的和以前算过的都在 `start` 之前，K、V 已在缓存里，不再进模型。
@@ -100,24 +130,42 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
         # Example: a prompt of 20, 12 computed, 6 in this step:
         #     input_ids += token_ids[12:18]      positions += 12, 13, 14, 15, 16, 17
         end = start + row.num_new_tokens
-        input_ids += seq.token_ids[start:end]
+        step.input_ids += seq.inputs(start, end)
         # 常见的 bug：每个分段的位置又从 0 数起。不会报错，只是旋转位置编码全错，输出成了胡话。
         # A common bug starts each chunk's positions at 0 again:
         # no error, but rotary embedding is wrong and the text babbles.
-        positions += range(start, end)
+        step.positions += range(start, end)
         # 位置 -> 槽位：第 `p // block_size` 个块的第 `p % block_size` 个槽位。Python 整数不会溢出，张量用 int64。
         # Position -> slot: offset `p % block_size` of block `p // block_size`. Python ints never overflow; int64 after.
         # 停在这里看 `seq.block_table`：相邻的位置跨块时，槽位可以跳到任何地方，逻辑连续、物理不连续。
         # Stop here and look at `seq.block_table`: across a block border slots jump anywhere, contiguous only in logic.
         #     block_size 4, block_table [7, 2, 5]:   p = 6, 7, 8, 9  ->  slots 10, 11, 20, 21
-        slots += [seq.block_table[p // block_size] * block_size + p % block_size for p in range(start, end)]
-        if row.samples:
-            # 只有最后那个 token 用来预测下一个。词表 128256、提示词 1000 个 token，float32 的 logits 全算要 513 MB，
-            # 只算 1 行是 0.5 MB。
-            # Only the last token predicts what comes next. With a vocabulary of 128256 and a prompt of 1000,
-            # float32 logits of all rows are 513 MB, of 1 row 0.5 MB.
-            logits_indices.append(len(input_ids) - 1)
+        step.slots += [seq.block_table[p // block_size] * block_size + p % block_size for p in range(start, end)]
+        # 重叠循环里，最后一个输入可能还没读到主机：记下它在上一步结果的哪一行。
+        # In the overlapped loop the last input may not be on the host yet: note its row among the last step's tokens.
+        if seq.num_pending_tokens and end == seq.num_tokens:
+            step.pending.append((len(step.input_ids) - 1, seq.sample_row))
+        # 只有最后那个 token 用来预测下一个（有猜测时，每个猜测也要）。词表 128256、提示词 1000 个 token，
+        # float32 的 logits 全算要 513 MB，只算 1 行是 0.5 MB。
+        # Only the last token predicts what comes next (and each guess, where there are some). With a vocabulary of
+        # 128256 and a prompt of 1000, logits of all rows in float32 would be 513 MB, of 1 row 0.5 MB.
+        num_logits = row.num_logits
+        step.logits_indices += range(len(step.input_ids) - num_logits, len(step.input_ids))
+    return step
 
+
+def build_batch(
+    schedule: list[ScheduledSequence], block_size: int, device: torch.device, sampled: Tensor | None = None
+) -> Batch:
+    """把一步的调度结果变成张量。
+
+    Turn a step's schedule into tensors.
+
+    Args:
+        schedule: rows with a single new token first, as `Scheduler.schedule` returns them
+        sampled: the tokens of the step before, where some inputs are on the device only, [rows] int64
+    """
+    step = flatten(schedule, block_size)
     # 调度器已把这些行排在最前，所以个数就是分界线：`[:num_decodes]` 走解码函数，`[num_decodes:]` 走变长函数。
     # The scheduler put these rows first, so their number is the border:
     # `[:num_decodes]` decode, `[num_decodes:]` varlen.
@@ -137,7 +185,9 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
     # 槽位用 int64：它还要乘每个槽位的元素数，大缓存里会超过 2**31；块表和长度用 int32，与 flash-attn 一致。
     # Slots are int64: they are multiplied by the elements of a slot, beyond 2**31 in a large cache;
     # tables and lengths are int32, as in flash-attn.
-    ids, places, slot_mapping, rows = tensors(torch.int64, input_ids, positions, slots, logits_indices)
+    ids, places, slot_mapping, rows = tensors(
+        torch.int64, step.input_ids, step.positions, step.slots, step.logits_indices
+    )
     # 累计长度把“每条多长”变成“每条从哪开始”：长度 [3, 5] 得到 [0, 3, 8]。
     # Running sums turn "how long" into "where it starts": lengths [3, 5] give [0, 3, 8].
     # q 与 k 的长度可以不同。例：A 是 3 个 token 的新提示词；B 已算 16 个，这步再算 5 个，要看 21 个 key：
@@ -162,55 +212,12 @@ def build_batch(schedule: list[ScheduledSequence], block_size: int, device: torc
         # Backends pad and size their launches by the longest; known on the host, nobody waits for the GPU to tell it.
         max_seqlen_q=max(new_tokens[num_decodes:], default=0),
         max_seqlen_k=max(contexts[num_decodes:], default=0),
+        block_size=block_size,
     )
+    # 占位的输入在设备上换成上一步采到的 token，不经过主机。
+    # Placeholders among the inputs become the tokens of the step before, on the device and without the host.
+    if step.pending:
+        assert sampled is not None, "only the overlapped loop has pending inputs, and it passes the tokens"
+        where = torch.tensor(step.pending).to(device, non_blocking=True)  # [N, 2]
+        ids[where[:, 0]] = sampled[where[:, 1]]
     return Batch(input_ids=ids, positions=places, metadata=metadata, logits_indices=rows)
-
-
-def build_sampling_inputs(
-    schedule: list[ScheduledSequence], vocab_size: int, device: torch.device
-) -> SamplingInputs | None:
-    """收集要采样的那些行的参数，次序与 `Batch.logits_indices` 相同；全都是贪心时不需要参数，返回 None。
-
-    Collect the parameters of the rows that sample, in the order of `Batch.logits_indices`; None if all are greedy and
-    need none.
-    """
-    # 与 `build_batch` 追加 `logits_indices` 用同一个条件、同一个次序，否则甲的温度会用到乙的 logits 上。
-    # The same condition and order as `build_batch` has for `logits_indices`,
-    # or one user's temperature meets another's logits.
-    sequences = [row.seq for row in schedule if row.samples]
-    params = [seq.params for seq in sequences]
-    # 全贪心时一次 `argmax` 就够，噪声和排序都省了；只要有一行要采样，整批就一起算。
-    # All greedy needs a single `argmax`, no noise and no sort; with any row that samples the whole batch goes that way.
-    if all(p.greedy for p in params):
-        return None
-    # `top_k` 为 0 或 -1 表示不限，换成词表大小，计算时就不必再分情况。
-    # A `top_k` of 0 or -1 is off; as the vocabulary's size it needs no case of its own.
-    top_ks = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
-
-    def column(values: list[float]) -> Tensor:
-        # `non_blocking`：拷贝排进队列就返回，不停下来等 GPU 算完前面的。
-        # `non_blocking`: the copy is queued, and nobody waits for what the GPU has to do before it.
-        # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
-        # A column broadcasts against logits of [S, vocab_size]:
-        # each row gets its own temperature without a Python loop.
-        return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True).unsqueeze(1)  # [S, 1]
-
-    def integers(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)  # [S]
-
-    return SamplingInputs(
-        temperatures=column([p.temperature for p in params]),
-        top_ps=column([p.top_p for p in params]),
-        min_ps=column([p.min_p for p in params]),
-        top_ks=integers(top_ks).unsqueeze(1),
-        # 噪声由（种子，第几个输出，token id）决定，这里送去前 2 个；没有随机数状态，也就不怕被谁打乱。
-        # Noise depends on (seed, output index, token id), and here go the first 2;
-        # with no generator state, nothing disturbs it.
-        seeds=integers([seq.seed for seq in sequences]),
-        output_indices=integers([seq.num_output_tokens for seq in sequences]),
-        # 给 128256 个分数排序很贵，没人用 `top_k`、`top_p` 就整批跳过；在主机上判断，不必读 GPU。
-        # Sorting 128256 scores is expensive and skipped if nobody uses `top_k` or `top_p`;
-        # decided on the host, no GPU read.
-        any_filter=any(p.top_p < 1.0 or k < vocab_size for p, k in zip(params, top_ks)),
-        any_min_p=any(p.min_p > 0.0 for p in params),
-    )

@@ -1,6 +1,9 @@
-"""EngineConfig：用户能设的全部选项，只在这里检查一次。
+"""EngineConfig：用户能设的全部选项，只在这里列出、只在这里检查；`resolve` 把它落到这台机器和这个模型上。
 
-EngineConfig: all that a user may set, checked once, here.
+    EngineConfig ── resolve ──> EngineSetup ──> ModelRunner, KVPool, ...
+
+EngineConfig: all that a user may set, listed and checked here and nowhere else; `resolve` settles it for this machine
+and this model.
 """
 
 from dataclasses import dataclass
@@ -8,8 +11,12 @@ from pathlib import Path
 
 import torch
 
+from backends import choose_backend, create_backend, create_kernels
+from backends.base import AttentionBackend
+from backends.kernels import FusedKernels
+from engine.block_manager import num_blocks_needed
 from engine.validation import check_flag, check_seed, is_int, is_number
-from models.config import DTYPES, ModelLoadError
+from models.config import DTYPES, ModelConfig, ModelLoadError, load_config
 
 # 从本文件的位置推出，不看当前目录：在哪里启动都找得到。
 # Derived from this file's place and not the current directory, so it is found wherever one starts.
@@ -43,11 +50,17 @@ class EngineConfig:
         ValueError: a value is out of range
     """
 
+    # None 是随仓库附带的小模型：不下载、不要 GPU，第一次读源码就用它。
+    # None is the small model in the repository: no download, no GPU; take it for a first reading.
     model: str | Path | None = None
     backend: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    # 写 None 的几项由机器决定：块大小问后端，块数看内存，长度看模型和块数。
+    # What is None the machine decides: block size by backend, blocks by memory, length by model and blocks.
     max_model_len: int | None = None
+    # 类似连接池的上限：同时运行的请求至多 256 个，其余在 `waiting` 里排队，而不是被拒绝。
+    # Like a connection pool's cap: at most 256 requests run, the others wait in `waiting` and are not refused.
     # 调大则吞吐高，但每个请求分到的块少，抢占也多；块不够时，真正的上限是块数而不是它。
     # More means more throughput, but fewer blocks for each and more preemption;
     # when blocks are short, they are the limit.
@@ -65,14 +78,22 @@ class EngineConfig:
     # 是显卡总显存的份额，不是空闲显存的：权重、中间结果和别的程序占的先扣掉，剩下的才给 KV 缓存。
     # A share of the card's total, not of what is free: weights, intermediate results and other programs come off first,
     # and the KV cache gets what is left.
+    # 别的程序已占的也算在内：同一张卡上，第 1 个引擎给 0.45，第 2 个就要给 0.9。
+    # What other programs hold counts too: on one card engine 1 gets 0.45, then engine 2 needs 0.9.
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
+    # 调试时设为真：每个操作都由 Python 逐行发出，断点才停得住。
+    # Set it when debugging: Python issues every operation line by line, so breakpoints are hit.
     enforce_eager: bool = False
     load_format: str = "auto"
     seed: int | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
+        # `torch.device` 和 `torch.float16` 也收，统一成名字。
+        # `torch.device` and `torch.float16` are welcome too, and become names.
+        object.__setattr__(self, "device", str(self.device))
+        object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         # None 表示由引擎定：真正的数要看模型和内存，此刻还不知道，所以这里只查用户给的。
         # None leaves it to the engine: the number depends on model and memory,
         # unknown as yet, so only what users gave is checked.
@@ -101,6 +122,54 @@ class EngineConfig:
         check_seed(self.seed)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))
+
+    def resolve(self) -> "EngineSetup":
+        """落到这台机器和这个模型上。全是不花钱的检查：选错后端应当立刻报错，而不是读完 6 GB 权重之后。
+
+        Settle everything for this machine and this model. All of it is cheap: a wrong backend fails at once, and not
+        after reading 6 GB of weights.
+
+        Raises:
+            ValueError, ModelLoadError, BackendUnavailableError: something does not fit; the message says what
+        """
+        device, folder = self.resolve_device(), self.resolve_model_folder()
+        model_config = load_config(folder)
+        dtype = self.resolve_dtype(model_config.dtype, device)
+        name = self.backend
+        if name == "auto":
+            name = choose_backend(device, model_config.head_dim, dtype)
+        backend = create_backend(name, device)
+        # “能在这台机器上跑”和“支持这个模型”是两回事：前者 `create_backend` 已查过，后者要知道 `head_dim` 才能查。
+        # Two questions: `create_backend` answered "does it run here"; "does it suit this model" needs `head_dim`.
+        reason = backend.why_unsupported(model_config.head_dim, dtype)
+        if reason:
+            raise ValueError(f"backend '{backend.name}' does not support this model: {reason}")
+        # 这里用 `or` 取默认值是安全的：`__post_init__` 已拒绝 0，不会把用户写的 0 当成没写。
+        # `or` is safe here: `__post_init__` has refused 0, so no user's 0 is mistaken for "not given".
+        block_size = self.kvcache_block_size or backend.default_block_size
+        backend.check_block_size(block_size)
+        # 超过 `limit` 的位置，RoPE 的角度模型没有见过：不会报错，只会越说越乱，所以在这里拒绝。
+        # Beyond `limit` the model has never seen RoPE's angles: no error, just worse and worse text, so refuse here.
+        limit = model_config.max_position_embeddings
+        if self.max_model_len is not None and self.max_model_len > limit:
+            raise ValueError(
+                f"max_model_len={self.max_model_len} exceeds the model's limit of {limit} positions: "
+                f"use at most {limit}"
+            )
+        # 块数写明了，装不装得下现在就知道。
+        # With the number of blocks given, whether it fits is known now.
+        if self.num_kvcache_blocks is not None:
+            check_pool_size(self.num_kvcache_blocks, block_size, self.max_model_len, limit)
+        return EngineSetup(
+            config=self, folder=folder, model_config=model_config, device=device, dtype=dtype, backend=backend,
+            # 单步调试时逐个执行：融合的核函数里没有可以停的地方。
+            # One step after the other for debugging: inside a fused kernel there is nowhere to stop.
+            kernels=None if self.enforce_eager else create_kernels(backend, model_config.head_dim, dtype),
+            block_size=block_size,
+            # 预算越大，长提示算完得越快，但同一步里的解码都要等它；CPU 慢，所以给得小些。
+            # A larger budget ends long prompts sooner but delays the decodes of the same step; a slow CPU gets less.
+            max_num_batched_tokens=self.max_num_batched_tokens or (8192 if device.type == "cuda" else 2048),
+        )
 
     def resolve_device(self) -> torch.device:
         """`auto` 是有 CUDA 就用 CUDA，否则 CPU。
@@ -192,3 +261,43 @@ class EngineConfig:
             raise ModelLoadError(
                 f"model {name} is neither a folder nor in the local cache: download it with 'hf download {name}'"
             ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """`EngineConfig` 在这台机器、这个模型上的结果：没有 "auto"，也没有留空的；往下只传它。
+
+    What an `EngineConfig` comes to on this machine and with this model: no "auto" and nothing left open; this is what
+    is passed on.
+
+    Attributes:
+        config: what the user said, for what needs no settling
+        kernels: the fused kernels, or None if every step is to run by itself
+    """
+
+    config: EngineConfig
+    folder: Path
+    model_config: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    backend: AttentionBackend
+    kernels: FusedKernels | None
+    block_size: int
+    max_num_batched_tokens: int
+
+
+def check_pool_size(num_blocks: int, block_size: int, requested: int | None, limit: int) -> None:
+    """块池至少要装得下一条明说要的最长序列；没有明说时，至少要有一个块。
+
+    The pool must hold one sequence of the length that was asked for; if none was, at least a block.
+
+    Raises:
+        ValueError: it does not
+    """
+    wanted, fits = requested or limit, num_blocks * block_size
+    if fits < wanted and (requested is not None or fits == 0):
+        raise ValueError(
+            f"the KV cache cannot hold one sequence of max_model_len={wanted}: it needs "
+            f"{num_blocks_needed(wanted, block_size)} blocks of {block_size} tokens, there are {num_blocks}; "
+            f"use max_model_len <= {fits}, or more memory"
+        )

@@ -1,12 +1,77 @@
-"""交给用户的结果，字段名与 vLLM 相同。
+"""交给用户的结果，字段名与 vLLM 相同。这里什么也不导入：序列和调度器要用其中的几个类。
 
-What the user gets back; fields are named as in vLLM.
+What the user gets back; fields are named as in vLLM. Nothing is imported here, as sequence and scheduler use some of
+its classes.
 """
 
 from dataclasses import dataclass, field
 
-from engine.logprobs import Logprob
-from engine.sequence import RequestMetrics
+
+@dataclass(slots=True)
+class Logprob:
+    """一个 token 的对数概率。
+
+    One token's log-probability.
+
+    Attributes:
+        rank: 1 is the likeliest token of the vocabulary
+    """
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """一个请求的时间点，单位秒（`time.monotonic`）。由引擎记录，调度器不读时钟。
+
+    A request's points in time, in seconds (`time.monotonic`). The engine records them; the scheduler reads no clock.
+    """
+
+    # 用单调时钟：系统对时可能把墙上时钟往回拨，算出来的延迟就成了负数。
+    # A monotonic clock: time synchronisation may set the wall clock back, and a latency would come out negative.
+    # 常用指标都是这些点的差，n 是输出 token 数：
+    # The usual metrics are differences of these points, with n output tokens:
+    #     queueing = first_scheduled_time - arrival_time
+    #     TTFT     = first_token_time - arrival_time
+    #     TPOT     = (last_token_time - first_token_time) / (n - 1), the mean over a request's outputs
+    arrival_time: float = 0.0
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    finished_time: float | None = None
+    # 在交出结果时填上，运行途中不必每步都数；一个请求有几份输出时，是各份之和。
+    # Filled in when a result is handed out, with no need to count in every step; sums over a request's outputs.
+    num_generated_tokens: int = 0
+    num_later_tokens: int = 0
+    later_seconds: float = 0.0
+
+    @property
+    def time_in_queue(self) -> float | None:
+        """排队多久才第一次轮到它；还没轮到则为 None。
+
+        How long it waited for its first turn; None while it waits.
+        """
+        return None if self.first_scheduled_time is None else self.first_scheduled_time - self.arrival_time
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """TTFT：从入队到首个 token；还没有则为 None。
+
+        TTFT: from arrival to the first token; None before it.
+        """
+        return None if self.first_token_time is None else self.first_token_time - self.arrival_time
+
+    @property
+    def time_per_output_token(self) -> float | None:
+        """TPOT：首个之后，平均每个 token 多久；没有哪份输出到了 2 个，则为 None。
+
+        TPOT: the mean time of each token after the first; None if no output has 2.
+        """
+        # 每份输出各算各的：4 份输出同时写，每秒看到的字并没有快 4 倍。
+        # Each output counts for itself: with 4 outputs written at once nobody sees any of them 4 times as fast.
+        return self.later_seconds / self.num_later_tokens if self.num_later_tokens else None
 
 
 @dataclass(slots=True)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.validation import check_flag, check_seed, is_int, is_number
-from layers.sampler import GREEDY_TEMPERATURE
 
+# 低于这个温度就当作贪心：分差 0.001 除以 1e-5 已是 100，而噪声的跨度不到 27，抽样的结果就是 argmax。
+# Below this, take the argmax: a gap of 0.001 over 1e-5 is 100, noise spans less than 27, so a draw is the argmax.
+GREEDY_TEMPERATURE = 1e-5
 # 与 vLLM 的默认上限相同：每个 token 多报一份，就多占一份内存。
 # vLLM's default cap: each one more is reported for every token, and takes memory for every token.
 MAX_LOGPROBS = 20

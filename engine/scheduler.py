@@ -31,18 +31,27 @@ class ScheduledSequence(NamedTuple):
     num_new_tokens: int
 
     @property
-    def samples(self) -> bool:
-        """算完这几个，已知 token 就全算完了，才有下一个可采样；中途的分段不产生 token。
+    def num_logits(self) -> int:
+        """要几行 logits：中途的分段 0 行；算完了已知的 token，就有 1 行，每个猜测再多 1 行。
 
-        Only if these complete the known tokens is there a next one to sample; a chunk that ends earlier yields none.
+        How many rows of logits it needs: 0 for a chunk that ends earlier; 1 once the known tokens are complete, and 1
+        more for each guess.
         """
-        # 例：提示词 20 个 token，已算 12 个，这步 6 个：12 + 6 < 20，不采样；下一步 2 个：18 + 2 == 20，采样。
-        # Example: a prompt of 20, 12 computed, 6 in this step:
-        # 12 + 6 < 20, no sample; then 2: 18 + 2 == 20, it samples.
+        # 例：提示词 20 个 token，已算 12 个，这步 6 个：12 + 6 < 20，0 行；下一步 2 个：18 + 2 == 20，1 行。
+        # Example: a prompt of 20, 12 computed, 6 in this step: 12 + 6 < 20, 0 rows; then 2: 18 + 2 == 20, 1 row.
         # 要在 `update` 之前问：它会推进 `num_computed_tokens`，改变等式两边的数，之后再问就没意义了。
         # Ask before `update`: it moves `num_computed_tokens`,
         # then both sides have changed and the answer means nothing.
-        return self.seq.num_computed_tokens + self.num_new_tokens == self.seq.num_tokens
+        end, guesses = self.seq.num_computed_tokens + self.num_new_tokens, len(self.seq.draft_ids)
+        return 1 + guesses if end == self.seq.num_tokens + guesses else 0
+
+    @property
+    def samples(self) -> bool:
+        """这一步会不会产生 token。
+
+        Whether it yields a token in this step.
+        """
+        return self.num_logits > 0
 
 
 class Scheduler:
@@ -138,6 +147,11 @@ class Scheduler:
             # 停在这里看 `seq`：`computed 12/20` 表示已知 20 个 token，算了 12 个。
             # Stop here and look at `seq`: `computed 12/20` says that 20 tokens are known and 12 are computed.
             num_new = min(seq.num_tokens - seq.num_computed_tokens, budget)
+            # 猜测只用剩下的：预算、块、长度上限不够就裁掉，不为它抢占别人；一般的请求没有猜测，这里什么也不做。
+            # Guesses take only what is left: they are cut by budget, blocks and lengths, and nobody is preempted for
+            # them; ordinary requests have none, and this does nothing.
+            if seq.draft_ids:
+                num_new += self._cut_drafts(seq, num_new, budget - num_new)
             # 没有空闲块：牺牲最后接纳的那个，再试；牺牲者可能就是自己，那么它退出 `running`，循环也到了尽头。
             # No block free: sacrifice the one admitted last and try again; if that is this one, it leaves `running`.
             # 例，共 4 个块，块大小 4：A 要第 3 个块，空闲 0 个，抢占末尾的 B；B 归还 2 个，A 取走 1 个。
@@ -211,6 +225,25 @@ class Scheduler:
             self._check(scheduled)
         return scheduled
 
+    def _cut_drafts(self, seq: Sequence, num_known: int, budget: int) -> int:
+        """把猜测裁到用得上、放得下的个数，返回剩几个。
+
+        Cut the guesses to what can be used and has room, and return how many are left.
+
+        Args:
+            num_known: its known tokens that are scheduled in this step
+        """
+        end = seq.num_computed_tokens + num_known
+        # 已知的还没排完，就轮不到猜测；否则最多再输出几个，就最多猜几个减 1：最后一个总是抽出来的，不用猜。
+        # Known tokens come first; if all are scheduled, there are at most as many guesses as tokens may still come,
+        # less 1: the last one is drawn in any case and need not be guessed.
+        room = min(seq.params.max_tokens - seq.num_output_tokens, self.max_model_len - seq.num_tokens) - 1
+        count = min(budget, room, len(seq.draft_ids)) if end == seq.num_tokens else 0
+        while count > 0 and not self.block_manager.can_grow(seq, end + count):
+            count -= 1
+        seq.draft_ids = seq.draft_ids[: max(count, 0)]
+        return len(seq.draft_ids)
+
     def _preempt_last(self) -> Sequence:
         """抢占最后接纳的序列：块全部归还，已算的清零，回到等待队列的最前面，以后连提示词带输出一起重算。
 
@@ -226,6 +259,7 @@ class Scheduler:
         self.block_manager.free(seq)
         seq.status = SequenceStatus.WAITING
         seq.num_preemptions += 1
+        seq.draft_ids = []
         self.num_preemptions += 1
         # 插在最前面：一步抢占多个时从后往前弹，再依次插到前面，先来后到正好还原。
         # At the very front: several are popped from the back and pushed to the front in turn, which keeps their order.
@@ -252,11 +286,13 @@ class Scheduler:
     def advance(self, schedule: list[ScheduledSequence], num_sampled: list[int]) -> None:
         """`update` 的前半：这一步的 K、V 算数了，采样的行先占一个位置，token 是几稍后再填。
 
-        同步循环里紧接着就是 `commit`；重叠循环里隔着一步，占位的 token 已经足够让调度器安排下一步。
+        已知、已算、未读、猜测四个数，只在这里一起变。同步循环里紧接着就是 `commit`；重叠循环里隔着一步，
+        占位的 token 已经足够让调度器安排下一步。
 
         The first half of `update`: this step's K and V count, and rows that sample reserve a place whose token comes
-        later. In the synchronous loop `commit` follows at once; in the overlapped loop one step lies between, and the
-        placeholder is all that the scheduler needs to plan the next step.
+        later. The counts of known, computed, pending and guessed tokens move together, here and nowhere else. In the
+        synchronous loop `commit` follows at once; in the overlapped loop one step lies between, and the placeholder is
+        all that the scheduler needs to plan the next step.
         """
         for row, count in zip(schedule, num_sampled, strict=True):
             # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没过模型，只是“已知”。
@@ -264,9 +300,14 @@ class Scheduler:
             # 例：提示词的 5 个 token 算完，已算 5；采到 1 个，已知 6。下一步的差额就是 1，解码不需要另外的状态。
             # Example: 5 prompt tokens are done, so 5 are computed; sampling 1 makes 6 known.
             # The next difference is 1, and decoding needs no state of its own.
-            row.seq.num_computed_tokens += row.num_new_tokens
-            row.seq.token_ids += [PENDING_TOKEN] * count
-            row.seq.num_pending_tokens += count
+            # 猜错的不算数，它们的槽位下一步会重写。
+            # Wrong guesses do not count, and the next step writes their slots again.
+            #     known 8, computed 7, 3 guesses; 2 tokens come: computed 7 + 4 - 2 = 9, known 10
+            seq, num_rejected = row.seq, max(row.num_logits - count, 0)
+            seq.num_computed_tokens += row.num_new_tokens - num_rejected
+            seq.token_ids += [PENDING_TOKEN] * count
+            seq.num_pending_tokens += count
+            seq.draft_ids = []
 
     def commit(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[Sequence]:
         """`update` 的后半：填上 token，登记写满的块，收走结束的请求。
@@ -286,7 +327,7 @@ class Scheduler:
             # 空列表说明提示词还没算完：这个循环一次也不走，序列照样留在 `running` 里。
             # An empty list means that the prompt is unfinished:
             # this loop does nothing, the sequence stays in `running`.
-            for token in tokens:
+            for index, token in enumerate(tokens):
                 seq.token_ids[-seq.num_pending_tokens] = token
                 seq.num_pending_tokens -= 1
                 seq.finish_reason = self._finish_reason(seq, token)
@@ -295,6 +336,9 @@ class Scheduler:
                 if seq.finish_reason == "stop" and token in (seq.params.stop_token_ids or ()):
                     seq.stop_reason = token
                 if seq.finish_reason:
+                    # 猜对的 token 里可能就有停止 token：它后面的作废，也不该计数。
+                    # Among guesses that were right there may be a stop token: what follows is void and must not count.
+                    del tokens[index + 1 :]
                     break
             # 先登记，后释放：释放后的块仍可被命中，但只有登记过的才找得到。
             # Register before freeing: a freed block can still be hit, but only if it was registered.
@@ -303,6 +347,9 @@ class Scheduler:
                 finished.append(seq)
         self._retire(finished)
         if self.strict:
+            for seq in self.running:
+                if seq.num_computed_tokens >= seq.num_tokens:
+                    raise RuntimeError(f"{seq!r} runs with nothing left to compute")
             self.block_manager.check_integrity([*self.running, *self.waiting])
         return finished
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.block_key import BlockKey
 from engine.detokenizer import OutputText
-from engine.logprobs import Logprob
+from engine.outputs import Logprob, RequestMetrics
 from engine.sampling_params import SamplingParams
 
 # 占位：token 已在设备上采出，主机还没读到。任何真实的 id 都不是负数。
@@ -36,56 +36,6 @@ class SequenceStatus(enum.Enum):
     FINISHED = "finished"
 
 
-@dataclass(slots=True)
-class RequestMetrics:
-    """一个请求的时间点，单位秒（`time.monotonic`）。由引擎记录，调度器不读时钟。
-
-    A request's points in time, in seconds (`time.monotonic`). The engine records them; the scheduler reads no clock.
-    """
-
-    # 用单调时钟：系统对时可能把墙上时钟往回拨，算出来的延迟就成了负数。
-    # A monotonic clock: time synchronisation may set the wall clock back, and a latency would come out negative.
-    # 常用指标都是这些点的差，n 是输出 token 数：
-    # The usual metrics are differences of these points, with n output tokens:
-    #     queueing = first_scheduled_time - arrival_time
-    #     TTFT     = first_token_time - arrival_time
-    #     TPOT     = (last_token_time - first_token_time) / (n - 1)
-    arrival_time: float = 0.0
-    first_scheduled_time: float | None = None
-    first_token_time: float | None = None
-    last_token_time: float | None = None
-    finished_time: float | None = None
-    # 在交出结果时填上，运行途中不必每步都数。
-    # Filled in when a result is handed out; there is no need to count in every step.
-    num_generated_tokens: int = 0
-
-    @property
-    def time_in_queue(self) -> float | None:
-        """排队多久才第一次轮到它；还没轮到则为 None。
-
-        How long it waited for its first turn; None while it waits.
-        """
-        return None if self.first_scheduled_time is None else self.first_scheduled_time - self.arrival_time
-
-    @property
-    def time_to_first_token(self) -> float | None:
-        """TTFT：从入队到首个 token；还没有则为 None。
-
-        TTFT: from arrival to the first token; None before it.
-        """
-        return None if self.first_token_time is None else self.first_token_time - self.arrival_time
-
-    @property
-    def time_per_output_token(self) -> float | None:
-        """TPOT：首个之后，平均每个 token 多久；不到 2 个则为 None。
-
-        TPOT: the mean time of each token after the first; None with fewer than 2.
-        """
-        if self.first_token_time is None or self.last_token_time is None or self.num_generated_tokens < 2:
-            return None
-        return (self.last_token_time - self.first_token_time) / (self.num_generated_tokens - 1)
-
-
 # `eq=False`：请求是实体，不是值，按身份比较；`deque.remove` 删的就一定是这一个对象。
 # `eq=False`: a request is an entity, not a value, compared by identity; `deque.remove` removes this very object.
 # `slots=True`：属性名写错一个字母，赋值当场报错，而不是悄悄多出一个没人读的属性。
@@ -102,6 +52,7 @@ class Sequence:
         seed: noise seed, fixed when the request is added
         stop_token_ids: every id that ends this request: its own and, unless ignore_eos, the model's
         num_computed_tokens: tokens whose K and V are in the cache
+        draft_ids: guesses at the tokens that follow; they are computed with the next step and never enter `token_ids`
         num_pending_tokens: tokens at the end that are sampled on the device but not read yet (overlapped loop only)
         sample_row: its row among the tokens that the latest step sampled (overlapped loop only)
         block_table: physical block ids in logical order; the block manager owns it
@@ -134,6 +85,7 @@ class Sequence:
     # `update` moves it, `free` (preemption) makes it 0.
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
+    draft_ids: list[int] = field(default_factory=list)
     sample_row: int = -1
     # 类比页表：第 p 个 token 在 `block_table[p // block_size]` 号块的第 `p % block_size` 个槽位，都从 0 数。
     # The page table: token p is in block `block_table[p // block_size]` at offset `p % block_size`, all counted from 0.
@@ -168,21 +120,35 @@ class Sequence:
 
         Another output of the same request: the same prompt, the seed plus `index`; this one has put out nothing yet.
         """
-        # 列表要各有各的；`metrics` 则故意共用：请求的首个 token 是最先的那份的，结束时间是最后的那份的。
-        # Lists must not be shared, but `metrics` is: the first token is that of the earliest output, the end that of
-        # the last.
+        # 列表和时间都要各有各的：`replace` 只抄引用，漏写一个，两份输出就往同一个列表里追加。
+        # Lists and times must not be shared: `replace` copies references, and with one left out both outputs would
+        # append to the same list.
         return replace(
             self, index=index, seed=(self.seed + index) % 2**63, token_ids=self.prompt_token_ids, block_table=[],
-            block_keys=[], logprobs=[],
+            block_keys=[], draft_ids=[], logprobs=[], metrics=replace(self.metrics),
         )
 
-    @property
-    def bans_stops(self) -> bool:
-        """输出还没到 `min_tokens`，停止 token 不许选。
+    def inputs(self, start: int, end: int) -> list[int]:
+        """第 `start` 到 `end` 个位置输入的 token：已知的，然后是猜测的。
 
-        The output is shorter than `min_tokens`: stop tokens must not be chosen.
+        The tokens that go in at positions `start` to `end`: known ones, then guesses.
         """
-        return self.num_output_tokens < self.params.min_tokens
+        known = self.token_ids[start:end]
+        return known + self.draft_ids[: end - start - len(known)]
+
+    def accept(self, drawn: list[int]) -> list[int]:
+        """一步里逐个位置抽出的 token，猜对几个就多留几个；没有猜测时原样返回。
+
+        Of the tokens drawn at the positions of one step, keep one more for every guess that was right; without guesses
+        all stay.
+        """
+        # 例：猜 [7, 8, 9]，抽出 [7, 8, 5, 4]：7、8 猜对了，5 是猜错处真正的 token，它后面的那个是接着 9 抽的，作废。
+        # Example: guesses [7, 8, 9], drawn [7, 8, 5, 4]: 7 and 8 were right, 5 is the true token where the guess was
+        # wrong, and what follows it was drawn after 9 and is void.
+        for index, guess in enumerate(self.draft_ids):
+            if drawn[index] != guess:
+                return drawn[: index + 1]
+        return drawn
 
     @property
     def request_finished(self) -> bool:

@@ -6,26 +6,26 @@ The SwiGLU activation: the gate inside the MLP; `models/llama.py` calls it.
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.base import FusedKernels
+from backends.kernels import FusedKernels
 
 
-def silu_and_mul(gate_up: Tensor, fused: FusedKernels | None = None) -> Tensor:
+def silu_and_mul(gate_up: Tensor, kernels: FusedKernels | None = None) -> Tensor:
     """SwiGLU：silu(gate) * up，其中 silu(x) = x * sigmoid(x)。
 
     SwiGLU: silu(gate) * up, where silu(x) = x * sigmoid(x).
     Source: Shazeer 2020, "GLU Variants Improve Transformer".
 
     Args:
-        gate_up: both halves from one fused product, [T, 2 * intermediate_size]
-        fused: the backend's fused kernels, if it has any
+        gate_up: both halves from one stacked product, [T, 2 * intermediate_size]
+        kernels: the fused kernels, if there are any
 
     Returns:
         [T, intermediate_size]
     """
     # 融合步骤算的东西完全一样；在 GPU 上把下面 2 次启动并成 1 次（`chunk` 不启动核函数）。
     # A fused step computes the same; on a GPU it is 1 launch instead of the 2 below (`chunk` launches nothing).
-    if fused is not None:
-        return fused.silu_and_mul(gate_up)  # [T, intermediate_size]
+    if kernels is not None:
+        return kernels.silu_and_mul(gate_up)  # [T, intermediate_size]
     # 前一半是门，后一半是被门控的值：门接近 0 的通道就被关掉。
     # The first half is the gate, the second the gated value: a channel whose gate is near 0 is shut.
     # 顺序由 `LlamaMLP` 里的 `sizes` 决定：gate 在前。写反了形状照样对得上，不会报错，只是输出全成胡话。

@@ -10,7 +10,8 @@ You are here: `models/llama.py` calls this layer, which knows the contract in `b
 import torch
 from torch import Tensor, nn
 
-from backends.base import AttentionBackend, AttentionMetadata, KVCache
+from backends.base import AttentionBackend, AttentionMetadata
+from backends.kv_cache import KVCache
 
 
 class Attention(nn.Module):
@@ -19,14 +20,13 @@ class Attention(nn.Module):
     The part of an attention layer that has no weights.
 
     Attributes:
-        kv_cache: this layer's blocks; `engine/model_runner.py` sets it once the pool is allocated
+        kv_cache: this layer's blocks; `engine/kv_pool.py` sets it once the pool is allocated
     """
 
     def __init__(self, backend: AttentionBackend, head_dim: int) -> None:
         super().__init__()
-        # 各层共用同一个后端对象：一层算好的东西（例如 SDPA 的 gather 索引），其余各层可以接着用。
-        # All layers share one backend object: what one layer worked out,
-        # such as SDPA's gather indices, the others can use.
+        # 各层共用同一个后端对象，它什么都不记：一步之内共用的东西，在 `metadata.plan` 里。
+        # All layers share one backend object, which remembers nothing: what they share in a step is in `metadata.plan`.
         self.backend = backend
         # 64 个分量（均值 0、方差 1）的点积，标准差是 8；乘上 0.125 才回到 1，否则 softmax 几乎只认最大的那一项。
         # A dot product of 64 components (mean 0, variance 1) has standard deviation 8;
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         """
         # 用户的输入造成不了这个错误，只有引擎漏了一步才会，所以这里是 `assert` 而不是 `ValueError`。
         # No input of a user can cause this, only an engine that skipped a step: hence `assert` and not `ValueError`.
-        assert self.kv_cache is not None, "the model runner sets kv_cache before the first forward"
+        assert self.kv_cache is not None, "the pool sets kv_cache before the first forward"
         return self.kv_cache
 
     def attend(self, q: Tensor, metadata: AttentionMetadata) -> Tensor:
@@ -99,6 +99,7 @@ class Attention(nn.Module):
                 metadata.decode_block_tables,
                 softmax_scale=self.softmax_scale,
                 causal=True,
+                plan=metadata.plan,
             )
             outputs.append(decoded.squeeze(1))  # [n, Hq, D]
         if n < q.shape[0]:
@@ -111,7 +112,7 @@ class Attention(nn.Module):
             prefilled = self.backend.flash_attn_varlen_func(
                 q[n:], k_cache, v_cache, metadata.cu_seqlens_q, metadata.cu_seqlens_k, metadata.max_seqlen_q,
                 metadata.max_seqlen_k, softmax_scale=self.softmax_scale, causal=True,
-                block_table=metadata.prefill_block_tables,
+                block_table=metadata.prefill_block_tables, plan=metadata.plan,
             )
             outputs.append(prefilled)  # [T - n, Hq, D]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # [T, Hq, D]

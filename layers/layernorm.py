@@ -6,7 +6,7 @@ RMSNorm: before attention and before the MLP, scale each token's vector to the s
 import torch
 from torch import Tensor, nn
 
-from backends.base import FusedKernels
+from backends.kernels import FusedKernels
 
 
 class RMSNorm(nn.Module):
@@ -15,6 +15,8 @@ class RMSNorm(nn.Module):
     Root-mean-square normalisation: x / sqrt(mean(x²) + eps) * weight; it scales and subtracts no mean.
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
     """
+
+    kernels: FusedKernels | None = None
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -48,11 +50,10 @@ class RMSNorm(nn.Module):
         # yet after dozens of layers another token may win.
         return (x32 * scale).to(x.dtype) * self.weight  # [..., size]
 
-    def add_and_norm(self, x: Tensor, delta: Tensor | None, fused: FusedKernels | None) -> tuple[Tensor, Tensor]:
-        """把子层的修正加到残差流上，再归一化；后端若有融合核函数，一次启动做完两件事。
+    def add_and_norm(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """把子层的修正加到残差流上，再归一化；有融合核函数时，一次启动做完两件事。
 
-        Add a sub-layer's correction to the residual stream, then normalise; a backend's fused kernel does both in one
-        launch.
+        Add a sub-layer's correction to the residual stream, then normalise; a fused kernel does both in one launch.
 
         Args:
             x: the residual stream, [T, size]
@@ -61,8 +62,8 @@ class RMSNorm(nn.Module):
         Returns:
             normalised [T, size], the new residual stream [T, size]
         """
-        if fused is not None:
-            return fused.add_rms_norm(x, delta, self.weight, self.eps)  # [T, size], [T, size]
+        if self.kernels is not None:
+            return self.kernels.add_rms_norm(x, delta, self.weight, self.eps)  # [T, size], [T, size]
         if delta is not None:
             x = x + delta  # [T, size]
         return self(x), x  # [T, size], [T, size]

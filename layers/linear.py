@@ -1,11 +1,11 @@
 """线性层：普通的一个，和把几个矩阵并成一次乘法的一个。
 
-将来做张量并行时要切的维度在这里就看得出来：`FusedLinear` 按输出维（权重的第 0 维）切，
+将来做张量并行时要切的维度在这里就看得出来：`StackedLinear` 按输出维（权重的第 0 维）切，
 其后的 `Linear`（o_proj、down_proj）按输入维（权重的第 1 维）切，再求和。
 
 Linear layers: a plain one, and one that makes several matrices a single product.
 
-Where tensor parallelism would cut is visible here: `FusedLinear` along its outputs (dimension 0 of the weight), the
+Where tensor parallelism would cut is visible here: `StackedLinear` along its outputs (dimension 0 of the weight), the
 `Linear` that follows it (o_proj, down_proj) along its inputs (dimension 1 of the weight), followed by a sum.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backends.base import FusedKernels
+from backends.kernels import FusedKernels
 
 
 class Linear(nn.Module):
@@ -22,10 +22,12 @@ class Linear(nn.Module):
     y = x·Wᵀ + b, the weight shaped as in the safetensors file: [out_features, in_features].
 
     Attributes:
-        fused: the backend's fused kernels; the model sets them once it is built
+        kernels: the fused kernels; `LlamaForCausalLM.use_kernels` sets them
+        packed: what `kernels.pack` made of the weight
     """
 
-    fused: FusedKernels | None = None
+    kernels: FusedKernels | None = None
+    packed: Tensor | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -33,9 +35,6 @@ class Linear(nn.Module):
         # Llama 3.2 和 Qwen3 的线性层都没有偏置，`config.json` 里写着 `attention_bias` 为假。
         # The linear layers of Llama 3.2 and Qwen3 have no bias: `config.json` sets `attention_bias` to false.
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
-        # 由 `pack_weight` 填写，只在 CPU 上的小模型里有。
-        # Filled by `pack_weight`, for small models on a CPU only.
-        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """矩阵乘法。
@@ -55,35 +54,12 @@ class Linear(nn.Module):
         # 32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
         # Decoding 1 row does 1 multiply-add per weight read, so reading is all the time it takes;
         # 32 rows still read the weights 1 time and, on a GPU, take hardly longer.
-        if self.packed is not None:
-            # `default` 是重载的名字：直接点名，就省下每次调用时挑选重载的几微秒。
-            # `default` names the overload, which saves the microseconds of choosing one in every call.
-            multiply = torch.ops.mkldnn._linear_pointwise.default
-            return multiply(x, self.packed, self.bias, "none", [], "")  # [T, out_features]
-        # 只有几行时，后端若有专门的核函数就用它：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
-        # With few rows, use the backend's own kernel if there is one: general products are made for many rows and leave
-        # bandwidth unused at few.
-        if self.fused is not None and 0 < x.shape[0] <= self.fused.max_skinny_rows:
-            return self.fused.skinny_linear(x, self.weight, self.bias)  # [T, out_features]
+        if self.kernels is not None:
+            return self.kernels.linear(x, self.weight, self.bias, self.packed)  # [T, out_features]
         return F.linear(x, self.weight, self.bias)  # [T, out_features]
 
-    def pack_weight(self) -> None:
-        """权重填好之后调用：CPU 上的小权重按 oneDNN 喜欢的分块次序另存一份，其余的什么也不做。
 
-        多行时，默认的矩阵乘法在有些 CPU 上只有它的一半快。打包的是同样的 float32 数，结果的误差也一样。
-
-        Call it once the weight is filled: a small weight on a CPU is kept once more in the blocked order that oneDNN
-        likes; any other is left alone. With many rows the default product is only half as fast on some CPUs. The same
-        float32 numbers are packed, with the same error.
-        """
-        # 另存一份要占内存，所以只为小模型做：几百万个元素不过十几 MB，大模型的权重却有好几 GB。
-        # The second copy takes memory, so it is for small models only: theirs are MBs, a large model's weights are GBs.
-        small_float = self.weight.device.type == "cpu" and self.weight.dtype == torch.float32
-        if small_float and self.weight.numel() < 1 << 22 and torch.backends.mkldnn.is_available():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 32)
-
-
-class FusedLinear(Linear):
+class StackedLinear(Linear):
     """几个输入相同的线性层并成一个：q、k、v 三次乘法变一次，gate、up 两次变一次。
 
     解码时每次乘法都要把权重从内存读一遍，次数少、每次大，才跑得满带宽。
@@ -92,7 +68,7 @@ class FusedLinear(Linear):
     up become one. Decoding reads every weight once per step; few large products use the bandwidth best.
 
     Attributes:
-        pieces: checkpoint name -> its rows of the fused weight, in order; the loader fills them one by one
+        pieces: checkpoint name -> its rows of the stacked weight, in order; the loader fills them one by one
     """
 
     def __init__(self, in_features: int, sizes: dict[str, int], bias: bool = False) -> None:

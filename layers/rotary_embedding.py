@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backends.base import FusedKernels
+from backends.kernels import FusedKernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +85,31 @@ class RotaryEmbedding(nn.Module):
     Turn positions into cos and sin, once per step for all layers.
     """
 
+    kernels: FusedKernels | None = None
+
     def __init__(self, head_dim: int, theta: float, scaling: Llama3Scaling | None) -> None:
         super().__init__()
-        # 普通属性而不是参数：它不在权重文件里，也必须始终是 float32。
-        # A plain attribute, not a parameter: it is in no weight file and must stay float32.
-        # 若登记成 buffer，`model.to(torch.bfloat16)` 会连它一起转换，长文本的位置就乱了：这是很常见的错误。
-        # As a buffer, `model.to(torch.bfloat16)` would convert it too
-        # and long texts would lose their positions: a common bug.
-        self.inv_freq = inverse_frequencies(head_dim, theta, scaling).to(torch.get_default_device())  # [D // 2] float32
+        # 缓冲区而不是参数：它不在权重文件里（`persistent=False`），也必须始终是 float32。
+        # A buffer and no parameter: it is in no weight file (`persistent=False`) and must stay float32.
+        # 所以加载时只换它的设备；`model.to(torch.bfloat16)` 会连它一起转换，长文本的位置就乱了：这是很常见的错误。
+        # Loading therefore moves its device only; `model.to(torch.bfloat16)` would convert it too, and long texts would
+        # lose their positions: a common bug.
+        self.inv_freq: Tensor
+        self.register_buffer("inv_freq", inverse_frequencies(head_dim, theta, scaling), persistent=False)  # [D // 2]
 
-    def forward(self, positions: Tensor, fused: FusedKernels | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos 和 sin 表，每个 token 一行。
 
         The cos and sin of each token's angles.
 
         Args:
             positions: [T] int64
-            fused: the backend's fused kernels, if it has any
 
         Returns:
-            cos, sin: [T, head_dim // 2] float32
+            cos, sin: [T, head_dim // 2] float32; with kernels, in the shape that these want
         """
-        if fused is not None and fused.has_rotary:
-            return fused.rotary(positions, self.inv_freq)  # [T, head_dim // 2]
+        if self.kernels is not None:
+            return self.kernels.rotary(positions, self.inv_freq)
         # 位置会超过 100000，bf16 连 257 都表示不了，角度必须用 float32 算。
         # Positions exceed 100000 while bf16 cannot even hold 257, so angles are float32.
         # 例：位置 3，频率 [1, 0.01]，角度是 [3, 0.03] 弧度。各序列的 token 混在一批里也没关系，每行只看自己的位置。

@@ -14,18 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends.base import FusedKernels
-
-# 低于这个温度就当作贪心：分差 0.001 除以 1e-5 已是 100，而噪声的跨度不到 27，抽样的结果就是 argmax。
-# Below this, take the argmax: a gap of 0.001 over 1e-5 is 100, noise spans less than 27, so a draw is the argmax.
-GREEDY_TEMPERATURE = 1e-5
+from backends.kernels import FusedKernels
 
 
 @dataclass(slots=True)
 class SamplingInputs:
-    """一步里要采样的那些行的参数，每行一个值；`engine/batch.py` 填好。
+    """一步里要采样的那些行的参数，每行一个值；`engine/sampler.py` 填好。
 
-    The parameters of the rows that sample in this step, one value a row; `engine/batch.py` fills them.
+    The parameters of the rows that sample in this step, one value a row; `engine/sampler.py` fills them.
 
     Attributes:
         temperatures: [S, 1] float32; greedy rows hold 0
@@ -53,15 +49,31 @@ class SamplingInputs:
     any_filter: bool
     any_min_p: bool
 
-    @classmethod
-    def costliest(cls, num_rows: int, device: torch.device) -> "SamplingInputs":
-        """让采样的每个分支都执行到的参数，用来量采样的显存峰值。
 
-        Parameters that take every branch of sampling, to measure the peak memory of sampling.
-        """
-        column = torch.full((num_rows, 1), 0.5, device=device)  # [S, 1]
-        ids = torch.arange(num_rows, device=device)  # [S]
-        return cls(column, column, column, ids[:, None] + 1, ids, ids, any_filter=True, any_min_p=True)
+def apply_penalties(logits: Tensor, counts: Tensor, presence: Tensor, frequency: Tensor, repetition: Tensor) -> Tensor:
+    """对每行用它自己的三种惩罚。
+
+    Apply to each row its own three penalties.
+    Source: repetition is from Keskar et al. 2019, "CTRL"; the other two are those of the OpenAI API.
+
+    Args:
+        logits: [P, vocab_size] float32
+        counts: whether each token stands in the prompt (0), how often in the output (1); [2, P, vocab_size]
+        presence, frequency, repetition: [P, 1] float32
+
+    Returns:
+        [P, vocab_size] float32
+    """
+    in_prompt, in_output = counts
+    # 重复惩罚连提示词也算；除正数、乘负数，两种都是往下压。若一律用除法，负分反而会变大。
+    # Repetition counts the prompt as well; positive scores are divided and negative ones multiplied, and both go down.
+    # If all were divided, a negative score would go up.
+    #     repetition 2:   3.0 -> 1.5     -3.0 -> -6.0
+    factor = torch.where(in_prompt + in_output > 0, repetition, 1.0)  # [P, vocab_size]
+    logits = torch.where(logits > 0, logits / factor, logits * factor)  # [P, vocab_size]
+    # 这两种只数输出：提示词里写过 10 遍的专有名词，回答里照样可以说。
+    # These two count the output only: a name that the prompt holds 10 times may still be said in the answer.
+    return logits - frequency * in_output - presence * (in_output > 0)  # [P, vocab_size]
 
 
 def _signed(value: int) -> int:
@@ -158,7 +170,7 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     return -torch.log(-torch.log1p(-uniform)).float()  # [S, vocab_size]
 
 
-def sample(logits: Tensor, inputs: SamplingInputs | None, fused: FusedKernels | None = None) -> Tensor:
+def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels | None = None) -> Tensor:
     """按每行的参数选出 token。
 
     顺序：温度，min_p，top_k，top_p（在剩下的里重新归一化）。
@@ -169,7 +181,7 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, fused: FusedKernels | 
     Args:
         logits: [S, vocab_size]
         inputs: None means that every row is greedy
-        fused: the backend's fused kernels, if it has any; used for rows that do not filter
+        kernels: the fused kernels, if there are any; used for rows that do not filter
 
     Returns:
         token ids [S] int64
@@ -179,15 +191,15 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, fused: FusedKernels | 
     # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；它是下面那些步骤的快速孪生兄弟。
     # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.
     unfiltered = None
-    if fused is not None and fused.has_sampler:
-        unfiltered = fused.sample(logits, inputs.temperatures.squeeze(1), inputs.seeds, inputs.output_indices)  # [S]
+    if kernels is not None and kernels.has_sampler:
+        unfiltered = kernels.sample(logits, inputs.temperatures.squeeze(1), inputs.seeds, inputs.output_indices)  # [S]
         if not inputs.any_filter and not inputs.any_min_p:
             return unfiltered
     greedy = logits.argmax(dim=-1)  # [S]
     logits = logits.float()  # [S, vocab_size]
     # 贪心行也跟着算，温度先用 1 代替以免除以 0，最后再换回 argmax 的结果。
     # Greedy rows go along, with 1 for a temperature so nothing divides by 0; argmax replaces them at the end.
-    is_greedy = inputs.temperatures < GREEDY_TEMPERATURE  # [S, 1]
+    is_greedy = inputs.temperatures == 0  # [S, 1]
     # 温度改变的是分差：小于 1 时拉大，大于 1 时缩小。
     # Temperature changes the gaps: below 1 they widen, above 1 they shrink.
     #     logits [2, 1]     T = 0.5 -> [4, 2]   -> softmax [0.881, 0.119]

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from backends.base import AttentionBackend, AttentionMetadata
+from backends.kernels import FusedKernels
 from layers.activation import silu_and_mul
 from layers.attention import Attention
 from layers.embedding import Embedding, LMHead
 from layers.layernorm import RMSNorm
-from layers.linear import FusedLinear, Linear
+from layers.linear import Linear, StackedLinear
 from layers.rotary_embedding import RotaryEmbedding, apply_rotary
 from models.config import ModelConfig
 
@@ -28,6 +29,8 @@ class LlamaAttention(nn.Module):
 
     Self-attention: project to q, k, v, rotate, attend, project back.
     """
+
+    kernels: FusedKernels | None = None
 
     def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
         super().__init__()
@@ -41,7 +44,7 @@ class LlamaAttention(nn.Module):
         # 三个投影的输入都是 x，所以合成一次乘法；键是权重文件里的名字，次序与下面的 `split` 相同。
         # All three projections read x, so they are one product;
         # the keys are the file's names, in the order of `split` below.
-        self.qkv_proj = FusedLinear(
+        self.qkv_proj = StackedLinear(
             config.hidden_size,
             {"q_proj": self.q_size, "k_proj": self.kv_size, "v_proj": self.kv_size},
             bias=config.attention_bias,
@@ -80,12 +83,11 @@ class LlamaAttention(nn.Module):
             [T, hidden]
         """
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 * Hkv) * D]
-        # 快的后端用一个核函数做完下面“拆分、归一化、旋转、写缓存”四件事；逐步的写法是它的孪生兄弟，断点请设在那里。
-        # A fast backend does the steps below (split, normalise, rotate, store) in one kernel; the written-out steps are
+        # 有核函数时，一个就做完下面“拆分、归一化、旋转、写缓存”四件事；逐步的写法是它的孪生兄弟，断点请设在那里。
+        # Where there are kernels, one does the steps below (split, normalise, rotate, store); the written-out steps are
         # its twin, and the place for a breakpoint.
-        fused = self.attn.backend.fused
-        if fused is not None:
-            q = fused.qk_norm_rope_store(
+        if self.kernels is not None:
+            q = self.kernels.qk_norm_rope_store(
                 qkv, cos, sin, self.norm_weights(), self.eps, self.attn.cache(), metadata.slot_mapping
             )  # [T, Hq, D]
             return self.o_proj(self.attn.attend(q, metadata).flatten(1))  # [T, hidden]
@@ -119,13 +121,14 @@ class LlamaMLP(nn.Module):
     The feed-forward network: widen, gate, narrow.
     """
 
-    def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
+    kernels: FusedKernels | None = None
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.backend = backend
         # 先门后值，`silu_and_mul` 按这个次序对半切。
         # Gate before value: `silu_and_mul` cuts in this order.
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
-        self.gate_up_proj = FusedLinear(config.hidden_size, sizes, bias=config.mlp_bias)
+        self.gate_up_proj = StackedLinear(config.hidden_size, sizes, bias=config.mlp_bias)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +144,7 @@ class LlamaMLP(nn.Module):
         """
         # 1B 的宽度变化：2048 -> 16384（gate 与 up 各 8192）-> 8192 -> 2048。
         # Widths in the 1B: 2048 -> 16384 (gate and up, 8192 each) -> 8192 -> 2048.
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x), self.backend.fused))  # [T, hidden]
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x), self.kernels))  # [T, hidden]
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -163,8 +166,7 @@ class LlamaDecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = self.attention_class(config, backend)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = LlamaMLP(config, backend)
-        self.backend = backend
+        self.mlp = LlamaMLP(config)
 
     def forward(
         self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor, metadata: AttentionMetadata
@@ -188,9 +190,9 @@ class LlamaDecoderLayer(nn.Module):
         # 归一化的结果只喂给子层，x 本身从不归一化。写成 `x = norm(x)` 再相加，残差就断了，是移植时常见的错误。
         # The normalised value feeds the sub-layer only; x itself is never normalised.
         # With `x = norm(x)` before the sum the residual is lost, a common porting bug.
-        normed, x = self.input_layernorm.add_and_norm(x, delta, self.backend.fused)  # [T, hidden], [T, hidden]
+        normed, x = self.input_layernorm.add_and_norm(x, delta)  # [T, hidden], [T, hidden]
         delta = self.self_attn(normed, cos, sin, metadata)  # [T, hidden]
-        normed, x = self.post_attention_layernorm.add_and_norm(x, delta, self.backend.fused)  # [T, hidden], [T, hidden]
+        normed, x = self.post_attention_layernorm.add_and_norm(x, delta)  # [T, hidden], [T, hidden]
         return x, self.mlp(normed)  # [T, hidden], [T, hidden]
 
 
@@ -204,7 +206,6 @@ class LlamaModel(nn.Module):
         self, config: ModelConfig, backend: AttentionBackend, layer_class: type[LlamaDecoderLayer]
     ) -> None:
         super().__init__()
-        self.backend = backend
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         # 整个模型只有 1 份：角度只取决于位置，每层都一样。
         # There is 1 for the whole model: angles depend on positions alone and are the same in each layer.
@@ -234,7 +235,7 @@ class LlamaModel(nn.Module):
         # No padding and no batch dimension:
         # apart from attention all work is row by row and need not know whose row it is.
         x = self.embed_tokens(input_ids)  # [T, hidden]
-        cos, sin = self.rotary(positions, self.backend.fused)  # [T, D // 2]
+        cos, sin = self.rotary(positions)  # [T, D // 2]
         delta = None
         for layer in self.layers:
             # 想看某一层对 token 的改动，在这里比较循环前后的 `x[0]`：形状始终不变，变的是内容。
@@ -244,7 +245,7 @@ class LlamaModel(nn.Module):
         # 残差流一路累加，到最后可能很大；输出头之前再归一化一次，漏掉它 logits 就全错。
         # The residual stream has grown with each addition;
         # normalise a last time before the output head, or all logits are wrong.
-        return self.norm.add_and_norm(x, delta, self.backend.fused)[0]  # [T, hidden]
+        return self.norm.add_and_norm(x, delta)[0]  # [T, hidden]
 
 
 class LlamaForCausalLM(nn.Module):
@@ -262,11 +263,19 @@ class LlamaForCausalLM(nn.Module):
         # The names `model` and `lm_head` are the prefixes in the file: `model.norm.weight`, `lm_head.weight`.
         self.model = LlamaModel(config, backend, self.layer_class)
         self.lm_head = LMHead(self.model.embed_tokens, config.tie_word_embeddings)
-        # 线性层散布在各处，建好之后统一交给它们，就不必让每个构造函数都多带一个参数。
-        # Linear layers are everywhere; hand the kernels over once all are built, instead of through every constructor.
+
+    def use_kernels(self, kernels: FusedKernels) -> None:
+        """权重填好之后，把核函数交给每个有快速孪生兄弟的模块。
+
+        Once the weights are filled, hand the kernels to every module that has a fast twin.
+        """
+        # 这些模块散布在各处，建好之后统一交给它们，就不必让每个构造函数都多带一个参数。
+        # They are everywhere; all get the kernels once they are built, instead of through every constructor.
         for module in self.modules():
+            if isinstance(module, Linear | RMSNorm | RotaryEmbedding | LlamaAttention | LlamaMLP):
+                module.kernels = kernels
             if isinstance(module, Linear):
-                module.fused = backend.fused
+                module.packed = kernels.pack(module.weight)
 
     def forward(self, input_ids: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
         """主干：每个 token 一个隐藏向量。

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from layers.linear import FusedLinear
+from layers.linear import StackedLinear
 from models.config import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
 
@@ -67,14 +67,14 @@ def shard_files(folder: Path) -> list[Path]:
 def weight_targets(model: nn.Module) -> dict[str, Tensor]:
     """文件里的张量名 -> 它该填入的位置（参数本身，或融合参数的一段）。
 
-    The tensor name in the file -> where it goes: a parameter, or a slice of a fused one.
+    The tensor name in the file -> where it goes: a parameter, or a slice of a stacked one.
     """
     # 一张核对清单：文件里的名字 -> 目的地。装完后清单上每一项都要打勾，多一个、少一个都是错误。
     # A checklist: name in the file -> destination.
     # In the end every item must be ticked; one too many or too few is an error.
     targets: dict[str, Tensor] = dict(model.named_parameters())
     for module_name, module in model.named_modules():
-        if not isinstance(module, FusedLinear):
+        if not isinstance(module, StackedLinear):
             continue
         # 例：`self_attn.qkv_proj` 由 `self_attn.q_proj`、`self_attn.k_proj`、`self_attn.v_proj` 拼成。
         # Example: `self_attn.qkv_proj` is made of `self_attn.q_proj`, `self_attn.k_proj` and `self_attn.v_proj`.
@@ -85,10 +85,31 @@ def weight_targets(model: nn.Module) -> dict[str, Tensor]:
             del targets[f"{module_name}.{kind}"]
             for piece, rows in module.pieces.items():
                 # 切片是视图，不是拷贝：往里 `copy_` 就直接写进了融合的权重。1B 的 `k_proj` 对应 2048 到 2559 行。
-                # A slice is a view and no copy: `copy_` into it writes the fused weight itself.
+                # A slice is a view and no copy: `copy_` into it writes the stacked weight itself.
                 # In the 1B, `k_proj` is rows 2048 to 2559.
                 targets[f"{parent}.{piece}.{kind}"] = parameter[rows]  # [rows, in_features]
     return targets
+
+
+def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """给架子分配内存，参数按指名的 `dtype` 和设备；内容还是垃圾值，由 `load_weights` 填。
+
+    Allocate the frame: parameters in the `dtype` and on the device that are named, still full of garbage for
+    `load_weights` to fill.
+    """
+    # 不借用 torch 的默认 dtype：那是整个进程的设置，别人的代码会跟着变。
+    # torch's default dtype is left alone: it belongs to the whole process, and other code would change with it.
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in module.named_parameters(recurse=False):
+            # 共用的权重（词嵌入与输出头）只分配一次，之后仍是同一个对象。
+            # A shared weight, of embedding and head, is allocated once and stays one object.
+            if old not in made:
+                empty = torch.empty(old.shape, dtype=dtype, device=device)
+                made[old] = nn.Parameter(empty, requires_grad=False)
+            setattr(module, name, made[old])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def _iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 The model registry: `architectures` in `config.json` -> model class.
 """
 
+import torch
 
 from backends.base import AttentionBackend
 from models.config import ModelConfig, ModelLoadError
@@ -20,9 +21,10 @@ MODEL_REGISTRY: dict[str, type[LlamaForCausalLM]] = {
 
 
 def create_model(config: ModelConfig, backend: AttentionBackend) -> LlamaForCausalLM:
-    """按配置搭好模型，权重尚未填入。
+    """按配置搭好模型的架子：只有形状，没有内存；`models/loader.py` 的 `materialize` 才分配。
 
-    Build the model that the configuration names; its weights are not filled yet.
+    Build the frame of the model that the configuration names: shapes and no memory; `materialize` in
+    `models/loader.py` allocates.
 
     Raises:
         ModelLoadError: no such architecture
@@ -34,10 +36,11 @@ def create_model(config: ModelConfig, backend: AttentionBackend) -> LlamaForCaus
         raise ModelLoadError(
             f"unknown architecture {config.architecture!r}: supported are {', '.join(MODEL_REGISTRY)}"
         )
-    # 此刻参数都是 `torch.empty` 留下的垃圾值；`models/loader.py` 逐个填满，并核对一个不漏。
-    # The parameters are what `torch.empty` left there;
-    # `models/loader.py` fills each of them and makes sure none is left out.
-    return model_class(config, backend)
+    # `meta` 设备上的张量没有数据：再大的模型也立刻建好，尺寸有问题时，还没有为它占过一个字节。
+    # Tensors on the `meta` device have no data: however large, the model is built at once, and where its sizes make no
+    # sense not a byte has been taken for it.
+    with torch.device("meta"):
+        return model_class(config, backend).eval()
 
 
 __all__ = ["MODEL_REGISTRY", "create_model"]

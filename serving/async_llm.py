@@ -105,7 +105,7 @@ class AsyncLLM:
         request_id = uuid4().hex if request_id is None else request_id
         if not isinstance(request_id, str):
             raise ValueError(f"request_id={request_id!r} must be a string")
-        return self._generate(self.engine.prepare_request(prompt, sampling_params, request_id, stream=True))
+        return self._generate(self.engine.requests.prepare(prompt, sampling_params, request_id, stream=True))
 
     async def _generate(self, seq: Sequence) -> AsyncGenerator[RequestOutput, None]:
         """登记信箱，寄出请求，等结果；无论怎样离开，都收拾干净。
@@ -216,7 +216,7 @@ class AsyncLLM:
             state = (sum(lengths), seq.request_finished)
             if state != stream.sent:
                 stream.sent = state
-                self._send(stream, self.engine.make_output(seq))
+                self._send(stream, self.engine.requests.output(seq))
 
     def _send(self, stream: _Stream, item: RequestOutput | EngineDeadError) -> None:
         try:

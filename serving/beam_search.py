@@ -15,8 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.llm_engine import LLMEngine
-from engine.logprobs import Logprob
-from engine.outputs import RequestOutput
+from engine.outputs import Logprob, RequestOutput
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from engine.validation import check_flag, is_int, is_number
 
@@ -124,7 +123,7 @@ def beam_search(
         raise ValueError(f"params must be BeamSearchParams, got {type(params).__name__}")
     # 借引擎检查和分词，但不加入：从这里起提示词都是 id。
     # The engine validates and tokenizes but adds nothing: from here on prompts are ids.
-    starts = [engine.prepare_request(prompt).token_ids for prompt in prompts]
+    starts = [engine.requests.prepare(prompt).token_ids for prompt in prompts]
     # 每个提示词两张表：还在延长的，和遇到结束符的。
     # Two lists a prompt: candidates still growing, and those that met an end token.
     searches = [([BeamSearchSequence(start)], list[BeamSearchSequence]()) for start in starts]
@@ -134,7 +133,7 @@ def beam_search(
     for _ in range(params.max_tokens):
         # 同一个提示词的候选一样长，到了 `max_model_len` 就一起停。
         # The candidates of a prompt are equally long and stop together at `max_model_len`.
-        limit = engine.model_runner.max_model_len
+        limit = engine.pool.max_model_len
         growing = [(beams, done) for beams, done in searches if beams and len(beams[0].tokens) < limit]
         if not growing:
             break
@@ -149,7 +148,7 @@ def beam_search(
                 for token, entry in report.items():
                     # 遇到结束符的离开赛场，最后再与其余的比分数；没遇到的继续争夺位置。
                     # Who meets an end token leaves the race and compares scores at the end; the others compete on.
-                    ended = token in engine.eos_token_ids and not params.ignore_eos
+                    ended = token in engine.requests.eos_token_ids and not params.ignore_eos
                     longer = BeamSearchSequence(
                         [*beam.tokens, token], [*beam.logprobs, report], beam.cum_logprob + entry.logprob,
                         finish_reason="stop" if ended else "length", stop_reason=token if ended else None,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from backends import create_backend
+from engine.batch import build_batch
 from engine.block_manager import num_blocks_needed
 from engine.config import EngineConfig
 from engine.llm_engine import LLMEngine
@@ -78,10 +79,9 @@ def compare_backends(
     # A's queues suffice: both record the same tokens and so finish in the same step.
     while first.has_unfinished():
         step += 1
-        # 这就是 `LLMEngine.step` 的四行，拆开来两边交替执行，才能在中间插进比较。
-        # The four lines of `LLMEngine.step`, taken apart and run on both sides by turns, to compare in between.
-        schedule_a, batch_a = first.schedule()
-        schedule_b, batch_b = second.schedule()
+        # 这就是 `LLMEngine.step` 的几行，拆开来两边交替执行，才能在中间插进比较。
+        # The lines of `LLMEngine.step`, taken apart and run on both sides by turns, to compare in between.
+        schedule_a, schedule_b = first.plan(), second.plan()
         # 序列对象各有各的，不能直接比；比的是 id 和新 token 数。
         # The sequence objects belong to their engines and cannot be compared; ids and numbers of new tokens can.
         rows_a = [(row.seq.request_id, row.num_new_tokens) for row in schedule_a]
@@ -89,9 +89,10 @@ def compare_backends(
         assert rows_a == rows_b, "scheduling does not depend on the backend"
         # 停在这里，两边都走过后看 `(logits_a - logits_b).abs().max(-1)`：哪一行大，就查那一行的序列。
         # Stop here, run both, look at `(logits_a - logits_b).abs().max(-1)`: a large row names the sequence to check.
-        logits_a = first.model_runner.execute(batch_a)  # [S, vocab_size]
-        logits_b = second.model_runner.execute(batch_b)
-        tokens_a, tokens_b = first.sample(schedule_a, logits_a), second.sample(schedule_b, logits_b)
+        logits_a = first.model_runner.execute(build_batch(schedule_a, block_size, device))  # [S, vocab_size]
+        logits_b = second.model_runner.execute(build_batch(schedule_b, block_size, device))
+        tokens_a = first.sampler.choose(schedule_a, logits_a)
+        tokens_b = second.sampler.choose(schedule_b, logits_b)
         yield StepComparison(
             step=step,
             num_tokens=sum(count for _, count in rows_a),
@@ -108,7 +109,7 @@ def compare_backends(
         )  # fmt: skip
         # `yield` 之后才更新：调用者处理结果时，两边还停在这一步，可以检查它们的状态。
         # Updated after the `yield`: while the caller looks, both sides still stand at this step and can be inspected.
-        first.update(schedule_a, tokens_a)
+        first.record(schedule_a, tokens_a, first.scheduler.update(schedule_a, tokens_a))
         # B 也记 A 的 token，不记自己的：上文保持相同，一次分歧不会让后面的比较全部作废。
         # B records A's tokens, not its own: the contexts stay equal, and one difference does not void all later steps.
-        second.update(schedule_b, tokens_a)
+        second.record(schedule_b, tokens_a, second.scheduler.update(schedule_b, tokens_a))

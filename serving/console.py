@@ -1,22 +1,27 @@
-"""进度显示：终端里是 rich 的进度条，输出被重定向时一句纯文本。只看引擎的计数，不影响引擎。
+"""显示：终端里是 rich 的进度条和表格，输出被重定向时是纯文本。只看引擎的计数，不影响引擎。
 
-Progress display: rich bars on a terminal, a line of plain text where the output is redirected. It reads the engine's
-counters and changes nothing.
+Display: rich bars and tables on a terminal, plain text where the output is redirected. It reads the engine's counters
+and changes nothing.
 """
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
+import torch
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-if TYPE_CHECKING:
-    # 只有类型标注用得到它：运行时不导入，显示模块便不依赖它所观察的引擎。
-    # Needed by annotations only: nothing is imported at run time, so the display does not depend on what it watches.
-    from engine.llm_engine import LLMEngine
+from backends import backend_status
+from engine.llm_engine import LLMEngine
+from engine.outputs import EngineMetrics, RequestOutput
+from engine.tokenizer import Tokenizer
+from serving.compare import StepComparison
 
 # 每秒最多刷新 10 次：显示不该拖慢它所显示的东西。
 # At most 10 refreshes a second: a display should not slow down what it displays.
@@ -30,7 +35,7 @@ class GenerationProgress:
     Progress of `LLM.generate`: requests done, prefill and decode speed, queue lengths, KV use.
     """
 
-    def __init__(self, engine: "LLMEngine", progress: Progress, task: TaskID) -> None:
+    def __init__(self, engine: LLMEngine, progress: Progress, task: TaskID) -> None:
         self._engine, self._progress, self._task = engine, progress, task
         # 记下起点：引擎的计数器从启动累计至今，第 2 次 `generate` 若不减掉从前的，一开始就会显示天文数字。
         # The starting point: counters run since start-up; not subtracted, the 2nd `generate` opens with absurd speeds.
@@ -71,7 +76,7 @@ class GenerationProgress:
 
 
 @contextmanager
-def generation_progress(engine: "LLMEngine", num_requests: int, enabled: bool) -> Iterator[GenerationProgress]:
+def generation_progress(engine: LLMEngine, num_requests: int, enabled: bool) -> Iterator[GenerationProgress]:
     """在一次 `generate` 期间显示进度；结束时，非终端输出一行总结。
 
     Show progress during one `generate`; where the output is no terminal, print a single line at the end.
@@ -136,3 +141,130 @@ class LoadingBar:
     # The loader wants a function and knows nothing of rich; with `__call__` this object can be passed as it is.
     def __call__(self, loaded: int, total: int) -> None:
         self._progress.update(self._task, completed=loaded, total=total)
+
+
+# ---- 表格 ----
+# ---- tables ----
+
+
+def make_table(console: Console, *headers: str, **options: Any) -> Table:
+    """终端里画框线；重定向到文件时只留对齐的纯文本，方便 grep。
+
+    With lines in a terminal; where the output is redirected, aligned plain text that grep can read.
+    """
+    return Table(*headers, box=box.HEAVY_HEAD if console.is_terminal else None, **options)
+
+
+def print_backends(console: Console, device: torch.device) -> None:
+    """打印后端表。
+
+    Print the table of backends.
+    """
+    # 能不能用取决于设备：同一台机器上，`--device cpu` 和 `--device cuda` 的表可以不同。
+    # Usable depends on the device: on one machine the tables of `--device cpu` and `--device cuda` may differ.
+    table = make_table(console, "backend 后端", "usable 可用", "why not 原因", title=f"device 设备: {device}")
+    # 用不了的也列出来并写明原因：用户要知道的往往正是“为什么不行”。
+    # Unusable ones are listed with their reason: "why not" is often exactly what the user wants to know.
+    for status in backend_status(device):
+        table.add_row(status.name, "yes 是" if status.usable else "no 否", status.reason)
+    console.print(table)
+
+
+def print_answers(console: Console, prompts: list[str], outputs: list[RequestOutput]) -> None:
+    """逐条打印问与答。
+
+    Print each question and its answer.
+    """
+    for prompt, output in zip(prompts, outputs):
+        # 问题里的方括号要转义，否则 rich 会把它当成样式。
+        # Square brackets in a question are escaped, or rich would take them for styles.
+        # `soft_wrap=True` 让 rich 不按终端宽度硬折行：答案里的换行只该来自模型，复制出来才是原文。
+        # `soft_wrap=True` breaks no lines: a line break in an answer is the model's own, and copying gives its text.
+        console.print(f"[bold cyan]>[/] {escape(prompt)}", highlight=False, soft_wrap=True)
+        # 答案更不能当样式解析：模型写出 "[red]" 或 "[/]"，轻则吞字，重则 rich 抛出异常。
+        # Still less may an answer be read as markup: a "[red]" or "[/]" by the model would vanish, or make rich raise.
+        console.print(output.outputs[0].text, markup=False, highlight=False, soft_wrap=True)
+        console.print()
+
+
+def format_hits(metrics: EngineMetrics) -> str:
+    """前缀缓存的命中，一行。
+
+    The hits of the prefix cache, in a line.
+    """
+    hits, queries = metrics.prefix_cache_hits, metrics.prefix_cache_queries
+    return f"{hits} / {queries} tokens ({metrics.prefix_cache_hit_rate:.0%})"
+
+
+def print_summary(console: Console, engine: LLMEngine, outputs: list[RequestOutput], started: float) -> None:
+    """收尾的表：多少 token、多快、缓存省了多少。
+
+    The closing table: how many tokens, how fast, what the cache saved.
+    """
+    # 数字都取自引擎和各请求自己的记录，不另外计时：命令行看到的与库用户看到的是同一份数据。
+    # All numbers come from the engine and the requests' own records: the command line shows what a library user sees.
+    runner, pool, metrics = engine.model_runner, engine.pool, engine.metrics()
+    # 只数输出 token：吞吐量不算提示词，否则一个长提示词就能把数字抬高几倍。
+    # Output tokens only: throughput leaves prompts out, or one long prompt would multiply the number.
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    # 从第一个请求入队到最后一个完成；加载权重的时间不在内，它另计入 `total time`。
+    # From the first arrival to the last finish; loading is not included, it is part of `total time`.
+    begin = min(output.metrics.arrival_time for output in outputs)
+    end = max(output.metrics.finished_time or begin for output in outputs)
+    # 没有首个 token 的请求（例如被取消）按 `end` 算，不会让 `min` 遇到 None 而报错。
+    # A request without a first token, aborted for instance, counts as `end`, so `min` never meets a None.
+    first = min(output.metrics.first_token_time or end for output in outputs)
+    table = make_table(console, show_header=False, title="summary 小结")
+    table.add_row("backend 后端", f"{runner.backend.name}, {runner.device}, {runner.dtype}")
+    table.add_row("requests 请求", str(len(outputs)))
+    # 除数至少 1e-9：全部在同一时刻结束时也不会除以 0。
+    # The divisor is 1e-9 at least: no division by 0, even if all ends in the same instant.
+    table.add_row("output tokens 输出", f"{tokens} ({tokens / max(end - begin, 1e-9):,.0f} tok/s)")
+    table.add_row("first token 首个 token", f"{(first - begin) * 1000:.0f} ms")
+    # 各请求平均的平均；只有 1 个 token 的请求没有“之后的每个”，不算在内。
+    # The mean of the requests' means; one of 1 token has no "each after the first" and is left out.
+    gaps = [gap for output in outputs if (gap := output.metrics.time_per_output_token) is not None]
+    if gaps:
+        table.add_row("next tokens 之后每个", f"{sum(gaps) / len(gaps) * 1000:.1f} ms")
+    # 同一步进来的请求互相命中不了，因为块算完才登记；所以内置的 6 个问题，命中通常是 0。
+    # In one step nobody hits another's blocks, which are registered once computed; so the built-in 6 mostly hit 0.
+    table.add_row("prefix cache 前缀缓存", format_hits(metrics))
+    # 大于 0 就是块不够用：被抢占的请求要重算，`computed` 会比提示词加输出多。
+    # Above 0, blocks ran short: what was preempted is recomputed, and `computed` exceeds prompts plus outputs.
+    table.add_row("preemptions 抢占", f"{metrics.num_preemptions} ({metrics.num_computed_tokens} tokens computed 算过)")
+    # 两数相乘就是 KV 缓存的容量：运行中的请求，提示词加输出，合计最多这么多 token（共用的块只算一次）。
+    # Their product is the KV cache's capacity: all running requests, prompts and outputs (shared blocks count once).
+    table.add_row("KV blocks KV 块", f"{pool.num_blocks} × {pool.block_size} tokens")
+    table.add_row("total time 总用时", f"{time.monotonic() - started:.2f} s")
+    console.print(table)
+
+
+def print_comparison(
+    console: Console, names: tuple[str, str], steps: Iterable[StepComparison], tokenizer: Tokenizer
+) -> None:
+    """打印两个后端每步的最大差异，最后是结论。
+
+    Print the largest difference of two backends in each step, and the verdict.
+    """
+    # float32 应在 1e-3 以内。bf16 不同：16 到 32 之间的相邻两数就差 0.125，只差一个末位便有这么多。
+    # In float32 expect less than 1e-3. Not so in bf16: from 16 to 32 its neighbours lie 0.125 apart, just one last bit.
+    table = make_table(console, "step 步", "tokens", "max |Δlogit|", "different tokens 不同的 token")
+    worst, parted = 0.0, 0
+    for result in steps:
+        # 用 `!r` 打印并保留特殊 token：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
+        # Printed by `!r` with special tokens, or blanks, line breaks and BOS are invisible and both sides look alike.
+        different = "; ".join(
+            f"#{request_id}: {tokenizer.decode([a], False)!r} / {tokenizer.decode([b], False)!r}"
+            for request_id, a, b in result.different
+        )
+        difference = f"{result.max_difference:.2e}"
+        table.add_row(str(result.step), str(result.num_tokens), difference, escape(different) or "-")
+        # `parted` 数的是选得不同的次数；每次之后两边都改用 A 的 token，所以它们各自独立。
+        # `parted` counts differing choices; after each both sides go on with A's token, so one does not cause the next.
+        # NaN 与谁比都为假，`max` 会把它丢掉；写成“不大于才保留”，一旦出现就留到最后。
+        # NaN compares false with everything and `max` would lose it; kept this way it stays to the end.
+        worst = worst if result.max_difference <= worst or worst != worst else result.max_difference
+        parted += len(result.different)
+    console.print(table)
+    verdict = "tokens equal 全部相同" if parted == 0 else f"{parted} tokens differ 处不同"
+    console.print(f"{names[0]} vs {names[1]}: max |Δlogit| {worst:.2e}, {verdict}", highlight=False)

@@ -7,8 +7,6 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine.config import EngineConfig
 from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
@@ -50,66 +48,20 @@ class LLM:
     Args:
         model: model folder, hub id in the local cache, or None for the embedded model
         progress: show a bar while the weights load
-
-    All other arguments are the fields of `EngineConfig`, which documents them.
+        options: the fields of `EngineConfig`, which documents them
 
     Raises:
         ValueError: an option or the model folder is wrong
         BackendUnavailableError: the backend cannot run here
     """
 
-    # 选项逐个写出，不用 `**kwargs`：写错名字时 Python 自己抛 `TypeError`，不会悄悄忽略；编辑器也能补全。
-    # Options are spelt out, no `**kwargs`: Python itself raises `TypeError` for a typo, and editors can complete.
-    def __init__(
-        self,
-        # None 是随仓库附带的小模型：不下载、不要 GPU，第一次读源码就用它。
-        # None is the small model in the repository: no download, no GPU; take it for a first reading.
-        model: str | Path | None = None,
-        backend: str = "auto",
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        # 写 None 的几项由机器决定：块大小问后端，块数看内存，长度看模型和块数。
-        # What is None the machine decides: block size by backend, blocks by memory, length by model and blocks.
-        max_model_len: int | None = None,
-        # 类似连接池的上限：同时运行的请求至多 256 个，其余在 `waiting` 里排队，而不是被拒绝。
-        # Like a connection pool's cap: at most 256 requests run, the others wait in `waiting` and are not refused.
-        max_num_seqs: int = 256,
-        max_num_batched_tokens: int | None = None,
-        kvcache_block_size: int | None = None,
-        num_kvcache_blocks: int | None = None,
-        # 整张卡最多用到几成，别的程序已占的也算在内：同一张卡上，第 1 个引擎给 0.45，第 2 个就要给 0.9。
-        # How full the card may get, other programs included: on one card engine 1 gets 0.45, then engine 2 needs 0.9.
-        gpu_memory_utilization: float = 0.9,
-        enable_prefix_caching: bool = True,
-        # 调试时设为真：每个操作都由 Python 逐行发出，断点才停得住。
-        # Set it when debugging: Python issues every operation line by line, so breakpoints are hit.
-        enforce_eager: bool = False,
-        load_format: str = "auto",
-        seed: int | None = None,
-        strict: bool = False,
-        progress: bool = False,
-    ) -> None:
+    # 选项只列在 `EngineConfig` 里，这里原样传过去；写错名字，它的构造函数照样抛 `TypeError`，不会悄悄忽略。
+    # Options are listed in `EngineConfig` alone and passed on as they are; for a misspelt name its constructor raises
+    # `TypeError`, and nothing is silently ignored.
+    def __init__(self, model: str | Path | None = None, *, progress: bool = False, **options: Any) -> None:
         # 先造配置：取值范围在构造时就查，写错一个数不必等权重加载完才知道。
         # The configuration first: its ranges are checked at construction, so a bad value need not wait for the weights.
-        config = EngineConfig(
-            model=model,
-            backend=backend,
-            # 也接受 `torch.device`：统一成字符串，后面只有一种写法要处理。
-            # A `torch.device` is welcome too: as a string, there is a single form to deal with from here on.
-            device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            kvcache_block_size=kvcache_block_size,
-            num_kvcache_blocks=num_kvcache_blocks,
-            gpu_memory_utilization=gpu_memory_utilization,
-            enable_prefix_caching=enable_prefix_caching,
-            enforce_eager=enforce_eager,
-            load_format=load_format,
-            seed=seed,
-            strict=strict,
-        )
+        config = EngineConfig(model, **options)
         if progress:
             # `with` 保证出错时也收起进度条，否则错误信息会和没画完的进度条搅在一起。
             # `with` closes the bar on an error too, or the message would be mixed up with a bar half drawn.
@@ -203,7 +155,7 @@ class LLM:
         """
         # 普通函数检查，生成器运行：若整个写成生成器，错误要等到取第一段文字时才抛出。
         # A plain function validates and a generator runs: as one generator it would raise at the first piece only.
-        seq = self.engine.prepare_request(prompt, sampling_params, stream=True)
+        seq = self.engine.requests.prepare(prompt, sampling_params, stream=True)
         if seq.params.n > 1:
             raise ValueError(f"stream gives a single text, but n={seq.params.n}: use generate or AsyncLLM")
         return self._stream(seq)
@@ -269,7 +221,7 @@ class LLM:
                 raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params: give one or one each")
         # 第 5 个提示词不合法时，前 4 个也不该已经在跑：全部通过检查才加入。
         # If prompt 5 is bad, the first 4 must not be running already: add only when all have passed.
-        sequences = [self.engine.prepare_request(p, s) for p, s in zip(prompts, params)]
+        sequences = [self.engine.requests.prepare(p, s) for p, s in zip(prompts, params)]
         # `step` 会返回任何人的结果，靠这个集合认出自己的。
         # `step` returns anybody's results; this set tells which are ours.
         ours = {seq.request_id for seq in sequences}
@@ -302,4 +254,4 @@ class LLM:
         # Short requests finish first; results go back in order, so that `outputs[i]` answers `prompts[i]`.
         # 中途被别处 `abort` 掉的请求没有走到结束那一步，这里补上它的结果，已输出的部分照样返回。
         # A request that somebody else's `abort` ended has no result yet; make it here, with what it had put out.
-        return [results.get(seq.request_id) or self.engine.make_output(seq) for seq in sequences]
+        return [results.get(seq.request_id) or self.engine.requests.output(seq) for seq in sequences]

@@ -1,5 +1,6 @@
 """依赖只朝一个方向：`mini_llama → serving → engine → models → layers → backends`；上层不提任何具体后端。
-Dependencies point one way: `mini_llama → serving → engine → models → layers → backends`; no layer above names a backend.
+Dependencies point one way: `mini_llama → serving → engine → models → layers → backends`; no layer above names a
+backend.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine.logprobs import gather_logprobs, read_logprobs
+from engine.penalties import Penalties
 from engine_helpers import (
     Request,
     Run,
@@ -28,6 +30,7 @@ from engine_helpers import (
     small_model_folder,
     top_two,
 )
+from layers.penalties import apply_penalties
 from overlap_helpers import MAX_LEN, ROOMY, make_llm, run_overlapped
 from test_decode_graphs import add_graphs
 from test_layers import LOGITS, chi_square, numpy_distribution
@@ -35,12 +38,9 @@ from torch import Tensor
 
 import layers.sampler
 from engine.batch import build_sampling_inputs
-from engine.logprobs import gather_logprobs, read_logprobs
-from engine.penalties import Penalties
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
-from layers.penalties import apply_penalties
 from layers.sampler import sample
 from serving.llm import LLM
 

@@ -13,18 +13,15 @@ in them, and the tests use it.
 """
 
 import os
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from backends.base import (
-    AttentionBackend,
-    FusedKernels,
-    KVCache,
-    check_kvcache_args,
-    check_store_args,
-    check_varlen_args,
-)
+from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
+from backends.kernels import FusedKernels
+from backends.kv_cache import KVCache
 from backends.triton import fused, sample
 from backends.triton.decode import decode_attention
 from backends.triton.gemv import gemv
@@ -52,16 +49,32 @@ def why_no_triton(device: torch.device) -> str | None:
     return None
 
 
-class TritonFusedKernels(FusedKernels):
+class TritonKernels(FusedKernels):
     """融合步骤的 Triton 实现。
 
     The fused steps in Triton.
     """
 
-    has_rotary = has_sampler = True
-    max_skinny_rows = MAX_SKINNY_ROWS
+    has_sampler = True
+
+    @classmethod
+    def why_unusable(cls, device: torch.device) -> str | None:
+        """与注意力后端的要求相同。
+
+        What the attention backend asks for, too.
+        """
+        return why_no_triton(device)
+
+    @classmethod
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
+        """与注意力后端支持的相同。
+
+        What the attention backend supports, too.
+        """
+        return TritonBackend.why_unsupported(head_dim, dtype)
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
         # 切段的程序在这里报到，见 `skinny.py`；每次用完都归零，不必每次启动都先清零。
         # Where programs with splits sign in, see `skinny.py`; every use leaves it at zero, and no launch must clear it.
         self.arrived = torch.zeros(128, dtype=torch.int32, device=device)
@@ -73,14 +86,18 @@ class TritonFusedKernels(FusedKernels):
         """
         return fused.add_rms_norm(x, residual, weight, eps)
 
-    def skinny_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """1 行用 `gemv.py`，2 到 16 行用 `skinny.py`。
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        """1 行用 `gemv.py`，2 到 16 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
 
-        `gemv.py` for 1 row, `skinny.py` for 2 to 16.
+        `gemv.py` for 1 row, `skinny.py` for 2 to 16, cuBLAS for more: general products are made for many rows and leave
+        bandwidth unused at few.
         """
-        if x.shape[0] == 1:
+        num_rows = x.shape[0]
+        if num_rows == 1:
             return gemv(x, weight, bias)
-        return skinny_linear(x, weight, bias, self.arrived)
+        if 1 < num_rows <= MAX_SKINNY_ROWS:
+            return skinny_linear(x, weight, bias, self.arrived)
+        return F.linear(x, weight, bias)
 
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
         """见 `fused.py`。
@@ -147,7 +164,6 @@ class TritonBackend(AttentionBackend):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.fused = TritonFusedKernels(device)
         # 流处理器的个数决定历史切成几段；解释模式下取 H200 的 132，走到的代码才相同。
         # The number of multiprocessors decides the splits; the interpreter takes an H200's 132, to run the same code.
         properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
@@ -166,6 +182,7 @@ class TritonBackend(AttentionBackend):
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
+        plan: Any = None,
     ) -> Tensor:
         """变长的预填充，见 `prefill.py`。
 
@@ -180,7 +197,7 @@ class TritonBackend(AttentionBackend):
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
-        softmax_scale: float | None = None, causal: bool = False,
+        softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
     ) -> Tensor:
         """解码，见 `decode.py`；每条序列有好几个 query 时，它就是变长的预填充。
 

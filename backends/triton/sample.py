@@ -75,12 +75,10 @@ def sample_kernel(
     # Positions past the end read as -inf and not 0, so that they never win the maximum.
     score = tl.load(logits_ptr + row * VOCAB + token, mask=inside, other=float("-inf")).to(tl.float32)
     temperature = tl.load(temperature_ptr + row).to(tl.float32)
-    # 与 `GREEDY_TEMPERATURE` 相同；核函数读不到普通的 Python 全局变量，所以写成数。
-    # The same as `GREEDY_TEMPERATURE`; a kernel cannot read ordinary Python globals, so the number stands here.
     # 一个程序只管一行，温度对它是一个数，整个程序一起走或一起跳过这个分支；贪心行因此省下了噪声的计算。
     # A program has one row, whose temperature is a single number, so all of it takes or skips this branch, and greedy
     # rows save the work of the noise.
-    if temperature >= 1e-5:
+    if temperature > 0.0:
         golden = tl.full([], 0x9E3779B97F4A7C15, tl.uint64)
         seed = tl.load(seed_ptr + row).to(tl.uint64)
         index = tl.load(index_ptr + row).to(tl.uint64)

@@ -13,17 +13,24 @@ in fixed buffers whose contents change, and there is a graph for each of several
 next. Padded rows: slot -1 (stores nothing), length 0 (attention gives 0), and a table of valid block ids.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from backends.base import AttentionBackend, AttentionMetadata
+from backends.base import AttentionMetadata
+from engine.batch import FlatStep, flatten
+from engine.block_manager import num_blocks_needed
+from engine.kv_pool import KVPool
+from engine.model_runner import ModelRunner
+from engine.sampler import sampling_columns
 from engine.scheduler import ScheduledSequence
-from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
-from models.llama import LlamaForCausalLM
+from engine.sequence import Sequence, SequenceStatus
 
-# 每一步要送到设备上的整数，各占缓冲区的一行；合在一起只需拷贝一次。
-# The integers that go to the device in each step, a row of the buffer each; together they are a single copy.
-_ROWS = ("input_ids", "sources", "positions", "slots", "seqlens", "tables", "seeds", "output_indices", "temperatures")
+# 图的一行（row）是一个新 token。每行要送到设备上的整数，一种一列；合在一起只需拷贝一次。
+# A row of a graph is a new token. The integers that go to the device for a row, a column for each kind; together they
+# are a single copy.
+_COLUMNS = ("input_ids", "sources", "positions", "slots", "seqlens", "lanes", "seeds", "output_indices", "temperatures")
 
 
 # 用图算短提示词时，各行一共最多重读这么多 token 的上文；以 Llama-3.2-3B 为例，每层约 0.25 GiB，合 65 微秒。
@@ -41,6 +48,22 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
     return sorted(size for size in sizes if size <= max_num_seqs)
 
 
+@dataclass(slots=True)
+class Lane:
+    """一条序列在设备块表里的那一条，和已经送到了哪里。
+
+    A sequence's lane of the block tables on the device, and how far it has been sent.
+
+    Attributes:
+        num_sent: blocks of its table that the device has
+        num_preemptions: of the sequence when they were sent; after another one its blocks are others
+    """
+
+    index: int
+    num_sent: int
+    num_preemptions: int
+
+
 class DecodeGraphs:
     """各档批大小的图，和它们共用的缓冲区。
 
@@ -50,31 +73,29 @@ class DecodeGraphs:
         sampled: the tokens of the latest step, [max_num_seqs] int64; the next step reads its input ids from here
     """
 
-    def __init__(
-        self, model: LlamaForCausalLM, backend: AttentionBackend, max_num_seqs: int, max_blocks: int, block_size: int,
-        device: torch.device,
-    ) -> None:
-        assert backend.fused is not None and backend.fused.has_sampler, "graphs sample with the fused kernel"
-        self.model, self.fused, self.block_size = model, backend.fused, block_size
+    def __init__(self, runner: ModelRunner, pool: KVPool, max_num_seqs: int) -> None:
+        assert runner.kernels is not None and runner.kernels.has_sampler, "graphs sample with the fused kernel"
+        self.runner, self.kernels, self.block_size = runner, runner.kernels, pool.block_size
         self.sizes = graph_sizes(max_num_seqs)
-        # 最后一行放上一步采到的 token：它与来自主机的 `input_ids` 在同一块内存里，一次查表就能取齐一批输入。
-        # The last row keeps the tokens sampled last: in one memory with the host's `input_ids`, so that one look-up
+        device = runner.device
+        # 最后一列放上一步采到的 token：它与来自主机的 `input_ids` 在同一块内存里，一次查表就能取齐一批输入。
+        # The last column keeps the tokens sampled last: in one memory with the host's `input_ids`, so that one look-up
         # gathers the inputs of a batch.
-        self.inputs = torch.zeros(len(_ROWS) + 1, max_num_seqs, dtype=torch.int64, device=device)
+        self.inputs = torch.zeros(len(_COLUMNS) + 1, max_num_seqs, dtype=torch.int64, device=device)
         self.sampled = self.inputs[-1]
         self.empty = torch.zeros(1, dtype=torch.int32, device=device)
         # 两份页锁定的主机缓冲区轮流用：上一份可能还在拷贝途中，不能马上覆盖。
         # Two pinned host buffers take turns: the one before may still be on its way and must not be overwritten.
         self.staging = [
-            torch.zeros(len(_ROWS), max_num_seqs, dtype=torch.int64, pin_memory=True) for _ in range(2)
+            torch.zeros(len(_COLUMNS), max_num_seqs, dtype=torch.int64, pin_memory=True) for _ in range(2)
         ]
         self.turn = 0
-        # 块表常驻设备，一行一个序列；每步只送新增的表项。行数是上限的 2 倍，结束的序列不必马上清理。
-        # Block tables stay on the device, a row a sequence; each step sends only new cells. There are 2 times the rows,
-        # so that finished sequences need not be cleared at once.
-        self.tables = torch.zeros(2 * max_num_seqs, max_blocks, dtype=torch.int32, device=device)
-        self.rows: dict[Sequence, list[int]] = {}
-        self.free_rows = list(range(2 * max_num_seqs))
+        # 块表常驻设备，一条序列一条（lane）；每步只送新增的表项。
+        # Block tables stay on the device, a lane a sequence; each step sends only new cells.
+        max_blocks = num_blocks_needed(pool.max_model_len, pool.block_size)
+        self.tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32, device=device)
+        self.lanes: dict[Sequence, Lane] = {}
+        self.free_lanes = list(range(max_num_seqs))
         self.logits: dict[int, Tensor] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._capture()
@@ -87,21 +108,23 @@ class DecodeGraphs:
         Returns:
             logits [size, vocab_size]
         """
-        row = {name: self.inputs[i, :size] for i, name in enumerate(_ROWS)}
-        # 上一步采到的 token 不经过主机：`sources` 指出每个输入在缓冲区的什么地方，主机给的在第 0 行，采到的在最后一行。
+        column = {name: self.inputs[i, :size] for i, name in enumerate(_COLUMNS)}
+        # 上一步采到的 token 不经过主机：`sources` 指出每个输入在缓冲区的什么地方，主机给的在第 0 列，采到的在最后一列。
         # A token sampled in the last step never visits the host: `sources` says where in the buffer each input stands,
-        # the host's in row 0 and the sampled ones in the last row.
-        input_ids = self.inputs.view(-1)[row["sources"]]
+        # the host's in column 0 and the sampled ones in the last column.
+        input_ids = self.inputs.view(-1)[column["sources"]]
         metadata = AttentionMetadata(
-            num_decodes=size, slot_mapping=row["slots"], decode_block_tables=self.tables[row["tables"]],
-            cache_seqlens=row["seqlens"].to(torch.int32), prefill_block_tables=self.tables[:0], cu_seqlens_q=self.empty,
-            cu_seqlens_k=self.empty, max_seqlen_q=0, max_seqlen_k=0,
+            num_decodes=size, slot_mapping=column["slots"], decode_block_tables=self.tables[column["lanes"]],
+            cache_seqlens=column["seqlens"].to(torch.int32), prefill_block_tables=self.tables[:0],
+            cu_seqlens_q=self.empty, cu_seqlens_k=self.empty, max_seqlen_q=0, max_seqlen_k=0,
+            block_size=self.block_size,
         )
-        logits = self.model.compute_logits(self.model(input_ids, row["positions"], metadata))
+        hidden = self.runner.forward(input_ids, column["positions"], metadata)  # [size, hidden]
+        logits = self.runner.model.compute_logits(hidden)  # [size, vocab_size]
         # 温度以 float64 的位模式混在整数里一起送来，省一次拷贝。
         # Temperatures travel among the integers as the bits of a float64, which saves a copy.
-        temperatures = row["temperatures"].view(torch.float64)
-        self.fused.sample(logits, temperatures, row["seeds"], row["output_indices"], out=self.sampled[:size])
+        temperatures = column["temperatures"].view(torch.float64)
+        self.kernels.sample(logits, temperatures, column["seeds"], column["output_indices"], out=self.sampled[:size])
         return logits
 
     @torch.inference_mode()
@@ -111,7 +134,7 @@ class DecodeGraphs:
         Record from large to small, so that small graphs reuse the pool of large ones. Each runs once before recording,
         as nothing may be compiled during a capture.
         """
-        self.inputs[_ROWS.index("slots")] = -1
+        self.inputs[_COLUMNS.index("slots")] = -1
         pool = None
         for size in reversed(self.sizes):
             self._forward(size)
@@ -122,26 +145,39 @@ class DecodeGraphs:
             self.graphs[size] = graph
             pool = pool or graph.pool()
 
-    def _table_row(self, seq: Sequence, changes: list[tuple[int, int]]) -> int:
-        """序列在设备块表里的行；把还没送过的表项记进 `changes`。
+    def _lane(self, seq: Sequence, changes: list[tuple[int, int]]) -> int:
+        """序列在设备块表里的那一条；把还没送过的表项记进 `changes`。
 
-        The sequence's row in the device's tables; cells not sent yet are added to `changes`.
+        The sequence's lane of the tables; cells not sent yet are added to `changes`.
         """
-        state = self.rows.get(seq)
-        # 被抢占过的序列换了一批块，整行重送。
-        # A sequence that was preempted has other blocks now: send the whole row again.
-        if state is None or state[2] != seq.num_preemptions:
-            if state is None and not self.free_rows:
-                done = [other for other in self.rows if other.status is not SequenceStatus.RUNNING]
-                self.free_rows += [self.rows.pop(other)[0] for other in done]
-            row = self.free_rows.pop() if state is None else state[0]
-            state = self.rows[seq] = [row, 0, seq.num_preemptions]
-        row, sent, _ = state
-        if sent < len(seq.block_table):
-            start = row * self.tables.shape[1]
-            changes += [(start + i, seq.block_table[i]) for i in range(sent, len(seq.block_table))]
-            state[1] = len(seq.block_table)
-        return row
+        lane = self.lanes.get(seq)
+        if lane is None:
+            # 被抢占的也占着一条，而接纳它之前可能先来了别人：不够时，没在运行的都让出来。
+            # Preempted sequences hold lanes, and others may come before they are back: when none is left, those that
+            # do not run give theirs up.
+            if not self.free_lanes:
+                for other in [each for each in self.lanes if each.status is not SequenceStatus.RUNNING]:
+                    self.release(other)
+            lane = self.lanes[seq] = Lane(self.free_lanes.pop(), 0, seq.num_preemptions)
+        # 被抢占过的序列换了一批块，整条重送。
+        # A sequence that was preempted has other blocks now: send the whole lane again.
+        if lane.num_preemptions != seq.num_preemptions:
+            lane.num_sent, lane.num_preemptions = 0, seq.num_preemptions
+        start = lane.index * self.tables.shape[1]
+        changes += [(start + i, seq.block_table[i]) for i in range(lane.num_sent, len(seq.block_table))]
+        lane.num_sent = len(seq.block_table)
+        return lane.index
+
+    def release(self, seq: Sequence) -> None:
+        """序列结束，让出它的那一条，不再引用它。
+
+        The sequence has ended: its lane is free, and nothing here refers to it any more.
+        """
+        # 还在途中的一步可能正在读这一条；新主人改写它的命令排在那一步后面，同一条流上按次序执行，所以无妨。
+        # A step in flight may be reading this lane; the next owner writes it by a later command, and a stream keeps its
+        # order, so it does no harm.
+        if seq in self.lanes:
+            self.free_lanes.append(self.lanes.pop(seq).index)
 
     def can_run(self, schedule: list[ScheduledSequence]) -> bool:
         """这一步能不能用图：每个新 token 占一行，行数不超过最大的图。
@@ -161,48 +197,49 @@ class DecodeGraphs:
                 reread += count * (seq.num_computed_tokens + count)
         return rows <= self.sizes[-1] and reread <= _MAX_REREAD_TOKENS
 
-    def run(self, schedule: list[ScheduledSequence]) -> tuple[Tensor, Tensor, list[int]]:
+    def run(self, schedule: list[ScheduledSequence]) -> tuple[Tensor, Tensor, FlatStep]:
         """填好输入，重放一张图；不等它算完。
 
         Fill in the inputs and replay a graph, without waiting for it.
 
         Returns:
-            tokens [rows] int64 and logits [rows, vocab_size], both overwritten by the next step; and each sequence's
-            last row, the one whose token counts
+            tokens [rows] int64 and logits [rows, vocab_size], both overwritten by the next step; and the step laid
+            flat, whose `logits_indices` are the rows that count
         """
-        columns: list[list[int]] = [[] for _ in _ROWS[:-1]]
-        ids, sources, positions, slots, seqlens, tables, seeds, output_indices = columns
-        temperatures: list[float] = []
-        last_rows: list[int] = []
+        step = flatten(schedule, self.block_size)
+        count = len(step.input_ids)
+        # 输入一般在第 0 列自己的位置上；还没到主机的，在最后一列、上一步采到它的那一行。
+        # An input is mostly in column 0, at its own place; one that has not come to the host is in the last column, in
+        # the row that sampled it.
+        sources, first_sampled = list(range(count)), len(_COLUMNS) * self.inputs.shape[1]
+        for index, row in step.pending:
+            sources[index] = first_sampled + row
+        lanes: list[int] = []
         changes: list[tuple[int, int]] = []
-        block_size, first_sampled = self.block_size, len(_ROWS) * self.inputs.shape[1]
-        for seq, count in schedule:
-            table_row = self._table_row(seq, changes)
-            for position in range(seq.num_computed_tokens, seq.num_computed_tokens + count):
-                token = seq.token_ids[position]
-                sources.append(first_sampled + seq.sample_row if token == PENDING_TOKEN else len(ids))
-                ids.append(token)
-                positions.append(position)
-                slots.append(seq.block_table[position // block_size] * block_size + position % block_size)
-                seqlens.append(position + 1)
-                tables.append(table_row)
-                seeds.append(seq.seed)
-                output_indices.append(seq.num_output_tokens)
-                temperatures.append(seq.params.temperature)
-            last_rows.append(len(ids) - 1)
-        count = len(ids)
+        for seq, num_new_tokens in schedule:
+            lanes += [self._lane(seq, changes)] * num_new_tokens
+        columns = (step.input_ids, sources, step.positions, step.slots, [p + 1 for p in step.positions], lanes)
         size = next(size for size in self.sizes if size >= count)
         staging = self.staging[self.turn]
         self.turn ^= 1
         host = staging.numpy()
         for i, column in enumerate(columns):
             host[i, :count] = column
-        host[-1, :count].view("float64")[:] = temperatures
+        # 不采样的行也在图里走一遍采样，结果没有人用：温度 0 最省。
+        # Rows that do not sample go through sampling in the graph all the same, and nobody uses the result: temperature
+        # 0 costs least.
+        host[len(columns) :, :count] = 0
+        seeds, output_indices, temperatures = sampling_columns(step.samples)
+        host[-3, step.logits_indices] = seeds
+        host[-2, step.logits_indices] = output_indices
+        host[-1].view("float64")[step.logits_indices] = temperatures
+        # 补齐的行：槽位 -1，其余都是 0，长度也是 0。
+        # Padded rows: slot -1, and 0 for all else, the length included.
         host[:, count:size] = 0
-        host[_ROWS.index("slots"), count:size] = -1
+        host[_COLUMNS.index("slots"), count:size] = -1
         self.inputs[:-1].copy_(staging, non_blocking=True)
         if changes:
             cells = torch.tensor(changes, dtype=torch.int64).to(self.inputs.device, non_blocking=True)
             self.tables.view(-1)[cells[:, 0]] = cells[:, 1].to(torch.int32)
         self.graphs[size].replay()
-        return self.sampled[:count], self.logits[size][:count], last_rows
+        return self.sampled[:count], self.logits[size][:count], step

@@ -17,19 +17,23 @@ stop token is computed for one step too many, and that token is dropped; and seq
 (`PENDING_TOKEN`). Read the synchronous `llm_engine.py` first: both give the same outputs, and tests prove it.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from engine.batch import build_batch
-from engine.config import EngineConfig
+from backends.kernels import FusedKernels
+from engine.batch import build_batch, sampling_rows
+from engine.config import EngineConfig, EngineSetup
+from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
 from engine.scheduler import ScheduledSequence
-from engine.sequence import PENDING_TOKEN
+from engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -39,15 +43,15 @@ class LaunchedStep:
     A step that has been launched and not read.
 
     Attributes:
-        samples: which sequences sample
-        rows: for each sequence its row in `tokens`
+        counts: how many logits each row of the schedule has
+        rows: for each of those logits its row in `tokens`
         tokens: the sampled tokens on their way to the host, [rows] int64
-        logprobs: what `gather_logprobs` returned, on its way to the host as well
+        logprobs: what `Sampler.draw` returned, on its way to the host as well
         ready: fires when both have arrived; None on a CPU, where they are there at once
     """
 
     schedule: list[ScheduledSequence]
-    samples: list[bool]
+    counts: list[int]
     rows: list[int]
     tokens: Tensor
     logprobs: Tensor | None
@@ -64,13 +68,38 @@ def copy_to_host(tensor: Tensor) -> Tensor:
 
 
 class OverlappedEngine(LLMEngine):
-    """只有 `step` 与同步引擎不同；请求的进出、调度、块管理都是同一份代码。
+    """只有 `step` 与同步引擎不同，还多了录好的图；请求的进出、调度、块管理都是同一份代码。
 
-    Only `step` differs from the synchronous engine; requests, scheduling and blocks are the same code.
+    Only `step` differs from the synchronous engine, and there are recorded graphs; requests, scheduling and blocks are
+    the same code.
     """
 
-    launched: LaunchedStep | None = None
-    sampled: Tensor | None = None
+    def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
+        super().__init__(config, on_progress)
+        self.launched: LaunchedStep | None = None
+        self.sampled: Tensor | None = None
+        self.graphs: DecodeGraphs | None = None
+        runner = self.model_runner
+        if records_graphs(runner.device, runner.backend.supports_cuda_graphs, runner.kernels):
+            self.graphs = DecodeGraphs(runner, self.pool, config.max_num_seqs)
+        elif runner.device.type == "cuda":
+            logger.warning(
+                "backend '%s' cannot be recorded in CUDA graphs, its kernels are launched one by one "
+                "/ 后端 '%s' 录不了 CUDA graph，核函数逐个启动",
+                runner.backend.name, runner.backend.name,
+            )  # fmt: skip
+
+    def reserved_bytes(self, setup: EngineSetup) -> int:
+        """每张图都留着自己的 logits；录图在块池之后，先把它们的内存让出来。
+
+        Every graph keeps logits of its own; they are recorded after the pool, which leaves them their memory.
+        """
+        if not records_graphs(setup.device, setup.backend.supports_cuda_graphs, setup.kernels):
+            return 0
+        # 例：Qwen3-0.6B，上限 256：各档共 4359 行，4359 * 151936 * 2 字节，约 1.3 GB。
+        # Example: Qwen3-0.6B with a cap of 256: 4359 rows over all sizes, 4359 * 151936 * 2 bytes, some 1.3 GB.
+        num_rows = sum(graph_sizes(setup.config.max_num_seqs))
+        return num_rows * setup.model_config.vocab_size * setup.dtype.itemsize
 
     def has_unfinished(self) -> bool:
         """已发出的一步，也要取回结果才算完。
@@ -98,74 +127,56 @@ class OverlappedEngine(LLMEngine):
         schedule = self.plan()
         if not schedule:
             return None
-        samples = [row.samples for row in schedule]
-        tokens, rows, logprobs = self._forward_and_sample(schedule, samples)
+        counts = [row.num_logits for row in schedule]
+        tokens, rows, logprobs = self._forward_and_sample(schedule)
         self.sampled = tokens
         # 记下每个序列的 token 在这一步结果里的行号：下一步要从那里取输入。
         # Note where each sequence's token stands among this step's: the next step takes its input from there.
-        for (seq, _), row in zip(schedule, rows):
+        for (seq, _), row in zip(sampling_rows(schedule), rows):
             seq.sample_row = row
-        self.scheduler.advance(schedule, [int(sampled) for sampled in samples])
+        self.scheduler.advance(schedule, counts)
         if tokens.device.type == "cpu":
-            return LaunchedStep(schedule, samples, rows, tokens, logprobs, None)
+            return LaunchedStep(schedule, counts, rows, tokens, logprobs, None)
         # 拷贝是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。
         # The copies are asynchronous and the event tells when they have arrived; a `synchronize` would wait for the
         # next step as well.
         tokens, logprobs = copy_to_host(tokens), None if logprobs is None else copy_to_host(logprobs)
         ready = torch.cuda.Event()
         ready.record()
-        return LaunchedStep(schedule, samples, rows, tokens, logprobs, ready)
+        return LaunchedStep(schedule, counts, rows, tokens, logprobs, ready)
 
-    def _forward_and_sample(
-        self, schedule: list[ScheduledSequence], samples: list[bool]
-    ) -> tuple[Tensor, list[int], Tensor | None]:
+    def _forward_and_sample(self, schedule: list[ScheduledSequence]) -> tuple[Tensor, list[int], Tensor | None]:
         """小的一步重放 CUDA graph，其余的逐个启动核函数。
 
         A small step replays a CUDA graph; others are launched kernel by kernel.
 
         Returns:
-            the sampled tokens on the device, [rows] int64; for each sequence its row there; and what `gather_logprobs`
-            returns
+            the sampled tokens on the device, [rows] int64; for each of `sampling_rows` its row there; and what
+            `Sampler.draw` returns
         """
-        runner = self.model_runner
-        graphs, device = runner.graphs, runner.device
+        runner, graphs = self.model_runner, self.graphs
         if graphs is not None and graphs.can_run(schedule):
-            tokens, logits, rows = graphs.run(schedule)
+            tokens, logits, step = graphs.run(schedule)
             # 图里的采样不做过滤和惩罚；有行用到它们，或者要对数概率时，拿图算好的 logits 重采这几行。
             # The graph samples without filters and penalties; rows that use them, or that ask for log-probabilities,
             # are sampled again from its logits.
-            again = [(entry, row) for entry, row in zip(schedule, rows) if entry.seq.needs_logits and entry.samples]
+            again = [pair for pair in zip(step.samples, step.logits_indices) if pair[0][0].needs_logits]
             if not again:
-                return tokens, rows, None
-            where = torch.tensor([row for _, row in again]).to(device, non_blocking=True)
-            chosen, logprobs = self.choose([entry for entry, _ in again], logits[where])
+                return tokens, step.logits_indices, None
+            where = torch.tensor([row for _, row in again]).to(runner.device, non_blocking=True)
+            chosen, logprobs = self.sampler.draw([sample for sample, _ in again], logits[where])
             tokens[where] = chosen
-            return tokens, rows, logprobs
-        batch = build_batch(schedule, runner.block_size, device)
-        # 在设备上把占位的输入换成上一步采到的 token；只有解码行会有，它们排在最前面，行号就是下标。
-        # Placeholders among the inputs become the tokens of the step before, on the device; only decode rows have them,
-        # and as these come first, a row's number is its index.
-        pending = [
-            (index, row.seq.sample_row)
-            for index, row in enumerate(schedule[: batch.metadata.num_decodes])
-            if row.seq.token_ids[row.seq.num_computed_tokens] == PENDING_TOKEN
-        ]
-        if pending:
-            assert self.sampled is not None
-            where = torch.tensor(pending).to(device, non_blocking=True)
-            batch.input_ids[where[:, 0]] = self.sampled[where[:, 1]]
-        logits = runner.execute(batch)
-        # 不采样的序列没有行，编号时跳过它们。
-        # Sequences that do not sample have no row and are skipped in the numbering.
-        rows = [number - 1 for number in accumulate(int(sampled) for sampled in samples)]
-        if not any(samples):
-            return torch.empty(0, dtype=torch.int64, device=device), rows, None
-        tokens, logprobs = self.choose(schedule, logits)
+            return tokens, step.logits_indices, logprobs
+        logits = runner.execute(build_batch(schedule, self.pool.block_size, runner.device, self.sampled))
+        samples = sampling_rows(schedule)
+        if not samples:
+            return torch.empty(0, dtype=torch.int64, device=runner.device), [], None
+        tokens, logprobs = self.sampler.draw(samples, logits)
         # 下一步若用图，要从图的缓冲区里读，所以也存一份到那里。
         # If the next step uses a graph, it reads from the graphs' buffer, so keep a copy there.
         if graphs is not None:
             graphs.sampled[: len(tokens)] = tokens
-        return tokens, rows, logprobs
+        return tokens, list(range(len(samples))), logprobs
 
     def _collect(self, launched: LaunchedStep) -> list[RequestOutput]:
         """等这一步的 token 到达主机，再记到各序列上。
@@ -175,9 +186,26 @@ class OverlappedEngine(LLMEngine):
         if launched.ready is not None:
             launched.ready.synchronize()
         tokens = launched.tokens.tolist()
-        token_ids = [[tokens[row]] if sampled else [] for row, sampled in zip(launched.rows, launched.samples)]
-        self.keep_logprobs(launched.schedule, token_ids, launched.logprobs)
+        rows = [(row.seq, count) for row, count in zip(launched.schedule, launched.counts)]
+        token_ids = self.sampler.read(rows, [tokens[row] for row in launched.rows], launched.logprobs)
         return self.record(launched.schedule, token_ids, self.scheduler.commit(launched.schedule, token_ids))
+
+    def release(self, seq: Sequence) -> RequestOutput | None:
+        """图里的块表也让出来。
+
+        The lane of the graphs' tables is let go, too.
+        """
+        if self.graphs is not None:
+            self.graphs.release(seq)
+        return super().release(seq)
+
+
+def records_graphs(device: torch.device, supported: bool, kernels: FusedKernels | None) -> bool:
+    """能不能录图：要有 CUDA，注意力后端录得了，采样也有核函数。
+
+    Whether graphs can be recorded: on CUDA, with an attention backend that allows it and a kernel that samples.
+    """
+    return device.type == "cuda" and supported and kernels is not None and kernels.has_sampler
 
 
 def create_engine(config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> LLMEngine:

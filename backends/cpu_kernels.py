@@ -1,0 +1,128 @@
+"""CPU 上的融合核函数：用更少的 torch 调用，得到与逐步写法相同的结果。
+
+The fused kernels on a CPU: the results of the written-out steps with fewer calls of torch.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backends.kernels import FusedKernels
+from backends.kv_cache import KVCache, store_by_index
+
+
+@cache
+def _root(value: float) -> Tensor:
+    """平方根，做成张量并记住：`torch.hypot` 不收 Python 的数。
+
+    A square root as a tensor, remembered: `torch.hypot` takes no Python numbers.
+    """
+    return torch.tensor(value, dtype=torch.float32).sqrt()
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`RMSNorm.forward` 的孪生兄弟，float32 时用 5 次调用代替 8 次。
+
+    The twin of `RMSNorm.forward`, in float32 with 5 calls instead of 8.
+    """
+    size = x.shape[-1]
+    if x.dtype != torch.float32:
+        # 不把权重交给它：先转回原精度再乘权重，次序与孪生兄弟相同。
+        # The weight stays outside: cast back first, then multiply, in the twin's order.
+        return F.rms_norm(x, (size,), None, eps) * weight  # [..., size]
+    # 向量的长度除以 sqrt(size) 就是均方根；hypot(a, b) = sqrt(a² + b²)，正好把 `eps` 加在根号里面。
+    # A vector's length over sqrt(size) is its root mean square; hypot(a, b) = sqrt(a² + b²) adds `eps` inside the root.
+    #     x = [3, 4]: length 5, 5 / sqrt(2) = 3.54
+    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(size**-0.5)  # [..., 1]
+    return (x / torch.hypot(rms, _root(eps))).mul_(weight)  # [..., size]
+
+
+class CPUKernels(FusedKernels):
+    """CPU 上的“融合”：没有自己的核函数，只是用更少的 torch 调用得到同样的结果。
+
+    小模型在 CPU 上解码 1 行时，一次 torch 调用的开销是 1 微秒左右，比真正的计算还长：调用的次数就是时间。
+
+    "Fusion" on a CPU: no kernels of our own, only fewer calls of torch for the same result.
+    When a small model decodes 1 row on a CPU, calling torch takes some 1 microsecond, longer than the work itself: the
+    number of calls is the time.
+    """
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """见 `_rms_norm`。
+
+        See `_rms_norm`.
+        """
+        x = x if residual is None else x + residual  # [T, size]
+        return _rms_norm(x, weight, eps), x  # [T, size], [T, size]
+
+    def pack(self, weight: Tensor) -> Tensor | None:
+        """小权重按 oneDNN 喜欢的分块次序另存一份，其余的不存。
+
+        多行时，默认的矩阵乘法在有些 CPU 上只有它的一半快。打包的是同样的 float32 数，结果的误差也一样。
+
+        A small weight is kept once more in the blocked order that oneDNN likes, any other is not.
+        With many rows the default product is only half as fast on some CPUs. The same float32 numbers are packed, with
+        the same error.
+        """
+        # 另存一份要占内存，所以只为小模型做：几百万个元素不过十几 MB，大模型的权重却有好几 GB。
+        # The second copy takes memory, so it is for small models only: theirs are MBs, a large model's weights are GBs.
+        small_float = weight.dtype == torch.float32 and weight.numel() < 1 << 22
+        if small_float and torch.backends.mkldnn.is_available():
+            return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 32)
+        return None
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        """有打包的权重就用它。
+
+        With the packed weight where there is one.
+        """
+        if packed is None:
+            return F.linear(x, weight, bias)  # [T, out_features]
+        # `default` 是重载的名字：直接点名，就省下每次调用时挑选重载的几微秒。
+        # `default` names the overload, which saves the microseconds of choosing one in every call.
+        return torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")  # [T, out_features]
+
+    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+        """整宽的角度表，供一次乘法用完；`sin` 的前一半带负号。
+
+        Tables of angles at full width, for a single product; the first half of `sin` is negative.
+
+        Returns:
+            cos, sin: [T, 1, D] float32
+        """
+        angles = positions[:, None].float() * inv_freq  # [T, D // 2]
+        cos, sin = angles.cos(), angles.sin()  # [T, D // 2]
+        return torch.cat((cos, cos), dim=-1).unsqueeze(1), torch.cat((-sin, sin), dim=-1).unsqueeze(1)  # [T, 1, D]
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """原地相乘，省一次分配。
+
+        Multiply in place, which saves an allocation.
+        """
+        gate, up = gate_up.chunk(2, dim=-1)  # [T, size]
+        return F.silu(gate).mul_(up)  # [T, size]
+
+    def qk_norm_rope_store(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
+        kv_cache: KVCache, slot_mapping: Tensor,
+    ) -> Tensor:
+        """q 和 k 在 qkv 里相邻，当作一个张量一起旋转。
+
+        q and k are neighbours in qkv and are rotated together, as one tensor.
+        """
+        num_kv_heads, head_dim = kv_cache.k.shape[2:]
+        heads = qkv.view(len(qkv), qkv.shape[1] // head_dim, head_dim)  # [T, Hq + 2 * Hkv, D]
+        num_heads = heads.shape[1] - 2 * num_kv_heads
+        qk, v = heads.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), dim=1)  # [T, Hq + Hkv, D], [T, Hkv, D]
+        if norm_weights is not None:
+            parts = qk.split_with_sizes((num_heads, num_kv_heads), dim=1)  # [T, Hq, D], [T, Hkv, D]
+            qk = torch.cat([_rms_norm(part, weight, eps) for part, weight in zip(parts, norm_weights)], dim=1)
+        # `roll` 转半圈，把前后两半对调；`sin` 的前一半带负号，见 `rotary`。例（D = 2）：
+        # `roll` by half a turn swaps the halves; the first half of `sin` is negative, see `rotary`. Example (D = 2):
+        #     [a, b] * [cos, cos] + [b, a] * [-sin, sin] = [a cos - b sin, b cos + a sin]
+        turned = (qk * cos).addcmul_(qk.roll(head_dim // 2, -1), sin).to(qkv.dtype)  # [T, Hq + Hkv, D]
+        q, k = turned.split_with_sizes((num_heads, num_kv_heads), dim=1)  # [T, Hq, D], [T, Hkv, D]
+        store_by_index(k, v, kv_cache.k, kv_cache.v, slot_mapping)
+        return q  # [T, Hq, D]

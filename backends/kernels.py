@@ -1,0 +1,152 @@
+"""融合核函数的接口契约：几个小步骤并成一次调用。与注意力后端互不相干：后端按名字选，核函数按设备选。
+
+你在这里：`layers/` 和 `models/` 里有快速孪生兄弟的步骤调用它；`cpu_kernels.py` 和 `triton/` 实现它。
+
+The contract of fused kernels: several small steps in one call. It is apart from attention: backends are chosen by name,
+kernels by the device.
+
+You are here: the steps in `layers/` and `models/` that have a fast twin call it; `cpu_kernels.py` and `triton/`
+implement it.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from backends.kv_cache import KVCache
+
+
+class FusedKernels(ABC):
+    """几个融合步骤。没有核函数时（参考后端，或 `enforce_eager`），走逐步的写法。
+
+    每个方法旁边都有一个逐步写出的孪生兄弟，在 `layers/` 和 `models/` 里；测试保证两者结果相同。
+
+    The fused steps. Without kernels (the reference backend, or `enforce_eager`) the written-out steps run.
+    Each has its plain twin in `layers/` or `models/`, and tests hold the two equal.
+    """
+
+    # 采样的核函数可有可无：只有 GPU 上才值得写，CUDA graph 非它不可。
+    # Sampling is optional: worth a kernel only on a GPU, where CUDA graphs cannot do without it.
+    has_sampler: ClassVar[bool] = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @classmethod
+    def why_unusable(cls, device: torch.device) -> str | None:
+        """在 `device` 上用不了时返回原因，能用返回 None。
+
+        Return why they cannot run on `device`, or None if they can.
+        """
+        return None
+
+    @classmethod
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
+        """模型的 `head_dim` 或 `dtype` 不受支持时返回原因，支持返回 None。
+
+        Return why a model with this `head_dim` and `dtype` is not supported, or None if it is.
+        """
+        return None
+
+    @abstractmethod
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """残差相加再归一化；孪生兄弟是 `RMSNorm.add_and_norm`。
+
+        Add the residual, then normalise; the twin is `RMSNorm.add_and_norm`.
+
+        Args:
+            x, residual: [T, size]
+
+        Returns:
+            normalised [T, size], sum [T, size]
+        """
+
+    def pack(self, weight: Tensor) -> Tensor | None:
+        """权重填好之后调用：按核函数喜欢的次序另存一份；不需要就返回 None。
+
+        Called once a weight is filled: a copy in the order that the kernel likes, or None where it needs none.
+
+        Args:
+            weight: [out_features, in_features]
+        """
+        return None
+
+    @abstractmethod
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        """线性层；孪生兄弟是 `Linear.forward` 里的 `F.linear`。
+
+        A linear layer; the twin is the `F.linear` in `Linear.forward`.
+
+        Args:
+            x: [T, in_features]
+            weight: [out_features, in_features]
+            packed: what `pack` returned for this weight
+
+        Returns:
+            [T, out_features]
+        """
+
+    @abstractmethod
+    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+        """角度的 cos 和 sin，按 `qk_norm_rope_store` 要的样子；孪生兄弟是 `RotaryEmbedding.forward`。
+
+        The cos and sin of the angles in the form that `qk_norm_rope_store` wants; the twin is
+        `RotaryEmbedding.forward`.
+
+        Args:
+            positions: [T] int64
+            inv_freq: [D // 2] float32
+
+        Returns:
+            cos, sin: float32, one row a token; their shape is known to `qk_norm_rope_store` alone
+        """
+
+    @abstractmethod
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """门控激活；孪生兄弟是 `layers/activation.py`。
+
+        The gated activation; the twin is `layers/activation.py`.
+
+        Args:
+            gate_up: [T, 2 * size]
+
+        Returns:
+            [T, size]
+        """
+
+    @abstractmethod
+    def qk_norm_rope_store(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
+        kv_cache: KVCache, slot_mapping: Tensor,
+    ) -> Tensor:
+        """拆分、归一化（若有）、旋转、写缓存；孪生兄弟是 `LlamaAttention.forward` 的那几行。
+
+        Split, normalise (if the model does), rotate, store; the twin is those lines of `LlamaAttention.forward`.
+
+        Args:
+            qkv: [T, (Hq + 2 * Hkv) * D]
+            cos, sin: what `rotary` returned
+            norm_weights: those of q and k, each [D]
+
+        Returns:
+            q [T, Hq, D]
+        """
+
+    def sample(
+        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        """不带过滤的采样；孪生兄弟是 `layers/sampler.py` 的 `sample`。
+
+        Sampling without filters; the twin is `sample` in `layers/sampler.py`.
+
+        Args:
+            logits: [S, vocab_size]
+            temperatures: [S] float32 or float64; seeds, output_indices: [S] int64
+            out: where to write, [S] int64; None allocates
+
+        Returns:
+            [S] int64
+        """
+        raise NotImplementedError

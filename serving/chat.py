@@ -1,0 +1,132 @@
+"""`--chat`：在终端里和模型对话，边写边显示；Ctrl-C 停下正在写的回答，而不是退出。
+
+`--chat`: talk to the model in a terminal, answers are shown as they are written; Ctrl-C stops the answer that is being
+written and does not leave.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+
+from engine.sampling_params import SamplingParams
+from engine.tokenizer import Message
+from serving.console import format_hits
+from serving.llm import LLM
+
+CHAT_HELP = """\
+/help    这份帮助 / this help
+/reset   忘掉之前的对话 / forget the conversation
+/stats   前缀缓存的命中率，上一个回答的速度 / hit rate of the prefix cache, speed of the last answer
+/exit    离开，也可以按 Ctrl-D / leave, as Ctrl-D does
+Ctrl-C   停下正在写的回答 / stop the answer that is being written"""
+
+
+@contextmanager
+def _ctrl_c_noted() -> Iterator[list[int]]:
+    """其间第一次 Ctrl-C 只记下来，第二次才抛 `KeyboardInterrupt`。
+
+    Meanwhile the first Ctrl-C is only noted; a second one raises `KeyboardInterrupt`.
+    """
+    # 直接抛出，会打断引擎的半步；而对话之后还要用同一个引擎，所以等到两步之间再停。
+    # Raised at once, it would break off in the middle of a step of an engine that the chat goes on to use.
+    pressed: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
+    """边生成边打印回答，记进 `history`；返回一行统计。
+
+    Print an answer while it is generated and add it to `history`; returns a line of statistics.
+
+    Raises:
+        ValueError: the last question is too long, or not valid text
+    """
+    engine, start = llm.engine, 0
+    # 历史加回答要装进 `max_model_len`：装不下就丢掉最早的一问一答，回答至少留得下半个窗口或 `max_tokens`。
+    # History and answer must fit `max_model_len`: else the oldest exchanges go, until `max_tokens` or half the window
+    # is left for the answer.
+    limit = engine.pool.max_model_len
+    room = limit - min(params.max_tokens, limit // 2)
+    while start < len(history) - 1 and len(engine.tokenizer.encode_chat(history[start:])) > room:
+        start += 2
+    # 这一行会检查问题；它抛错时历史还没动过。
+    # This line validates the question; if it raises, the history has not been touched.
+    stream = llm.stream_chat(history[start:], params)
+    if start:
+        del history[:start]
+        print(f"[对话太长，忘掉最早的 {start // 2} 轮 / too long: oldest exchanges forgotten: {start // 2}]")
+    before, started, pieces = engine.metrics(), time.monotonic(), []
+    with _ctrl_c_noted() as pressed, closing(stream):
+        for piece in stream:
+            pieces.append(piece)
+            print(piece, end="", flush=True)
+            # 离开 `closing` 就关闭迭代器，请求随之取消；已经写出的留在历史里。
+            # Leaving `closing` closes the iterator, and that aborts the request; what was written stays in the history.
+            if pressed:
+                print(" [已停止 / stopped]", end="")
+                break
+    print()
+    history.append({"role": "assistant", "content": "".join(pieces)})
+    after, seconds = engine.metrics(), max(time.monotonic() - started, 1e-9)
+    tokens = after.num_generated_tokens - before.num_generated_tokens
+    return (
+        f"{tokens} tokens, {tokens / seconds:,.0f} tok/s, "
+        f"cached 命中 {after.prefix_cache_hits - before.prefix_cache_hits} prompt tokens"
+    )
+
+
+def chat(llm: LLM, params: SamplingParams) -> None:
+    """交互对话：读一行，答一段；每次都把全部历史发给引擎，重复的开头由前缀缓存省下。
+
+    Talk: read a line, answer it. All of the history is sent every time; the prefix cache saves the part it knows.
+    """
+    # 标准输入被关掉（`<&-`）时是 None。
+    # It is None where standard input was closed (`<&-`).
+    if sys.stdin is None:
+        raise ValueError("--chat reads questions from standard input, which is closed")
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if terminal:
+        # 导入它，`input` 就能用方向键编辑和翻历史；Windows 上没有。
+        # Importing it gives `input` line editing and the arrow keys; Windows has none.
+        with suppress(ImportError):
+            import readline  # noqa: F401
+        print("输入问题，/help 看命令 / ask a question, /help lists the commands")
+    history: list[Message] = []
+    last = "-"
+    while True:
+        try:
+            line = input("> " if terminal else "").strip()
+        except EOFError:
+            return print(end="\n" if terminal else "")
+        if line == "/exit":
+            return
+        if line == "/help":
+            print(CHAT_HELP)
+        elif line == "/reset":
+            history.clear()
+            print("[对话已清空 / the conversation is forgotten]")
+        elif line == "/stats":
+            print(f"prefix cache 前缀缓存  {format_hits(llm.engine.metrics())}\nlast answer 上个回答   {last}")
+        elif line.startswith("/"):
+            print(f"[没有这个命令 / no such command: {line}; /help]")
+        elif line:
+            history.append({"role": "user", "content": line})
+            try:
+                last = _answer(llm, history, params)
+            except ValueError as error:
+                # 这一句问不了（例如太长），不是程序坏了：说一声，忘掉它，接着聊。
+                # This question cannot be asked, being too long say, and nothing is broken: say so and go on without it.
+                history.pop()
+                print(f"error: {error}", file=sys.stderr)
