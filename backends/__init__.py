@@ -20,12 +20,7 @@ from backends.base import AttentionBackend, BackendUnavailableError
 from backends.kernels import FusedKernels
 
 __all__ = [
-    "BackendStatus",
-    "BackendUnavailableError",
-    "backend_names",
-    "backend_status",
-    "choose_backend",
-    "create_backend",
+    "BackendStatus", "BackendUnavailableError", "backend_names", "backend_status", "choose_backend", "create_backend",
     "create_kernels",
 ]
 
@@ -133,9 +128,7 @@ def backend_status(device: str | torch.device) -> list[BackendStatus]:
     return [BackendStatus(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 
-def choose_backend(
-    device: str | torch.device, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16
-) -> str:
+def choose_backend(device: str | torch.device, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> str:
     """`auto` 的选择：CUDA 上第一个能用、又支持这个模型的快后端，否则 `sdpa`；不知道是哪个模型时，按常见的形状算。
 
     What `auto` means: on CUDA the first fast backend that is usable and supports this model, else `sdpa`; with no model

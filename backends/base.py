@@ -159,9 +159,7 @@ class AttentionBackend(ABC):
         return None
 
     @abstractmethod
-    def store_kvcache(
-        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
         """把这一步新算出的 K、V 写进缓存的槽位；槽位 -1 表示不写。
 
         Write this step's keys and values to their slots; slot -1 stores nothing.
@@ -270,9 +268,7 @@ def _check_heads(q: Tensor, num_kv_heads: int) -> None:
         raise ValueError(f"q has {q.shape[-2]} heads, not a multiple of the {num_kv_heads} KV heads of k")
 
 
-def check_store_args(
-    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-) -> None:
+def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
     """`store_kvcache` 的参数检查，每个后端第一行都调用它。
 
     The argument check of `store_kvcache`; every backend calls it first.
@@ -328,9 +324,7 @@ def check_varlen_args(
     _check_tensor("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape), torch.int32, q.device)
 
 
-def check_kvcache_args(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor
-) -> None:
+def check_kvcache_args(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor) -> None:
     """`flash_attn_with_kvcache` 的参数检查。
 
     The argument check of `flash_attn_with_kvcache`.

@@ -1,4 +1,4 @@
-"""flash 后端：flash-attn 2 包自己的两个函数，加上 Triton 的写缓存和融合核函数。
+"""flash 后端：flash-attn 2 包自己的两个函数，加上 Triton 的写缓存。
 
 要装 `flash-attn`（2.x）；它的分页缓存要求块大小是 256 的倍数。
 

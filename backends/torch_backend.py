@@ -119,9 +119,7 @@ class TorchBackend(AttentionBackend):
     name = "torch"
     is_reference = True
 
-    def store_kvcache(
-        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
         """逐个 token 写入：慢，但一眼能看出槽位怎样变成（块编号，块内偏移）。
 
         Token by token: slow, but it shows how a slot becomes (block id, offset).

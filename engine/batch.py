@@ -199,20 +199,16 @@ def build_batch(
         list(accumulate(contexts[num_decodes:], initial=0)),
     )
     metadata = AttentionMetadata(
-        num_decodes=num_decodes,
-        slot_mapping=slot_mapping,
+        num_decodes=num_decodes, slot_mapping=slot_mapping, cache_seqlens=cache_seqlens, cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k, block_size=block_size,
         # 解码和预填充各用一个矩形：否则一条很长的提示词会把所有解码行的块表都撑宽。
         # A rectangle each for decodes and prefills, or a single long prompt would widen every decode row's table.
         decode_block_tables=_rectangle(tables[:num_decodes], device),
-        cache_seqlens=cache_seqlens,
         prefill_block_tables=_rectangle(tables[num_decodes:], device),
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
         # 后端用最大长度决定补齐多宽、启动多少线程块；在主机上就算好，省得为读一个数停下来等 GPU。
         # Backends pad and size their launches by the longest; known on the host, nobody waits for the GPU to tell it.
         max_seqlen_q=max(new_tokens[num_decodes:], default=0),
         max_seqlen_k=max(contexts[num_decodes:], default=0),
-        block_size=block_size,
     )
     # 占位的输入在设备上换成上一步采到的 token，不经过主机。
     # Placeholders among the inputs become the tokens of the step before, on the device and without the host.

@@ -39,7 +39,7 @@ class EngineConfig:
         max_num_batched_tokens: token budget of one step; None is 8192 on CUDA, 2048 on the CPU
         kvcache_block_size: tokens per block; None is the backend's default
         num_kvcache_blocks: size of the pool; None is what the memory allows
-        gpu_memory_utilization: share of the GPU's memory that the engine may use, in (0, 1]
+        gpu_memory_utilization: how full the GPU's memory may get, other programs included; a share of it, in (0, 1]
         enable_prefix_caching: share blocks of equal prefixes
         enforce_eager: no CUDA graphs, no fused kernels, no overlapped loop; for debugging
         load_format: "auto" reads the weights, "dummy" makes random ones (for measuring speed)
@@ -75,11 +75,11 @@ class EngineConfig:
     # 想亲眼看抢占，就把它设小，再同时跑几个请求，看 `scheduler.num_preemptions`。
     # To see preemption happen, make this small, run a few requests at once and look at `scheduler.num_preemptions`.
     num_kvcache_blocks: int | None = None
-    # 是显卡总显存的份额，不是空闲显存的：权重、中间结果和别的程序占的先扣掉，剩下的才给 KV 缓存。
-    # A share of the card's total, not of what is free: weights, intermediate results and other programs come off first,
-    # and the KV cache gets what is left.
-    # 别的程序已占的也算在内：同一张卡上，第 1 个引擎给 0.45，第 2 个就要给 0.9。
-    # What other programs hold counts too: on one card engine 1 gets 0.45, then engine 2 needs 0.9.
+    # 整张卡最多用到几成满：权重、中间结果和别的程序占的都算在内，到这条线为止剩下的，才给 KV 缓存。
+    # How full the whole card may get: weights, intermediate results and other programs all count, and the KV cache gets
+    # what is left below that line.
+    # 例：同一张卡上，第 1 个引擎给 0.45，第 2 个就要给 0.9。
+    # Example: on one card engine 1 gets 0.45, then engine 2 needs 0.9.
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     # 调试时设为真：每个操作都由 Python 逐行发出，断点才停得住。

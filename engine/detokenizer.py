@@ -1,19 +1,26 @@
 """把 token 一个一个还原成文字：流式输出和 `stop` 字符串都靠它；两样都不用的请求，不会建它。
 
 难处在于一个字符可以跨几个 token：“😀”是 4 个字节，往往也就是 4 个 token，前 3 个单独还原只得到替换符 U+FFFD。
-你在这里：`Scheduler.commit` 每得到一个 token 就交给 `OutputText.append`，`LLMEngine.make_output` 取走文字。
+你在这里：`Scheduler.commit` 每得到一个 token 就交给 `OutputText.append`，`Requests.output` 取走文字。
 
 Token by token back to text, for streaming and for `stop` strings; a request that uses neither has no such object.
 
 The difficulty: a character may span several tokens. "😀" has 4 bytes, often 4 tokens, and the first 3 alone decode to
 the replacement character U+FFFD. `Scheduler.commit` hands each token to `OutputText.append`, and
-`LLMEngine.make_output` takes the text.
+`Requests.output` takes the text.
 """
 
+from __future__ import annotations
+
 from functools import partial
+from typing import TYPE_CHECKING
 
 from engine.sampling_params import SamplingParams
-from engine.tokenizer import Tokenizer
+
+# 只有类型标注用到它。真导入它就会带进 torch，而调度器经过 `sequence.py` 也要导入本文件。
+# For annotations only. Importing it would bring torch, and the scheduler imports this file by way of `sequence.py`.
+if TYPE_CHECKING:
+    from engine.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
 # 未完成的字符最多 3 个字节，所以合法的文字最多等 3 个 token；等了这么多个还没完，就是乱码。

@@ -155,9 +155,9 @@ def _affordable_blocks(setup: EngineSetup, runner: ModelRunner, sampler: Sampler
     """
     if setup.device.type == "cuda":
         gpu_memory_utilization = setup.config.gpu_memory_utilization
-        # 块池 = 上限 − 峰值。忘了减激活的峰值，启动时一切正常，第一个长提示词到来才爆显存。
-        # Pool = cap − peak. Forget the activations' peak and it starts well,
-        # then runs out of memory on the first long prompt.
+        # 块池 = 整张卡允许的占用 − 峰值（含别的程序）。忘了减激活的峰值，启动时一切正常，第一个长提示词到来才爆显存。
+        # Pool = what may be in use on the whole card − the peak, other programs included. Forget the activations' peak,
+        # and it starts well, then runs out of memory on the first long prompt.
         #   80 GB * 0.9 - 8 GB = 64 GB; Llama-3.2-3B: 64e9 / 1835008 = 34877 blocks = 558032 tokens
         total = torch.cuda.get_device_properties(setup.device).total_memory
         try:

@@ -106,9 +106,10 @@ class LLMEngine:
             self.scheduler.add(each)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """取消一个请求，立刻归还它的块；它已经输出的部分会返回。
+        """取消一个请求，立刻归还它的块；它已经输出的部分会返回。在任何两步之间都可以调用。
 
-        Cancel a request and return its blocks at once; what it has put out so far is returned.
+        Cancel a request and return its blocks at once; what it has put out so far is returned. May be called between
+        any two steps.
         """
         # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成本来就会赛跑，取消应当是幂等的。
         # None for an id unknown or finished, and no error: cancelling races with finishing and has to be idempotent.
@@ -136,16 +137,14 @@ class LLMEngine:
         # 按请求数，不按序列：`n` 为 3 的请求有 3 条序列，一条在跑，整个请求就算在跑。
         # Requests and not sequences: a request whose `n` is 3 has 3 of them, and runs as soon as any of them does.
         running = {seq.request_id for seq in scheduler.running}
+        waiting = {seq.request_id for seq in scheduler.waiting} - running
+        # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
+        # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
+        usage = 1 - manager.num_free_blocks / manager.num_blocks
         return EngineMetrics(
-            num_running=len(running),
-            num_waiting=len({seq.request_id for seq in scheduler.waiting} - running),
-            # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
-            # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
-            kv_cache_usage=1 - manager.num_free_blocks / manager.num_blocks,
-            prefix_cache_queries=manager.stats.queried,
-            prefix_cache_hits=manager.stats.hit,
-            num_preemptions=scheduler.num_preemptions,
-            num_computed_tokens=self.num_computed_tokens,
+            num_running=len(running), num_waiting=len(waiting), kv_cache_usage=usage,
+            prefix_cache_queries=manager.stats.queried, prefix_cache_hits=manager.stats.hit,
+            num_preemptions=scheduler.num_preemptions, num_computed_tokens=self.num_computed_tokens,
             num_generated_tokens=self.num_generated_tokens,
         )
 

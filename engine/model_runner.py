@@ -1,4 +1,4 @@
-"""模型执行者：权重，以及“一个批进去、logits 出来”的前向计算。
+"""模型执行器：权重，以及“一个批进去、logits 出来”的前向计算。
 
 你在这里：`llm_engine.py` 每步调用一次 `execute`；KV 缓存的内存在 `kv_pool.py`，选 token 在 `sampler.py`。
 

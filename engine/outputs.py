@@ -31,11 +31,12 @@ class RequestMetrics:
 
     # 用单调时钟：系统对时可能把墙上时钟往回拨，算出来的延迟就成了负数。
     # A monotonic clock: time synchronisation may set the wall clock back, and a latency would come out negative.
-    # 常用指标都是这些点的差，n 是输出 token 数：
-    # The usual metrics are differences of these points, with n output tokens:
+    # 常用指标都是这些点的差，n 是输出 token 数；TPOT 的除数是 n - 1，有几份输出时取平均：
+    # The usual metrics are differences of these points, with n output tokens; TPOT divides by n - 1, and is the mean
+    # over several outputs:
     #     queueing = first_scheduled_time - arrival_time
     #     TTFT     = first_token_time - arrival_time
-    #     TPOT     = (last_token_time - first_token_time) / (n - 1), the mean over a request's outputs
+    #     TPOT     = (last_token_time - first_token_time) / (n - 1)
     arrival_time: float = 0.0
     first_scheduled_time: float | None = None
     first_token_time: float | None = None

@@ -166,10 +166,7 @@ class Requests:
         if params.min_tokens and len(stop_token_ids) >= vocab_size:
             raise ValueError(f"request {request_id}: min_tokens bans stop ids, and all {vocab_size} ids are stop ids")
         return Sequence(
-            request_id=request_id,
-            token_ids=token_ids,
-            num_prompt_tokens=len(token_ids),
-            params=params,
+            request_id=request_id, token_ids=token_ids, num_prompt_tokens=len(token_ids), params=params,
             prompt=prompt if isinstance(prompt, str) else None,
             # 没给种子就在此刻抽一个：之后无论怎样调度，这个请求的随机性都已定死。
             # Without a seed one is drawn now: from here on no scheduling can change this request's randomness.

@@ -9,7 +9,7 @@ here and in `layers/sampler.py`. The synchronous loop goes through at once; the 
 the next step, and only then reads. Every sampled id passes through `read`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,15 +59,12 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
         return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)  # [S]
 
     return SamplingInputs(
-        temperatures=column(temperatures),
-        top_ps=column([p.top_p for p in params]),
-        min_ps=column([p.min_p for p in params]),
-        top_ks=integers(top_ks).unsqueeze(1),
+        temperatures=column(temperatures), top_ps=column([p.top_p for p in params]),
+        min_ps=column([p.min_p for p in params]), top_ks=integers(top_ks).unsqueeze(1),
         # 噪声由（种子，第几个输出，token id）决定，这里送去前 2 个；没有随机数状态，也就不怕被谁打乱。
         # Noise depends on (seed, output index, token id), and here go the first 2;
         # with no generator state, nothing disturbs it.
-        seeds=integers(seeds),
-        output_indices=integers(output_indices),
+        seeds=integers(seeds), output_indices=integers(output_indices),
         # 给 128256 个分数排序很贵，没人用 `top_k`、`top_p` 就整批跳过；在主机上判断，不必读 GPU。
         # Sorting 128256 scores is expensive and skipped if nobody uses `top_k` or `top_p`;
         # decided on the host, no GPU read.
@@ -148,9 +145,7 @@ class Sampler:
             self.counts[1, places, tokens[rows]] += 1
         return tokens, gather_logprobs(logits, tokens, [seq.params.logprobs for seq, _ in samples])
 
-    def read(
-        self, rows: Iterable[tuple[Sequence, int]], tokens: list[int], logprobs: Tensor | None
-    ) -> list[list[int]]:
+    def read(self, rows: list[tuple[Sequence, int]], tokens: list[int], logprobs: Tensor | None) -> list[list[int]]:
         """把到了主机的 token 分给各行，记下对数概率；要在 `commit` 之前调用。
 
         Deal the tokens that have come to the host out to the rows and record log-probabilities; called before `commit`.
@@ -211,10 +206,8 @@ class Sampler:
         if not penalized:
             return logits, None
         rows, places = self._on_device([(row, self._row(seq)) for row, seq in penalized]).unbind(1)
-        values = [
-            (p.presence_penalty, p.frequency_penalty, p.repetition_penalty)
-            for p in (seq.params for _, seq in penalized)
-        ]
+        params = [seq.params for _, seq in penalized]
+        values = [(p.presence_penalty, p.frequency_penalty, p.repetition_penalty) for p in params]
         columns = torch.tensor(values, dtype=torch.float32)  # [P, 3]
         # 转成一列一列的，好与 [P, vocab_size] 广播。
         # Cut into columns, which broadcast against [P, vocab_size].

@@ -405,12 +405,18 @@ class Scheduler:
             self.running = [seq for seq in self.running if seq.status is SequenceStatus.RUNNING]
 
     def abort(self, request_id: str) -> Sequence | None:
-        """取消一个请求，无论它在等待还是在运行；不存在或已结束则返回 None。
+        """取消一个序列，无论它在等待还是在运行；没有这个 id 的未完成序列则返回 None。
 
-        Cancel a request, waiting or running; None if there is no such request any more.
+        只在两步之间调用。块立刻归还；重叠循环里若有一步还在途中，`commit` 会丢掉它的 token。
+
+        Cancel a sequence, waiting or running; None if no unfinished sequence has this id.
+        Called between steps only. Its blocks go back at once; if a step is in flight in the overlapped loop, `commit`
+        drops its token.
         """
-        # 只在两步之间调用：前向途中归还的块若发给别人，里面还会被写进旧序列的 K、V。
-        # Called between steps only: a block returned during a forward pass may get a new owner and still be written to.
+        # 途中的那一步还会写刚归还的块，为什么无妨，见 `OverlappedEngine`。
+        # The step in flight still writes to the blocks that go back; `OverlappedEngine` says why that does no harm.
+        # 一个请求可以有 `n` 条序列，这里每次只取消一条；引擎反复调用，直到返回 None。
+        # A request may have `n` sequences, and each call cancels one: the engine calls until it gets None.
         for seq in chain(self.waiting, self.running):
             if seq.request_id == request_id:
                 seq.finish_reason = "abort"

@@ -92,15 +92,9 @@ class Attention(nn.Module):
             # A decoding sequence has exactly 1 row,
             # so row i of q is row i of `decode_block_tables`; no `cu_seqlens_q` is needed.
             decoded = self.backend.flash_attn_with_kvcache(
-                q[:n].unsqueeze(1),  # [n, 1, Hq, D]
-                k_cache,
-                v_cache,
-                metadata.cache_seqlens,
-                metadata.decode_block_tables,
-                softmax_scale=self.softmax_scale,
-                causal=True,
-                plan=metadata.plan,
-            )
+                q[:n].unsqueeze(1), k_cache, v_cache, metadata.cache_seqlens, metadata.decode_block_tables,
+                softmax_scale=self.softmax_scale, causal=True, plan=metadata.plan,
+            )  # [n, 1, Hq, D]
             outputs.append(decoded.squeeze(1))  # [n, Hq, D]
         if n < q.shape[0]:
             # 预填充：K、V 也从缓存里取，于是分块预填充和前缀命中不需要任何特别处理。

@@ -29,6 +29,11 @@ class ModelLoadError(ValueError):
     Something is wrong with the model folder; one line that names the file, the value and the remedy.
     """
 
+    def __init__(self, message: str) -> None:
+        # 消息里常常转述别的库的话，那里面可以有换行，甚至就来自文件的内容。
+        # Messages often quote other libraries, which may hold line breaks, even some out of the file itself.
+        super().__init__(" ".join(message.splitlines()))
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -280,9 +285,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     # 24 个 query 头除以 8 个 KV 头，每组 3 个；若是 24 除以 7，最后一组就凑不齐。
     # 24 query heads over 8 KV heads makes groups of 3; 24 over 7 would leave the last group short.
     if num_heads % num_kv_heads:
-        raise ModelLoadError(
-            f"config.json: {num_heads} query heads do not divide among {num_kv_heads} KV heads"
-        )
+        raise ModelLoadError(f"config.json: {num_heads} query heads do not divide among {num_kv_heads} KV heads")
     # RoPE 把分量 i 与 i + D/2 配成一对，奇数配不成对。
     # RoPE pairs component i with i + D/2, which an odd D does not allow.
     if head_dim % 2:
@@ -295,22 +298,14 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
         raise ModelLoadError(f"config.json: dtype {dtype_name!r} is not supported: use {', '.join(DTYPES)}")
     return ModelConfig(
-        architecture=architectures[0],
-        vocab_size=_positive_int(raw, "vocab_size"),
-        hidden_size=hidden_size,
+        architecture=architectures[0], vocab_size=_positive_int(raw, "vocab_size"), hidden_size=hidden_size,
         intermediate_size=_positive_int(raw, "intermediate_size"),
-        num_hidden_layers=_positive_int(raw, "num_hidden_layers"),
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=head_dim,
+        num_hidden_layers=_positive_int(raw, "num_hidden_layers"), num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads, head_dim=head_dim,
         max_position_embeddings=_positive_int(raw, "max_position_embeddings"),
-        rms_norm_eps=_positive_number(raw, "rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tie_word_embeddings=_flag(raw, "tie_word_embeddings"),
-        attention_bias=_flag(raw, "attention_bias"),
-        mlp_bias=_flag(raw, "mlp_bias"),
-        dtype=DTYPES[dtype_name],
+        rms_norm_eps=_positive_number(raw, "rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling,
+        tie_word_embeddings=_flag(raw, "tie_word_embeddings"), attention_bias=_flag(raw, "attention_bias"),
+        mlp_bias=_flag(raw, "mlp_bias"), dtype=DTYPES[dtype_name],
         # `generation_config.json` 里可能还有别的结束符，由引擎合并；这里只读 `config.json` 的。
         # `generation_config.json` may list more of them, which the engine adds;
         # only those of `config.json` are read here.

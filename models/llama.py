@@ -44,11 +44,8 @@ class LlamaAttention(nn.Module):
         # 三个投影的输入都是 x，所以合成一次乘法；键是权重文件里的名字，次序与下面的 `split` 相同。
         # All three projections read x, so they are one product;
         # the keys are the file's names, in the order of `split` below.
-        self.qkv_proj = StackedLinear(
-            config.hidden_size,
-            {"q_proj": self.q_size, "k_proj": self.kv_size, "v_proj": self.kv_size},
-            bias=config.attention_bias,
-        )
+        sizes = {"q_proj": self.q_size, "k_proj": self.kv_size, "v_proj": self.kv_size}
+        self.qkv_proj = StackedLinear(config.hidden_size, sizes, bias=config.attention_bias)
         # 各头的结果拼在一起后，由 `o_proj` 混合；在它之前，头与头之间没有任何往来。
         # `o_proj` mixes the heads once their results are joined; before it, nothing passes from head to head.
         self.o_proj = Linear(self.q_size, config.hidden_size, bias=config.attention_bias)
@@ -202,9 +199,7 @@ class LlamaModel(nn.Module):
     The embedding, the layers, and a last normalisation.
     """
 
-    def __init__(
-        self, config: ModelConfig, backend: AttentionBackend, layer_class: type[LlamaDecoderLayer]
-    ) -> None:
+    def __init__(self, config: ModelConfig, backend: AttentionBackend, layer_class: type[LlamaDecoderLayer]) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         # 整个模型只有 1 份：角度只取决于位置，每层都一样。

@@ -65,7 +65,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def weight_targets(model: nn.Module) -> dict[str, Tensor]:
-    """文件里的张量名 -> 它该填入的位置（参数本身，或融合参数的一段）。
+    """文件里的张量名 -> 它该填入的位置（参数本身，或拼接参数的一段）。
 
     The tensor name in the file -> where it goes: a parameter, or a slice of a stacked one.
     """
@@ -84,7 +84,7 @@ def weight_targets(model: nn.Module) -> dict[str, Tensor]:
         for kind, parameter in list(module.named_parameters(recurse=False)):
             del targets[f"{module_name}.{kind}"]
             for piece, rows in module.pieces.items():
-                # 切片是视图，不是拷贝：往里 `copy_` 就直接写进了融合的权重。1B 的 `k_proj` 对应 2048 到 2559 行。
+                # 切片是视图，不是拷贝：往里 `copy_` 就直接写进了拼接的权重。1B 的 `k_proj` 对应 2048 到 2559 行。
                 # A slice is a view and no copy: `copy_` into it writes the stacked weight itself.
                 # In the 1B, `k_proj` is rows 2048 to 2559.
                 targets[f"{parent}.{piece}.{kind}"] = parameter[rows]  # [rows, in_features]

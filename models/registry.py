@@ -33,14 +33,9 @@ def create_model(config: ModelConfig, backend: AttentionBackend) -> LlamaForCaus
     # Look up, never import by name: `config.json` is foreign data and must not decide what code runs.
     model_class = MODEL_REGISTRY.get(config.architecture)
     if model_class is None:
-        raise ModelLoadError(
-            f"unknown architecture {config.architecture!r}: supported are {', '.join(MODEL_REGISTRY)}"
-        )
+        raise ModelLoadError(f"unknown architecture {config.architecture!r}: supported are {', '.join(MODEL_REGISTRY)}")
     # `meta` 设备上的张量没有数据：再大的模型也立刻建好，尺寸有问题时，还没有为它占过一个字节。
     # Tensors on the `meta` device have no data: however large, the model is built at once, and where its sizes make no
     # sense not a byte has been taken for it.
     with torch.device("meta"):
         return model_class(config, backend).eval()
-
-
-__all__ = ["MODEL_REGISTRY", "create_model"]

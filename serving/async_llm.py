@@ -40,6 +40,8 @@ class _Stream:
 
     def __init__(self, seq: Sequence) -> None:
         self.seq = seq
+        # 记下是哪个事件循环在等：不同的线程可以各有一个，结果要送回提问的那一个。
+        # Which event loop waits: each thread may have its own, and results go back to the one that asked.
         self.loop = asyncio.get_running_loop()
         self.arrived = asyncio.Event()
         self.latest: RequestOutput | EngineDeadError | None = None
@@ -64,8 +66,12 @@ class AsyncLLM:
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.engine = LLM(*args, **options).engine
+        # 信就是一个函数，引擎线程取出来调用它；None 是“该停了”。
+        # A message is a function that the engine's thread takes out and calls; None says that it is time to stop.
         self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._streams: dict[str, _Stream] = {}
+        # 空字符串表示还活着；停了之后是给用户看的原因。
+        # Empty while the engine lives; afterwards the reason, as users will read it.
         self._death = ""
         self._cause: Exception | None = None
         # 守护线程：忘了 `shutdown` 的程序也能退出。
@@ -102,9 +108,14 @@ class AsyncLLM:
             EngineDeadError: the engine has failed or was shut down
         """
         self._check_alive()
+        # 随机的 id，不用引擎的编号：还在收件箱里的请求引擎不知道，编号可能与它重名。
+        # A random id and not the engine's next number: the engine does not know requests that are still in the inbox,
+        # and one of them may bear that number.
         request_id = uuid4().hex if request_id is None else request_id
         if not isinstance(request_id, str):
             raise ValueError(f"request_id={request_id!r} must be a string")
+        # 检查在调用者的线程里做，不占引擎线程：分词再慢，别人的解码也不停。
+        # Validated in the caller's thread and not in the engine's: however slow the tokenizer, others go on decoding.
         return self._generate(self.engine.requests.prepare(prompt, sampling_params, request_id, stream=True))
 
     async def _generate(self, seq: Sequence) -> AsyncGenerator[RequestOutput, None]:
@@ -123,6 +134,8 @@ class AsyncLLM:
             finished = False
             while not finished:
                 await stream.arrived.wait()
+                # 上次看过之后来了几份，只取最新的：文字是累计的，旧的都含在里面。
+                # Of what has come since the last look only the latest is taken: texts are cumulative and hold the rest.
                 stream.arrived.clear()
                 item = stream.latest
                 if not isinstance(item, RequestOutput):
@@ -130,6 +143,9 @@ class AsyncLLM:
                 finished = item.finished
                 yield item
         finally:
+            # `break`、取消任务、出错都走到这里；没结束的就写信请引擎取消，不能在这个线程里直接碰引擎。
+            # A `break`, a cancelled task and an error all lead here; what has not ended is aborted by a message, as the
+            # engine must not be touched in this thread.
             self._streams.pop(seq.request_id, None)
             if not seq.request_finished:
                 self._inbox.put(partial(self.engine.abort, seq.request_id))
@@ -148,6 +164,8 @@ class AsyncLLM:
         Stop after the step in hand; callers still waiting get an `EngineDeadError`. May be called again.
         """
         self._inbox.put(None)
+        # 等线程走完手上的一步：之后不会再有人碰引擎，程序可以放心退出。
+        # Wait for the step in hand: nobody touches the engine afterwards, and the program may end.
         self._thread.join()
 
     def _check_alive(self) -> None:
@@ -174,6 +192,8 @@ class AsyncLLM:
             while self._take_messages():
                 self.engine.step()
                 self._publish()
+        # 一步里出的错可能已弄乱引擎的账目：不再继续，让每个人都知道。
+        # An error within a step may have spoilt the engine's books: go no further and tell everybody.
         except Exception as error:
             death, self._cause = f"the engine failed ({error!r}): make a new AsyncLLM", error
         self._death = death
@@ -191,6 +211,8 @@ class AsyncLLM:
         Handle the messages in the inbox, and sleep here while there is no request. False if the thread is to end.
         """
         while not self._inbox.empty() or not self.engine.has_unfinished():
+            # 收件箱空着又没有请求时，`get` 就睡在这里，直到有人投信。
+            # With an empty inbox and no request, `get` sleeps here until somebody posts.
             message = self._inbox.get()
             if message is None:
                 return False
@@ -212,6 +234,8 @@ class AsyncLLM:
         # `list` takes a copy at once: coroutines may register or leave in another thread at any time.
         for stream in list(self._streams.values()):
             seq = stream.seq
+            # 重叠循环里末尾的占位还没读到，不算数。
+            # Placeholders at the end, which the overlapped loop has not read yet, do not count.
             lengths = [each.num_output_tokens - each.num_pending_tokens for each in seq.siblings or [seq]]
             state = (sum(lengths), seq.request_finished)
             if state != stream.sent:
@@ -220,6 +244,9 @@ class AsyncLLM:
 
     def _send(self, stream: _Stream, item: RequestOutput | EngineDeadError) -> None:
         try:
+            # asyncio 的对象只许在自己的线程里碰，唯一的例外是这个函数：它请事件循环稍后调用 `put`。
+            # Objects of asyncio may be touched in their own thread only; this function is the exception and asks the
+            # event loop to call `put` soon.
             stream.loop.call_soon_threadsafe(stream.put, item)
         except RuntimeError:
             # 它的事件循环已经关了，没人会来读：取消它，别人照常。

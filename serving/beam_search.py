@@ -1,14 +1,14 @@
 """束搜索：始终保留总对数概率最高的几条候选，而不是每步只留一个 token。名字与含义都与 vLLM 相同。
 
 引擎本身不认识“束”：每一步把每条候选当作一个只生成 1 个 token 的请求，要它报告最可能的几个 token，
-再从所有延长出来的候选里挑最好的。重新送进去的前文由前缀缓存承担，真正要算的只有最后不满一块的部分。
+再从所有延长出来的候选里挑最好的。重新送进去的前文由前缀缓存承担，真正要算的最多只有最后一块。
 
 Beam search: keep the few candidates of the highest total log-probability, instead of a single token a step. Names and
 meaning are those of vLLM.
 
 The engine knows nothing of beams: in each step every candidate becomes a request for 1 token that reports the likeliest
 ones, and the best of all extended candidates stay. The text sent in again is left to the prefix cache; what remains to
-compute is the last block, which is not full.
+compute is the last block at most.
 """
 
 from collections.abc import Callable
@@ -145,6 +145,8 @@ def beam_search(
             # may come from the same one.
             for beam in beams:
                 report = (next(results).outputs[0].logprobs or [])[0]
+                # 概率相乘，对数概率就相加：0.5 * 0.2 = 0.1，即 -0.69 - 1.61 = -2.30。
+                # Probabilities multiply, so their logarithms add up: 0.5 * 0.2 = 0.1, that is -0.69 - 1.61 = -2.30.
                 for token, entry in report.items():
                     # 遇到结束符的离开赛场，最后再与其余的比分数；没遇到的继续争夺位置。
                     # Who meets an end token leaves the race and compares scores at the end; the others compete on.
@@ -155,9 +157,13 @@ def beam_search(
                     )
                     (done if ended else extended).append(longer)
             extended.sort(key=lambda beam: -beam_score(beam, params.length_penalty))
+            # 改的是列表的内容，不是名字：`searches` 里的还是这个列表。
+            # The contents of the list change and not the name: it is still the list that `searches` holds.
             beams[:] = extended[: params.beam_width]
     outputs = []
     for beams, done in searches:
+        # 到长度上限还没结束的，与遇到结束符的一起排名：长度已经折算进分数。
+        # Those cut off at the limit rank beside those that met an end token: the score has the length in it.
         best = sorted(done + beams, key=lambda beam: -beam_score(beam, params.length_penalty))[: params.beam_width]
         for beam in best:
             beam.text = engine.tokenizer.decode(beam.tokens)

@@ -34,6 +34,8 @@ def _ctrl_c_noted() -> Iterator[list[int]]:
     pressed: list[int] = []
 
     def note(number: int, _: object) -> None:
+        # 第二次说明第一次没有奏效，例如一步迟迟不完：这回当场打断。
+        # A second one says that the first did not help, as a step takes very long, say: this time break off.
         if pressed:
             raise KeyboardInterrupt
         pressed.append(number)
@@ -42,6 +44,8 @@ def _ctrl_c_noted() -> Iterator[list[int]]:
     try:
         yield pressed
     finally:
+        # 无论怎样离开都换回原来的：回答之外，Ctrl-C 照常退出程序。
+        # Put the old one back, whichever way this is left: outside an answer Ctrl-C ends the program as always.
         signal.signal(signal.SIGINT, before)
 
 
@@ -60,6 +64,8 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
     limit = engine.pool.max_model_len
     room = limit - min(params.max_tokens, limit // 2)
     while start < len(history) - 1 and len(engine.tokenizer.encode_chat(history[start:])) > room:
+        # 一问一答一起丢：很多模板要求用户先说话，只丢一半就不合它们的格式。
+        # Question and answer go together: many templates want the user to speak first, and half of it breaks that.
         start += 2
     # 这一行会检查问题；它抛错时历史还没动过。
     # This line validates the question; if it raises, the history has not been touched.
@@ -71,6 +77,8 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
     with _ctrl_c_noted() as pressed, closing(stream):
         for piece in stream:
             pieces.append(piece)
+            # `flush`：输出一般攒满一行才显示，而回答往往一整段都没有换行。
+            # `flush`: output mostly waits for a full line, and an answer may be a paragraph without any.
             print(piece, end="", flush=True)
             # 离开 `closing` 就关闭迭代器，请求随之取消；已经写出的留在历史里。
             # Leaving `closing` closes the iterator, and that aborts the request; what was written stays in the history.
@@ -78,6 +86,9 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
                 print(" [已停止 / stopped]", end="")
                 break
     print()
+    # 回答也要记下，停在半途的也记：下一问会把它一起发去，模型才知道自己说过什么。
+    # The answer is kept, one cut short as well: it is sent with the next question, or the model would not know what it
+    # has said.
     history.append({"role": "assistant", "content": "".join(pieces)})
     after, seconds = engine.metrics(), max(time.monotonic() - started, 1e-9)
     tokens = after.num_generated_tokens - before.num_generated_tokens
@@ -106,6 +117,8 @@ def chat(llm: LLM, params: SamplingParams) -> None:
     history: list[Message] = []
     last = "-"
     while True:
+        # 不是终端就不写提示符：问题来自管道时，输出里只该有回答。
+        # Without a terminal there is no prompt sign: where questions come from a pipe, the output is answers only.
         try:
             line = input("> " if terminal else "").strip()
         except EOFError:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from backends import create_backend
-from backends.base import AttentionBackend
+from backends.base import AttentionBackend, AttentionMetadata
 
 
 @dataclass(frozen=True)
@@ -365,6 +365,33 @@ def running_sum(lengths: list[int], device: str) -> Tensor:
     Lengths [3, 5] become [0, 3, 8], int32.
     """
     return torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=device)
+
+
+def step_metadata(problem: Problem, num_decodes: int, device: str = "cpu") -> AttentionMetadata:
+    """把问题当作引擎的一步：前 `num_decodes` 条序列解码，其余预填充；每条的 query 就是它的新 token。
+    The problem as one step of the engine: the first `num_decodes` sequences decode, the others prefill; the queries of
+    each are its new tokens.
+    """
+    n, block_size, table = num_decodes, problem.case.block_size, problem.block_table
+    new, contexts = problem.lengths_q, problem.lengths_k
+    assert block_size is not None and table is not None and set(new[:n]) <= {1}
+    slots = [
+        int(table[row, p // block_size]) * block_size + p % block_size
+        for row, (count, context) in enumerate(zip(new, contexts))
+        for p in range(context - count, context)
+    ]
+    return AttentionMetadata(
+        num_decodes=n,
+        slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
+        decode_block_tables=table[:n].to(device),
+        cache_seqlens=torch.tensor(contexts[:n], dtype=torch.int32, device=device),
+        prefill_block_tables=table[n:].to(device),
+        cu_seqlens_q=running_sum(new[n:], device),
+        cu_seqlens_k=running_sum(contexts[n:], device),
+        max_seqlen_q=max(new[n:], default=0),
+        max_seqlen_k=max(contexts[n:], default=0),
+        block_size=block_size,
+    )
 
 
 def run_varlen(target: Target, problem: Problem) -> Tensor:

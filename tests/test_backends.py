@@ -1,20 +1,31 @@
-"""后端注册表：名字、状态、出错时说什么，以及“选中才导入”。
-The backend registry: names, status, what errors say, and "imported when chosen".
+"""后端注册表：名字、状态、出错时说什么，以及“选中才导入”；融合核函数按设备选。
+The backend registry: names, status, what errors say, and "imported when chosen"; fused kernels go by the device.
 """
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import backends
-from backends import BackendUnavailableError, backend_names, backend_status, choose_backend, create_backend
+from backends import (
+    BackendUnavailableError,
+    backend_names,
+    backend_status,
+    choose_backend,
+    create_backend,
+    create_kernels,
+)
 from backends.base import AttentionBackend
+from backends.cpu_kernels import CPUKernels
+from backends.kernels import FusedKernels
+from backends.sdpa import SDPABackend
 from backends.torch_backend import TorchBackend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +79,7 @@ def test_triton_on_the_cpu_is_for_tests_only(monkeypatch: pytest.MonkeyPatch) ->
         create_backend("triton", "cpu")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     backend = create_backend("triton", "cpu")
-    assert backend.name == "triton" and backend.supports_cuda_graphs and backend.fused is not None
+    assert backend.name == "triton" and backend.supports_cuda_graphs and not backend.is_reference
     # 能用归能用，`auto` 在 CPU 上仍是 `sdpa`。
     # Usable it is, but `auto` on a CPU still means `sdpa`.
     assert create_backend("auto", "cpu").name == choose_backend("cpu") == "sdpa"
@@ -196,13 +207,122 @@ def test_block_sizes(name: str) -> None:
             backend.check_block_size(size)
 
 
+# ---- 融合核函数 ----
+# ---- fused kernels ----
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.WARNING)
+    return caplog
+
+
+@pytest.fixture
+def kernels_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """不用真的 GPU：假装有一块 H100，也装了 flash-attn；核函数对象不在设备上分配。
+    No real GPU is needed: pretend that there is an H100, and that flash-attn is installed; the kernels' object
+    allocates nothing on the device.
+    """
+    pytest.importorskip("triton")
+    from backends.triton import TritonKernels
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(multi_processor_count=132)
+    )
+    monkeypatch.setattr(TritonKernels, "__init__", FusedKernels.__init__)
+    module = ModuleType("flash_attn")
+    module.__spec__ = SimpleNamespace()  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+
+
+def test_the_reference_has_no_kernels_beside_it(warnings: pytest.LogCaptureFixture) -> None:
+    backend = create_backend("torch", "cpu")
+    assert backend.is_reference and create_kernels(backend, 64, torch.float32) is None
+    assert not any(create_backend(name, "cpu").is_reference for name in ("sdpa", "auto"))
+    # 这是它的本意，不必提醒。
+    # That is what it is for, so there is nothing to warn about.
+    assert warnings.records == []
+
+
+@pytest.mark.parametrize("name", ["sdpa", "triton", "of anybody"])
+def test_on_a_cpu_the_cpu_kernels_whatever_the_backend(
+    monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture, name: str
+) -> None:
+    if name == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    backend = SDPABackend(torch.device("cpu")) if name == "of anybody" else create_backend(name, "cpu")
+    monkeypatch.setattr(type(backend), "name", name)
+    for head_dim, dtype in ((64, torch.float32), (80, torch.bfloat16)):
+        kernels = create_kernels(backend, head_dim, dtype)
+        assert type(kernels) is CPUKernels and kernels.device == torch.device("cpu")
+    assert warnings.records == []
+
+
+@pytest.mark.parametrize("name", ["sdpa", "triton", "flash"])
+def test_on_cuda_the_triton_kernels_whatever_the_backend(
+    kernels_on_cuda: None, warnings: pytest.LogCaptureFixture, name: str
+) -> None:
+    from backends.triton import TritonKernels
+
+    backend = create_backend(name, "cuda:1")
+    assert not backend.is_reference
+    kernels = create_kernels(backend, 64, torch.bfloat16)
+    assert type(kernels) is TritonKernels and kernels.device == torch.device("cuda:1")
+    assert create_kernels(create_backend("torch", "cuda"), 64, torch.bfloat16) is None
+    assert warnings.records == []
+
+
+@pytest.mark.parametrize(
+    "head_dim, dtype, change, reason",
+    [
+        (80, torch.bfloat16, "", "head_dim=80"),
+        (64, torch.float64, "", "float64"),
+        (64, torch.bfloat16, "old GPU", "compute capability"),
+        (64, torch.bfloat16, "no package", f"not installed: {MISSING}"),
+    ],
+)
+def test_no_kernels_where_they_are_not_supported_and_one_warning(
+    kernels_on_cuda: None, monkeypatch: pytest.MonkeyPatch, warnings: pytest.LogCaptureFixture, head_dim: int,
+    dtype: torch.dtype, change: str, reason: str,
+) -> None:  # fmt: skip
+    if change == "old GPU":
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    if change == "no package":
+        # 模块也不存在：缺包时根本不该去导入它。
+        # The module does not exist either: with a package missing it must not even be imported.
+        entry = backends._Entry("module_that_nobody_has", "TritonKernels", (MISSING,))
+        monkeypatch.setitem(backends._KERNELS, "cuda", entry)
+    assert create_kernels(create_backend("sdpa", "cuda"), head_dim, dtype) is None
+    (record,) = warnings.records
+    message = record.getMessage()
+    assert record.levelno == logging.WARNING and message.startswith("no fused kernels: ") and "\n" not in message
+    # 两种语言各说一遍原因。
+    # Both languages tell the reason.
+    assert message.count(reason) == 2 and "没有融合核函数" in message
+
+
 def test_a_backend_is_imported_when_chosen() -> None:
+    # 契约总在，具体的实现选中才来。
+    # The contracts are always there, what implements them comes when it is chosen.
     code = (
-        "import sys, backends\n"
-        "loaded = lambda: sorted(m for m in sys.modules if m.startswith('backends.') and m != 'backends.base')\n"
-        "backends.backend_names(); print(loaded())\n"
-        "backends.create_backend('sdpa', 'cpu'); print(loaded())\n"
+        "import sys, backends, torch\n"
+        "contracts = {'backends.base', 'backends.kernels', 'backends.kv_cache'}\n"
+        "loaded = lambda: print(sorted(m for m in sys.modules if m.startswith('backends.') and m not in contracts))\n"
+        "backends.backend_names(); loaded()\n"
+        "backend = backends.create_backend('torch', 'cpu'); loaded()\n"
+        "backends.create_kernels(backend, 64, torch.float32); loaded()\n"
+        "backend = backends.create_backend('sdpa', 'cpu'); loaded()\n"
+        "backends.create_kernels(backend, 64, torch.float32); loaded()\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["[]", "['backends.sdpa']"]
+    plain = ["backends.torch_backend"]
+    assert result.stdout.splitlines() == [
+        str(modules)
+        for modules in (
+            [], plain, plain, ["backends.sdpa", *plain], ["backends.cpu_kernels", "backends.sdpa", *plain],
+        )
+    ]  # fmt: skip

@@ -10,13 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends.base import FusedKernels, KVCache
-from backends.sdpa import CPUKernels
+from backends import create_backend
+from backends.cpu_kernels import CPUKernels
+from backends.kernels import FusedKernels
+from backends.kv_cache import KVCache
 from layers.activation import silu_and_mul
 from layers.layernorm import RMSNorm
 from layers.linear import Linear
 from layers.rotary_embedding import RotaryEmbedding, apply_rotary
 from layers.sampler import SamplingInputs, gumbel_noise, sample
+from models.config import parse_config
+from models.llama import randomize_weights
+from models.loader import materialize
+from models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,21 +71,29 @@ def place(request: pytest.FixtureRequest) -> Place:
     return request.param
 
 
+def make_rotary(head_dim: int, place: Place) -> RotaryEmbedding:
+    """频率表总在 CPU 上算好，再搬到设备上，与加载模型时一样。
+
+    Frequencies are always computed on the CPU and then moved to the device, as when a model is loaded.
+    """
+    return RotaryEmbedding(head_dim, 500000.0, None).to(place.device)
+
+
 @pytest.fixture
-def triton_fused(place: Place) -> FusedKernels:
+def triton_kernels(place: Place) -> FusedKernels:
     pytest.importorskip("triton")
-    from backends.triton import TritonFusedKernels
+    from backends.triton import TritonKernels
 
-    return TritonFusedKernels(torch.device(place.device))
+    return TritonKernels(torch.device(place.device))
 
 
-@pytest.fixture(params=["sdpa", "triton"])
-def fused(request: pytest.FixtureRequest, place: Place) -> FusedKernels:
+@pytest.fixture(params=["cpu", "triton"])
+def kernels(request: pytest.FixtureRequest, place: Place) -> FusedKernels:
     if request.param == "triton":
-        return request.getfixturevalue("triton_fused")
+        return request.getfixturevalue("triton_kernels")
     if place.device != "cpu":
         pytest.skip("these are for the CPU")
-    return CPUKernels()
+    return CPUKernels(torch.device(place.device))
 
 
 # ---- 归一化与激活 ----
@@ -87,14 +101,14 @@ def fused(request: pytest.FixtureRequest, place: Place) -> FusedKernels:
 
 
 @pytest.mark.parametrize("num_tokens, size", [(1, 64), (3, 96), (2, 1000), (5, 1)])
-def test_add_rms_norm(fused: FusedKernels, place: Place, num_tokens: int, size: int) -> None:
+def test_add_rms_norm(kernels: FusedKernels, place: Place, num_tokens: int, size: int) -> None:
     norm = RMSNorm(size, EPS)
     norm.weight.data = place.random(size, seed=1)
     x, residual = place.random(num_tokens, size, seed=2), place.random(num_tokens, size, seed=3)
     before = x.clone(), residual.clone()
     for delta in (residual, None):
-        normed, total = fused.add_rms_norm(x, delta, norm.weight, EPS)
-        expected_normed, expected_total = norm.add_and_norm(x, delta, None)
+        normed, total = kernels.add_rms_norm(x, delta, norm.weight, EPS)
+        expected_normed, expected_total = norm.add_and_norm(x, delta)
         # 和没有舍入的余地：逐位相同。
         # The sum leaves no room for rounding: bit for bit.
         assert torch.equal(total, expected_total)
@@ -103,17 +117,22 @@ def test_add_rms_norm(fused: FusedKernels, place: Place, num_tokens: int, size: 
 
 
 @pytest.mark.parametrize("num_tokens, size", [(1, 32), (3, 96), (2, 1500)])
-def test_silu_and_mul(fused: FusedKernels, place: Place, num_tokens: int, size: int) -> None:
+def test_silu_and_mul(kernels: FusedKernels, place: Place, num_tokens: int, size: int) -> None:
     gate_up = 4 * place.random(num_tokens, 2 * size)
-    place.close(fused.silu_and_mul(gate_up), silu_and_mul(gate_up))
+    place.close(kernels.silu_and_mul(gate_up), silu_and_mul(gate_up))
 
 
 @pytest.mark.parametrize("half", [8, 64])
-def test_rotary(triton_fused: FusedKernels, place: Place, half: int) -> None:
+def test_rotary(kernels: FusedKernels, place: Place, half: int) -> None:
     positions = torch.tensor([0, 1, 7, 4095, 131071], device=place.device)
-    with torch.device(place.device):
-        rotary = RotaryEmbedding(2 * half, 500000.0, None)
-    for out, expected in zip(rotary(positions, triton_fused), rotary(positions)):
+    rotary = make_rotary(2 * half, place)
+    cos, sin = rotary(positions)
+    if isinstance(kernels, CPUKernels):
+        # 整宽的表，`sin` 的前一半带负号：一次乘法就转完。
+        # Tables at full width, the first half of `sin` negative: a single product turns everything.
+        cos, sin = (torch.cat(halves, dim=-1)[:, None] for halves in ((cos, cos), (-sin, sin)))
+    rotary.kernels = kernels
+    for out, expected in zip(rotary(positions), (cos, sin)):
         # 角度是 float32，大角度的 cos 在两处实现里可以差几个末位。
         # Angles are float32, and at large ones two implementations of cos may be some last bits apart.
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
@@ -126,13 +145,13 @@ def test_rotary(triton_fused: FusedKernels, place: Place, half: int) -> None:
 @pytest.mark.parametrize("with_norm", [False, True])
 @pytest.mark.parametrize("num_heads, num_kv_heads, head_dim", [(6, 2, 16), (4, 4, 32), (3, 1, 64)])
 def test_qk_norm_rope_store(
-    fused: FusedKernels, place: Place, num_heads: int, num_kv_heads: int, head_dim: int, with_norm: bool
+    kernels: FusedKernels, place: Place, num_heads: int, num_kv_heads: int, head_dim: int, with_norm: bool
 ) -> None:
     num_tokens, block_size = 5, 4
     qkv = place.random(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
     positions = torch.tensor([0, 7, 300, 2, 40000], device=place.device)
-    with torch.device(place.device):
-        cos, sin = RotaryEmbedding(head_dim, 500000.0, None)(positions)
+    rotary = make_rotary(head_dim, place)
+    cos, sin = rotary(positions)
     norms = [RMSNorm(head_dim, EPS) for _ in range(2)]
     for seed, norm in enumerate(norms):
         norm.weight.data = place.random(head_dim, seed=10 + seed)
@@ -141,7 +160,10 @@ def test_qk_norm_rope_store(
     cache = KVCache(*(torch.full(shape, float("nan"), device=place.device, dtype=place.dtype) for _ in range(2)))
 
     weights = (norms[0].weight, norms[1].weight) if with_norm else None
-    q = fused.qk_norm_rope_store(qkv, cos, sin, weights, EPS, cache, slots)
+    before = qkv.clone()
+    angles = kernels.rotary(positions, rotary.inv_freq)
+    q = kernels.qk_norm_rope_store(qkv, *angles, weights, EPS, cache, slots)
+    assert torch.equal(qkv, before)
 
     # 逐步写出的做法，与 `LlamaAttention.forward` 的那几行相同。
     # The steps written out, as in `LlamaAttention.forward`.
@@ -169,11 +191,11 @@ def test_qk_norm_rope_store(
 @pytest.mark.parametrize("in_features, out_features", [(64, 96), (1, 1), (37, 5), (1030, 7), (3100, 3)])
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 def test_skinny_linear(
-    triton_fused: FusedKernels, place: Place, rows: int, in_features: int, out_features: int, with_bias: bool
+    triton_kernels: FusedKernels, place: Place, rows: int, in_features: int, out_features: int, with_bias: bool
 ) -> None:
     x, weight = place.random(rows, in_features), place.random(out_features, in_features, seed=1)
     bias = place.random(out_features, seed=2) if with_bias else None
-    out = triton_fused.skinny_linear(x, weight, bias)
+    out = triton_kernels.linear(x, weight, bias, triton_kernels.pack(weight))
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     assert out.shape == (rows, out_features) and out.dtype == place.dtype
     # 误差按各项绝对值之和来量：正负相消时，结果本身可以很小。
@@ -182,17 +204,45 @@ def test_skinny_linear(
     assert float(((out.double() - expected).abs() / (scale + expected.abs())).max()) < TOLERANCE[place.dtype]
 
 
-def test_a_linear_layer_takes_the_kernel_for_few_rows_only(triton_fused: FusedKernels, place: Place) -> None:
-    linear = Linear(64, 24)
-    linear.weight.data = place.random(24, 64)
-    rows = (0, 1, 2, triton_fused.max_skinny_rows, triton_fused.max_skinny_rows + 1)
-    plain = {count: linear(place.random(count, 64)) for count in rows}
-    linear.fused = triton_fused
-    for count, expected in plain.items():
-        torch.testing.assert_close(linear(place.random(count, 64)), expected, rtol=5e-2, atol=5e-2)
-    triton_fused.skinny_linear = lambda *_: pytest.fail("too many rows")  # type: ignore[method-assign]
-    for count in (0, rows[-1]):
-        linear(place.random(count, 64))
+def test_a_linear_layer_takes_the_kernel_for_few_rows_only(
+    triton_kernels: FusedKernels, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import backends.triton as module
+
+    served: list[str] = []
+    for name, function in {"gemv": module.gemv, "skinny_linear": module.skinny_linear}.items():
+        monkeypatch.setattr(module, name, lambda *args, n=name, f=function: served.append(n) or f(*args))
+    linear, twin = Linear(64, 24), Linear(64, 24)
+    linear.weight.data = twin.weight.data = place.random(24, 64)
+    linear.kernels, linear.packed = triton_kernels, triton_kernels.pack(linear.weight)
+    most = module.MAX_SKINNY_ROWS
+    for count, expected in {0: [], 1: ["gemv"], 2: ["skinny_linear"], most: ["skinny_linear"], most + 1: []}.items():
+        x = place.random(count, 64)
+        torch.testing.assert_close(linear(x), twin(x), rtol=5e-2, atol=5e-2)
+        assert served == expected
+        served.clear()
+
+
+def test_every_module_with_a_fast_twin_gets_the_kernels(place: Place, kernels: FusedKernels) -> None:
+    # 一个自带偏置和逐头归一化的小模型：有 `kernels` 这个属性的模块，一个也不能漏。
+    # A small model with biases and norms of heads: no module that has the attribute `kernels` may be left out.
+    shape = {
+        "architectures": ["Qwen3ForCausalLM"], "vocab_size": 40, "hidden_size": 32, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
+        "attention_bias": True,
+    }  # fmt: skip
+    model = create_model(parse_config(shape), create_backend("torch", "cpu"))
+    materialize(model, place.dtype, torch.device(place.device))
+    randomize_weights(model, seed=0)
+    with_twins = [module for module in model.modules() if hasattr(type(module), "kernels")]
+    assert {type(module).__name__ for module in with_twins} == {
+        "StackedLinear", "Linear", "LMHead", "RMSNorm", "RotaryEmbedding", "Qwen3Attention", "LlamaMLP",
+    }  # fmt: skip
+    assert all(module.kernels is None for module in with_twins)
+    model.use_kernels(kernels)
+    assert all(module.kernels is kernels for module in with_twins)
+    packs = isinstance(kernels, CPUKernels) and place.dtype == torch.float32
+    assert all((module.packed is not None) == packs for module in with_twins if isinstance(module, Linear))
 
 
 # ---- 采样 ----
@@ -207,13 +257,13 @@ def sampling_inputs(temperatures: list[float], seeds: list[int], indices: list[i
 
 
 @pytest.mark.parametrize("vocab_size", [5, 1000, 4096, 5003])
-def test_sample(triton_fused: FusedKernels, place: Place, vocab_size: int) -> None:
+def test_sample(triton_kernels: FusedKernels, place: Place, vocab_size: int) -> None:
     temperatures = [0.0, 1.0, 0.6, 0.0, 2.0, 1.0, 1e-6, 0.1]
     seeds = [0, 0, 2**63 - 1, 5, 123456789012345, 1, 2, 3]
     indices = [0, 0, 7, 1, 100000, 1, 3, 2]
     logits = 3 * place.random(len(seeds), vocab_size)
     inputs = sampling_inputs(temperatures, seeds, indices, place.device)
-    plain, fast = sample(logits, inputs), sample(logits, inputs, triton_fused)
+    plain, fast = sample(logits, inputs), sample(logits, inputs, triton_kernels)
     assert fast.dtype == torch.int64 and fast.shape == plain.shape
     noise = gumbel_noise(inputs.seeds, inputs.output_indices, vocab_size).cpu()
     for row, (a, b) in enumerate(zip(plain.tolist(), fast.tolist())):
@@ -221,59 +271,62 @@ def test_sample(triton_fused: FusedKernels, place: Place, vocab_size: int) -> No
             continue
         # 不同只能是险胜。
         # They may differ in a close call only.
-        greedy = temperatures[row] < 1e-5
+        greedy = temperatures[row] == 0
         scores = logits[row].double().cpu() / (1 if greedy else temperatures[row]) + (0 if greedy else noise[row])
         assert abs(float(scores[a] - scores[b])) < 1e-3, f"row {row}: {a} and {b}"
-    # 贪心行不许不同（除非并列），而不同应当极少。
-    # Greedy rows may not differ (but for ties), and differences should be very rare.
+    # 贪心行不许不同（除非并列），温度是 1e-6 的行也一样；而不同应当极少。
+    # Greedy rows may not differ (but for ties), nor may a row with a temperature of 1e-6; differences should be very
+    # rare.
     greedy_rows = [row for row, t in enumerate(temperatures) if t < 1e-5]
     assert torch.equal(logits[greedy_rows].gather(1, fast[greedy_rows, None]), logits[greedy_rows].amax(1, True))
     assert int((plain != fast).sum()) <= 1
 
 
-def test_fused_sampling_follows_the_distribution(triton_fused: FusedKernels, place: Place) -> None:
+def test_fused_sampling_follows_the_distribution(triton_kernels: FusedKernels, place: Place) -> None:
     # 4 个 token，2000 次抽取：频率与 softmax 的差不超过 4 个标准差。
     # 4 tokens and 2000 draws: frequencies lie within 4 standard deviations of softmax.
     count = 2000 if place.device == "cuda" else 300
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]], device=place.device, dtype=place.dtype).repeat(count, 1)
     inputs = sampling_inputs([1.0] * count, list(range(count)), [0] * count, place.device)
-    drawn = torch.bincount(sample(logits, inputs, triton_fused), minlength=4).cpu() / count
+    drawn = torch.bincount(sample(logits, inputs, triton_kernels), minlength=4).cpu() / count
     expected = logits[0].float().softmax(-1).cpu()
     assert (drawn - expected).abs().max() < 4 * (0.25 / count) ** 0.5
 
 
-def test_rows_with_filters_do_not_take_the_fused_kernel(triton_fused: FusedKernels, place: Place) -> None:
+def test_rows_with_filters_do_not_take_the_fused_kernel(triton_kernels: FusedKernels, place: Place) -> None:
     # 50 不是任何 token：谁取了融合核函数的结果，一看便知。不过滤的行在同一批里仍取它。
     # 50 is no token, so it shows who takes the fused kernel's choice. Rows without filters take it in the same batch.
     logits = place.random(3, 50)
     inputs = sampling_inputs([1.0] * 3, [1, 2, 3], [0] * 3, place.device)
     inputs.top_ks[[0, 2]], inputs.any_filter = 1, True
-    triton_fused.sample = lambda logits, *_: torch.full_like(logits[:, 0], 50).long()  # type: ignore[method-assign]
+    triton_kernels.sample = lambda logits, *_: torch.full_like(logits[:, 0], 50).long()  # type: ignore[method-assign]
     best = logits.argmax(-1)
-    assert sample(logits, inputs, triton_fused).tolist() == [best[0], 50, best[2]]
+    assert sample(logits, inputs, triton_kernels).tolist() == [best[0], 50, best[2]]
     # top_p 与 min_p 也算过滤。
     # top_p and min_p are filters, too.
     inputs.top_ks[:], inputs.top_ps[0], inputs.min_ps[2], inputs.any_min_p = 50, 1e-9, 1.0, True
-    assert sample(logits, inputs, triton_fused).tolist() == [best[0], 50, best[2]]
+    assert sample(logits, inputs, triton_kernels).tolist() == [best[0], 50, best[2]]
 
 
 # ---- 没有行，也不崩溃；切几段 ----
 # ---- no rows and no crash; how many splits ----
 
 
-def test_no_rows(fused: FusedKernels, place: Place) -> None:
+def test_no_rows(kernels: FusedKernels, place: Place) -> None:
     def empty(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(*shape, dtype=dtype or place.dtype, device=place.device)
 
     weight, ids = place.random(48), empty(0, dtype=torch.int64)
     for delta in (empty(0, 48), None):
-        assert [x.shape for x in fused.add_rms_norm(empty(0, 48), delta, weight, EPS)] == [(0, 48), (0, 48)]
-    assert fused.silu_and_mul(empty(0, 48)).shape == (0, 24)
-    angles = empty(0, 8, dtype=torch.float32)
+        assert [x.shape for x in kernels.add_rms_norm(empty(0, 48), delta, weight, EPS)] == [(0, 48), (0, 48)]
+    assert kernels.silu_and_mul(empty(0, 48)).shape == (0, 24)
+    matrix = place.random(6, 48)
+    assert kernels.linear(empty(0, 48), matrix, None, kernels.pack(matrix)).shape == (0, 6)
+    angles = kernels.rotary(ids, make_rotary(16, place).inv_freq)
     cache = KVCache(place.random(2, 8, 1, 16), place.random(2, 8, 1, 16))
-    assert fused.qk_norm_rope_store(empty(0, 96), angles, angles, None, EPS, cache, ids).shape == (0, 4, 16)
-    if fused.has_sampler:
-        assert fused.sample(empty(0, 100), empty(0, dtype=torch.float32), ids, ids).shape == (0,)
+    assert kernels.qk_norm_rope_store(empty(0, 96), *angles, None, EPS, cache, ids).shape == (0, 4, 16)
+    if kernels.has_sampler:
+        assert kernels.sample(empty(0, 100), empty(0, dtype=torch.float32), ids, ids).shape == (0,)
 
 
 def test_choose_num_splits() -> None:

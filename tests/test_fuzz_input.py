@@ -12,16 +12,17 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import torch
 from conftest import EMBEDDED_MODEL
 from engine_helpers import assert_all_free, small_model_folder
 from hypothesis import HealthCheck, example, given, settings
 
 import mini_llama
 from backends import create_backend
-from engine.llm_engine import load_generation_config
+from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from models.config import ModelConfig, ModelLoadError, load_config, parse_config
-from models.loader import load_weights
+from models.loader import load_weights, materialize
 from models.registry import create_model
 from serving.llm import LLM
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RELAXED = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 CONFIG = json.loads((EMBEDDED_MODEL / "config.json").read_text())
+PARSED = parse_config(CONFIG)
 
 numbers = st.integers() | st.floats() | st.sampled_from([0, -1, 1, 2**31, 2**63, 2**64, 10**400, 1e308, -0.0])
 values = st.recursive(
@@ -84,7 +86,8 @@ def test_rope_fields_of_any_kind(changes: dict[str, Any]) -> None:
 @example(content=b"\xff\xfe{}")
 @example(content=b'{"a": ' + b"9" * 5000 + b"}")
 def test_config_files_of_any_bytes(copy: Path, content: bytes) -> None:
-    for name, load in (("config.json", load_config), ("generation_config.json", load_generation_config)):
+    loads = {"config.json": load_config, "generation_config.json": lambda copy: load_generation_config(copy, PARSED)}
+    for name, load in loads.items():
         (copy / name).write_bytes(content)
         try:
             load(copy)
@@ -100,7 +103,7 @@ def test_generation_config_fields_of_any_kind(changes: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "generation_config.json").write_text(json.dumps(changes))
         try:
-            load_generation_config(Path(name))
+            load_generation_config(Path(name), PARSED)
         except ModelLoadError as error:
             assert_one_line(error)
 
@@ -119,6 +122,7 @@ def header_and_data(path: Path) -> tuple[dict[str, Any], bytes]:
 def test_weights_of_any_bytes(folder: Path, tmp_path: Path, data: st.DataObject) -> None:
     config = load_config(folder)
     model = create_model(config, create_backend("torch", "cpu"))
+    materialize(model, torch.float32, torch.device("cpu"))
     header, body = header_and_data(folder / "model.safetensors")
     kind = data.draw(st.sampled_from(["bytes", "cut", "flip", "header"]))
     if kind == "bytes":
@@ -199,7 +203,7 @@ def llm(folder: Path) -> LLM:
 @given(prompt=odd | st.lists(st.integers(-2, 2400), max_size=5) | st.text(), params=odd)
 def test_requests_of_any_kind(llm: LLM, prompt: Any, params: Any) -> None:
     for given_params in (params, SamplingParams(temperature=0, max_tokens=1)):
-        for call in (llm.engine.prepare_request, llm.stream):
+        for call in (llm.engine.requests.prepare, llm.stream):
             try:
                 call(prompt, given_params)
             except ValueError as error:

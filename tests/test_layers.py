@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attention_cases import Case, make_problem, running_sum
+from attention_cases import Case, make_problem, step_metadata
 from torch import Tensor
 
 from backends import create_backend
-from backends.base import AttentionMetadata, KVCache
+from backends.cpu_kernels import CPUKernels
+from backends.kv_cache import KVCache
 from layers.activation import silu_and_mul
 from layers.attention import Attention
 from layers.embedding import Embedding, LMHead
 from layers.layernorm import RMSNorm
-from layers.linear import FusedLinear, Linear
+from layers.linear import Linear, StackedLinear
 from layers.rotary_embedding import Llama3Scaling, RotaryEmbedding, apply_rotary, inverse_frequencies
 from layers.sampler import SamplingInputs, gumbel_noise, sample
 
@@ -188,20 +189,20 @@ def test_rotary_stays_float32_in_a_bfloat16_model() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_fused_linear_equals_separate_layers(bias: bool) -> None:
+def test_stacked_linear_equals_separate_layers(bias: bool) -> None:
     torch.manual_seed(0)
     sizes = {"q_proj": 48, "k_proj": 16, "v_proj": 16}
-    fused = FusedLinear(32, sizes, bias=bias)
-    assert (fused.bias is not None) == bias
+    stacked = StackedLinear(32, sizes, bias=bias)
+    assert (stacked.bias is not None) == bias
     layers = {name: torch.nn.Linear(32, size, bias=bias) for name, size in sizes.items()}
-    assert list(fused.pieces) == list(sizes)
+    assert list(stacked.pieces) == list(sizes)
     for name, layer in layers.items():
-        fused.weight.data[fused.pieces[name]] = layer.weight.data
+        stacked.weight.data[stacked.pieces[name]] = layer.weight.data
         if bias:
-            fused.bias.data[fused.pieces[name]] = layer.bias.data
+            stacked.bias.data[stacked.pieces[name]] = layer.bias.data
     x = torch.randn(7, 32)
     expected = torch.cat([layer(x) for layer in layers.values()], dim=-1).detach()
-    torch.testing.assert_close(fused(x), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(stacked(x), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_linear() -> None:
@@ -210,6 +211,29 @@ def test_linear() -> None:
     layer.bias.data = torch.tensor([0.5, -1.0])
     assert layer(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[7.5, 1.0]]
     assert Linear(3, 2).bias is None
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_weight_gives_the_same_product(rows: int, bias: bool) -> None:
+    layer, kernels = Linear(24, 40, bias=bias), CPUKernels(torch.device("cpu"))
+    for parameter in layer.parameters():
+        parameter.normal_()
+    x = torch.randn(rows, 24)
+    plain = layer(x)
+    layer.kernels, layer.packed = kernels, kernels.pack(layer.weight)
+    assert layer.packed is not None
+    torch.testing.assert_close(layer(x), plain)
+    # 没有打包的权重也走核函数，结果还是一样。
+    # A weight that is not packed goes to the kernels as well, with the same result.
+    layer.packed = None
+    assert torch.equal(layer(x), plain)
+
+
+def test_only_small_float32_weights_are_packed() -> None:
+    kernels = CPUKernels(torch.device("cpu"))
+    for layer in (Linear(8, 4).to(torch.bfloat16), Linear(8, 4).double(), Linear(2048, 2048)):
+        assert kernels.pack(layer.weight) is None
 
 
 def test_silu_and_mul() -> None:
@@ -237,7 +261,8 @@ def test_embedding_and_tied_head() -> None:
 
 @pytest.mark.parametrize("name", ["torch", "sdpa"])
 @pytest.mark.parametrize("num_decodes", [0, 2, 4])
-def test_attention_layer_serves_decodes_and_prefills_in_one_batch(name: str, num_decodes: int) -> None:
+@pytest.mark.parametrize("prepared", [False, True])
+def test_attention_layer_serves_decodes_and_prefills_in_one_batch(name: str, num_decodes: int, prepared: bool) -> None:
     # 解码行各带 1 个新 token，其余带上下文的尾段；新 token 的 K、V 要由这一层自己写进缓存。
     # Decode rows bring 1 new token, the others a tail; the layer itself has to store the new tokens' K and V.
     new = {0: [4, 2, 5, 3], 2: [1, 1, 5, 3], 4: [1, 1, 1, 1]}[num_decodes]
@@ -245,27 +270,17 @@ def test_attention_layer_serves_decodes_and_prefills_in_one_batch(name: str, num
     case = Case(6, 2, 32, 8, causal=True)
     problem = make_problem(case, new, contexts)
     assert problem.k_cache is not None and problem.v_cache is not None and problem.block_table is not None
-    slots, rows, start = [], [], 0
-    for row, (count, context) in enumerate(zip(new, contexts)):
-        positions = range(context - count, context)
-        slots += [int(problem.block_table[row, p // 8]) * 8 + p % 8 for p in positions]
-        rows += [start + p for p in positions]
+    rows, start = [], 0
+    for count, context in zip(new, contexts):
         start += context
-    problem.k_cache.flatten(0, 1)[slots] = float("nan")
-    problem.v_cache.flatten(0, 1)[slots] = float("nan")
-    n = num_decodes
-    metadata = AttentionMetadata(
-        num_decodes=n,
-        slot_mapping=torch.tensor(slots),
-        decode_block_tables=problem.block_table[:n],
-        cache_seqlens=torch.tensor(contexts[:n], dtype=torch.int32),
-        prefill_block_tables=problem.block_table[n:],
-        cu_seqlens_q=running_sum(new[n:], "cpu"),
-        cu_seqlens_k=running_sum(contexts[n:], "cpu"),
-        max_seqlen_q=max(new[n:], default=0),
-        max_seqlen_k=max(contexts[n:], default=0),
-    )
-    layer = Attention(create_backend(name, "cpu"), case.head_dim)
+        rows += range(start - count, start)
+    metadata = step_metadata(problem, num_decodes)
+    problem.k_cache.flatten(0, 1)[metadata.slot_mapping] = float("nan")
+    problem.v_cache.flatten(0, 1)[metadata.slot_mapping] = float("nan")
+    backend = create_backend(name, "cpu")
+    if prepared:
+        metadata.plan = backend.prepare(metadata)
+    layer = Attention(backend, case.head_dim)
     layer.kv_cache = KVCache(problem.k_cache, problem.v_cache)
     out = layer(problem.q, problem.k[rows], problem.v[rows], metadata)
     assert out.shape == problem.q.shape
@@ -441,26 +456,6 @@ def test_draws_of_neighbouring_seeds_are_independent(exact: np.ndarray) -> None:
     tokens = sample(LOGITS.expand(draws, -1), inputs(draws, len(LOGITS), temperature=0.7)).numpy()
     pairs = np.bincount(tokens[:-1:2] * len(LOGITS) + tokens[1::2], minlength=len(LOGITS) ** 2)
     assert chi_square(pairs, np.outer(exact, exact).ravel()) < 230
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_packed_weight_gives_the_same_product(rows: int, bias: bool) -> None:
-    layer = Linear(24, 40, bias=bias)
-    for parameter in layer.parameters():
-        parameter.normal_()
-    x = torch.randn(rows, 24)
-    plain = layer(x)
-    layer.pack_weight()
-    assert layer.packed is not None
-    torch.testing.assert_close(layer(x), plain)
-
-
-def test_only_small_float32_weights_are_packed() -> None:
-    half, large = Linear(8, 4).to(torch.bfloat16), Linear(2048, 2048)
-    for layer in (half, large):
-        layer.pack_weight()
-        assert layer.packed is None
 
 
 def test_noise_is_a_pure_function_of_seed_index_and_token() -> None:

@@ -21,7 +21,7 @@ from backends import create_backend
 from layers.rotary_embedding import Llama3Scaling
 from models.config import ModelConfig, ModelLoadError, load_config, parse_config, parse_token_ids, read_json
 from models.llama import LlamaForCausalLM
-from models.loader import load_weights, shard_files, weight_targets
+from models.loader import load_weights, materialize, shard_files, weight_targets
 from models.registry import MODEL_REGISTRY, create_model
 
 CONFIG: dict[str, Any] = {
@@ -53,8 +53,23 @@ HUGE = pytest.param(10**400, id="huge")
 GATE = "model.layers.1.mlp.gate_proj.weight"
 
 
-def build(config: dict[str, Any] = CONFIG) -> LlamaForCausalLM:
-    return create_model(parse_config(config), create_backend("sdpa", "cpu"))
+CPU = torch.device("cpu")
+
+
+def frame(config: ModelConfig) -> LlamaForCausalLM:
+    """只有形状的架子。
+    The frame: shapes only.
+    """
+    return create_model(config, create_backend("sdpa", "cpu"))
+
+
+def build(config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """分配好、还没填的模型。
+    A model that is allocated and not filled yet.
+    """
+    model = frame(parse_config(config))
+    materialize(model, dtype, CPU)
+    return model
 
 
 def random_weights(config: dict[str, Any] = CONFIG) -> dict[str, Tensor]:
@@ -64,7 +79,7 @@ def random_weights(config: dict[str, Any] = CONFIG) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(target.shape, generator=generator)
-        for name, target in weight_targets(build(config)).items()
+        for name, target in weight_targets(frame(parse_config(config))).items()
     }
 
 
@@ -88,7 +103,8 @@ def write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any] = CON
 
 
 def load(folder: Path) -> LlamaForCausalLM:
-    model = create_model(load_config(folder), create_backend("sdpa", "cpu"))
+    model = frame(load_config(folder))
+    materialize(model, torch.float32, CPU)
     load_weights(model, folder)
     return model
 
@@ -112,6 +128,37 @@ def refuses(call: Callable[[], Any], *parts: str) -> str:
     return message
 
 
+# ---- the frame ----
+
+
+@pytest.mark.parametrize("architecture", MODEL_REGISTRY)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_frame_has_shapes_and_no_memory(architecture: str, tied: bool) -> None:
+    # 词嵌入有 2 的 44 次方个数：真要分配，这里就失败了。
+    # The embedding has 2 to the power 44 numbers: were any of it allocated, this would fail.
+    sizes = {"vocab_size": 2**30, "hidden_size": 2**14, "intermediate_size": 2**20}
+    model = frame(parse_config({**CONFIG, **sizes, "architectures": [architecture], "tie_word_embeddings": tied}))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model.lm_head.weight.shape == (2**30, 2**14)
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    # 频率表不在权重文件里，所以此刻就有内容。
+    # The frequencies are in no weight file, so they have their contents already.
+    assert [buffer.device for buffer in model.buffers()] == [CPU]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tied", [False, True])
+def test_materialize_names_the_dtype_and_keeps_what_is_shared(dtype: torch.dtype, tied: bool) -> None:
+    config = {**CONFIG, "tie_word_embeddings": tied, "attention_bias": True}
+    before, after = frame(parse_config(config)), build(config, dtype)
+    shapes = {name: parameter.shape for name, parameter in before.named_parameters()}
+    assert {name: parameter.shape for name, parameter in after.named_parameters()} == shapes
+    assert all(p.dtype == dtype and p.device == CPU and not p.requires_grad for p in after.parameters())
+    assert (after.lm_head.weight is after.model.embed_tokens.weight) == tied
+    assert torch.equal(after.model.rotary.inv_freq, before.model.rotary.inv_freq)
+    assert after.model.rotary.inv_freq.dtype == torch.float32
+
+
 # ---- what loads ----
 
 
@@ -129,12 +176,12 @@ def test_every_tensor_arrives(tmp_path: Path, architecture: str, shards: int, op
     assert targets.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(targets[name], tensor), name
-    # 融合参数的每一行都来自某个张量：元素个数相同，没有一行空着。
-    # Every row of the fused parameters comes from some tensor: as many elements, none left over.
+    # 并成一个的参数，每一行都来自某个张量：元素个数相同，没有一行空着。
+    # Every row of the stacked parameters comes from some tensor: as many elements, none left over.
     assert sum(p.numel() for p in model.parameters()) == sum(t.numel() for t in tensors.values())
 
 
-def test_fused_rows_stand_in_order(folder: Path) -> None:
+def test_stacked_rows_stand_in_order(folder: Path) -> None:
     tensors, model = load_file(folder / "model.safetensors"), load(folder)
     layer = model.model.layers[1]
     parts = [tensors[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
@@ -143,12 +190,14 @@ def test_fused_rows_stand_in_order(folder: Path) -> None:
     assert torch.equal(layer.mlp.gate_up_proj.weight, torch.cat(parts))
 
 
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float64])
-def test_stored_dtypes_are_converted(tmp_path: Path, stored: torch.dtype) -> None:
+def test_stored_dtypes_are_converted(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype) -> None:
     tensors = {name: tensor.to(stored) for name, tensor in random_weights().items()}
-    model = load(write(tmp_path / "model", tensors))
-    assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"].float())
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    model = build(dtype=wanted)
+    load_weights(model, write(tmp_path / "model", tensors))
+    assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"].to(wanted))
+    assert all(parameter.dtype == wanted for parameter in model.parameters())
 
 
 def test_progress_is_reported(folder: Path) -> None:
@@ -218,6 +267,14 @@ def test_truncated_safetensors(folder: Path, kept: int) -> None:
 def test_garbage_instead_of_safetensors(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
     refuses(lambda: load(folder), str(folder), "download")
+
+
+def test_what_another_library_says_is_one_line_too(folder: Path) -> None:
+    # safetensors 的报错会照抄文件头里的内容，换行也在内。
+    # The error of safetensors quotes the file's header, line breaks included.
+    header = json.dumps({GATE: ["two\nlines"]}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refuses(lambda: load(folder), "two lines", "truncated or corrupt")
 
 
 def test_truncated_shard_is_named(tmp_path: Path) -> None:
@@ -508,7 +565,7 @@ def test_what_is_not_supported(changes: dict[str, Any], part: str) -> None:
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "", "llamaforcausallm", "two\nlines", "\ud800"])
 def test_unknown_architecture_lists_the_known(name: str) -> None:
     config = parse_config({**CONFIG, "architectures": [name]})
-    message = refuses(lambda: create_model(config, create_backend("sdpa", "cpu")), "unknown architecture")
+    message = refuses(lambda: frame(config), "unknown architecture")
     assert all(known in message for known in MODEL_REGISTRY)
     assert repr(name) in message
 

@@ -17,11 +17,12 @@ import torch
 from conftest import EMBEDDED_MODEL, LLAMA3_SCALING, make_hf_model, read_config
 from torch import Tensor, nn
 
-from backends import create_backend
-from backends.base import AttentionMetadata, KVCache
+from backends import create_backend, create_kernels
+from backends.base import AttentionMetadata
+from backends.kv_cache import KVCache
 from models.config import load_config
 from models.llama import LlamaForCausalLM, randomize_weights
-from models.loader import load_weights
+from models.loader import load_weights, materialize
 from models.registry import MODEL_REGISTRY, create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,12 +33,18 @@ BLOCK_SIZE = 8
 FLOOR = 1e-7
 
 
-def load(folder: Path, backend: str = "sdpa") -> LlamaForCausalLM:
-    """不经过引擎，直接读一个模型文件夹。
-    Read a model folder without the engine.
+def load(folder: Path, backend: str = "sdpa", dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """不经过引擎，直接读一个模型文件夹；核函数也像引擎那样交给它。
+    Read a model folder without the engine; the kernels are handed to it as the engine does.
     """
-    model = create_model(load_config(folder), create_backend(backend, "cpu")).eval()
+    config, chosen = load_config(folder), create_backend(backend, "cpu")
+    model = create_model(config, chosen)
+    materialize(model, dtype, chosen.device)
     load_weights(model, folder)
+    kernels = create_kernels(chosen, config.head_dim, dtype)
+    assert (kernels is None) == (backend == "torch")
+    if kernels is not None:
+        model.use_kernels(kernels)
     return model
 
 
@@ -54,7 +61,8 @@ class Runner:
         for layer in model.attention_layers():
             config = model.config
             shape = (num_blocks + 2, BLOCK_SIZE, config.num_key_value_heads, config.head_dim)
-            layer.kv_cache = KVCache(torch.full(shape, float("nan")), torch.full(shape, float("nan")))
+            dtype = model.lm_head.weight.dtype
+            layer.kv_cache = KVCache(*(torch.full(shape, float("nan"), dtype=dtype) for _ in range(2)))
 
     def forward(self, token_ids: list[int]) -> Tensor:
         """接着上次的位置算下去；1 个 token 走解码的路，多个走预填充的路。
@@ -75,7 +83,9 @@ class Runner:
             cu_seqlens_k=torch.tensor([0] if decodes else [0, end], dtype=torch.int32),
             max_seqlen_q=0 if decodes else count,
             max_seqlen_k=0 if decodes else end,
+            block_size=BLOCK_SIZE,
         )
+        metadata.plan = self.model.attention_layers()[0].backend.prepare(metadata)
         with torch.inference_mode():
             hidden = self.model(torch.tensor(token_ids), self.positions[start:end], metadata)
             return self.model.compute_logits(hidden)
@@ -331,13 +341,10 @@ def test_a_bfloat16_model_stays_bfloat16_to_the_logits(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", **VARIANTS["llama scaled 32"])
     token_ids = random_tokens(21)
     truth = run_hf(load_hf(folder, torch.float64), token_ids)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        model = load(folder)
-        assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-        logits = run(model, token_ids)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    model = load(folder, dtype=torch.bfloat16)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    assert model.model.rotary.inv_freq.dtype == torch.float32
+    logits = run(model, token_ids)
     theirs = error(run_hf(load_hf(folder, torch.bfloat16), token_ids), truth)
     assert logits.dtype == torch.bfloat16
     assert error(logits, truth) <= 2 * theirs
@@ -365,6 +372,7 @@ def test_random_weights_are_reproducible(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", "qwen3")
     models = [create_model(load_config(folder), create_backend("sdpa", "cpu")) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1)):
+        materialize(model, torch.float32, torch.device("cpu"))
         randomize_weights(model, seed)
     same, other = ([*models[1].parameters()], [*models[2].parameters()])
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), same))

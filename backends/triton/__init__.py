@@ -134,9 +134,9 @@ class TritonKernels(FusedKernels):
 
 
 class TritonBackend(AttentionBackend):
-    """自己的核函数：块大小任意，长度在设备上读，可以录进 CUDA graph。
+    """自己的核函数：块大小是不小于 8 的 2 的幂，长度在设备上读，可以录进 CUDA graph。
 
-    Our own kernels: any block size, lengths read on the device, ready for CUDA graphs.
+    Our own kernels: blocks of any power of 2 from 8, lengths read on the device, ready for CUDA graphs.
     """
 
     name = "triton"
@@ -164,7 +164,7 @@ class TritonBackend(AttentionBackend):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        # 流处理器的个数决定历史切成几段；解释模式下取 H200 的 132，走到的代码才相同。
+        # 流式多处理器的个数决定历史切成几段；解释模式下取 H200 的 132，走到的代码才相同。
         # The number of multiprocessors decides the splits; the interpreter takes an H200's 132, to run the same code.
         properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self.num_processors = properties.multi_processor_count if properties else 132

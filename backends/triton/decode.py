@@ -39,7 +39,7 @@ def decode_kernel(
     One program: one sequence, one KV head, one split of the history.
     """
     await_inputs(EARLY)
-    # 网格有 3 维：序列、KV 头、段。例：1 条序列、8 个 KV 头、32 段，共 256 个程序，132 个流处理器都能分到。
+    # 网格有 3 维：序列、KV 头、段。例：1 条序列、8 个 KV 头、32 段，共 256 个程序，132 个流式多处理器都能分到。
     # The grid has 3 dimensions: sequence, KV head, split. Example: 1 sequence, 8 KV heads and 32 splits are 256
     # programs, enough for all 132 multiprocessors.
     seq = tl.program_id(0).to(tl.int64)
@@ -196,9 +196,9 @@ def merge_kernel(partial_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, NUM_SPLI
 
 
 def choose_num_splits(batch: int, num_kv_heads: int, num_processors: int) -> int:
-    """历史切成几段：程序数将要凑满每个流处理器 4 个时停下，取 2 的幂，最多 32。
+    """历史切成几段：程序数将要凑满每个流式多处理器 4 个时停下，取 2 的幂，最多 32。
 
-    例（132 个流处理器，8 个 KV 头）：1 条序列切 32 段，8 条切 8 段，33 条起不切。
+    例（132 个流式多处理器，8 个 KV 头）：1 条序列切 32 段，8 条切 8 段，33 条起不切。
     只看批大小、不看长度，所以录进 CUDA graph 之后仍然适用。
 
     How many splits: a power of 2 that stops short of 4 programs for each multiprocessor, at most 32.

@@ -89,7 +89,7 @@ def silu_and_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.cons
     """
     await_inputs(EARLY)
     row = tl.program_id(0).to(tl.int64)
-    # 这里每个通道互不相干，一行可以切给几个程序：T = 1 时也有足够多的程序，能占满更多的流处理器。
+    # 这里每个通道互不相干，一行可以切给几个程序：T = 1 时也有足够多的程序，能占满更多的流式多处理器。
     # Channels are independent here, so a row can be cut for several programs: even at T = 1 there are enough of them to
     # occupy more multiprocessors.
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -1,7 +1,7 @@
 """提前启动（programmatic dependent launch）：前一个核函数快要结束时，下一个就先上场候着。
 
 平时，同一条流上的核函数一个完全结束，下一个才启动，中间空出 1 微秒左右。解码一步有近三百个核函数，1 个请求时，
-这些空当占一成多。提前启动的核函数先在流处理器上就位，等前面的全部结束，再去碰它们写出的数据。
+这些空当占一成多。提前启动的核函数先在流式多处理器（SM）上就位，等前面的全部结束，再去碰它们写出的数据。
 
     平时      |==== norm ====|  |==== matmul ====|  |==== rope ====|
     提前启动  |==== norm ====|==== matmul ====|==== rope ====|
@@ -39,8 +39,12 @@ def await_inputs(EARLY: tl.constexpr):
     """
     if EARLY == AT_START:
         gdc_launch_dependents()
-    # 每个核函数都等，所以“前一个结束了”就意味着更前面的也都结束了：不会读到没写完的数据。
-    # Every kernel waits, so that "the one before has ended" implies all before that: nothing is read half written.
+    # 提前启动的都要在这里等前一个，而前一个也等过它的前一个：等到了，就是前面的全部结束了；有一个不等，链条就断。
+    # All that are launched early wait for the one before, which has waited in its turn, so that all before have ended;
+    # a single one that did not wait would break the chain.
+    # `store.py`、`prefill.py` 和 PyTorch 的核函数照常启动：前一个完全结束它们才开始，所以不必等。
+    # The kernels of `store.py`, `prefill.py` and PyTorch are launched as usual: they start when the one before has
+    # ended altogether, and need not wait.
     if EARLY != OFF:
         gdc_wait()
 

@@ -114,7 +114,7 @@ def choose_tiles(num_outputs: int, size: int) -> tuple[int, int, int, int, int]:
     # With many outputs (gate_up, the output head) there are programs enough; larger tiles read x less often.
     if num_outputs >= 16384:
         return 64, 128, 1, 4, 4
-    # 输出少时，把输入也切开，凑到 128 个程序以上，132 个流处理器才都有事做。
+    # 输出少时，把输入也切开，凑到 128 个程序以上，132 个流式多处理器才都有事做。
     # With few outputs the inputs are cut, too, for 128 programs or more, or the 132 multiprocessors are not all busy.
     #     3072 outputs: 96 tiles, 2 splits, 192 programs     1024 outputs: 32 tiles, 4 splits, 128 programs
     # H200 上量过，8 行：3072 × 8192 的权重用 16.0 微秒，不切是 18.4；1024 × 3072 用 4.7，不切是 7.7。

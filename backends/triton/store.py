@@ -76,7 +76,7 @@ def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, 
     if num_tokens == 0:
         return
     row = num_heads * head_dim
-    # 方括号里是网格（grid）：启动多少个程序。这里每个 token 一个；GPU 把它们分给各个流处理器，次序不保证。
+    # 方括号里是网格（grid）：启动多少个程序。这里每个 token 一个；GPU 把它们分给各个流式多处理器，次序不保证。
     # In square brackets stands the grid, how many programs to launch: one for each token here. The GPU shares them
     # among its multiprocessors, in no guaranteed order.
     store_kernel[(num_tokens,)](

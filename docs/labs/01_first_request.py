@@ -67,7 +67,7 @@ def main() -> int:
         again = engine.step()
 
     check = Check()
-    stopped = output.token_ids[-1] in engine.eos_token_ids
+    stopped = output.token_ids[-1] in engine.requests.eos_token_ids
     check.that(
         output.finish_reason == ("stop" if stopped else "length"),
         "以停止 token 结尾是 stop，否则是 length", "it is stop after a stop token, else length",

@@ -21,6 +21,7 @@ import torch
 from common import Check, ask, make_engine, say, title
 from torch import Tensor, nn
 
+from engine.batch import build_batch
 from engine.sampling_params import SamplingParams
 
 
@@ -39,7 +40,7 @@ def main() -> int:
     # Step by step, without fused kernels: every intermediate result can be seen.
     engine = make_engine(max_model_len=512, num_kvcache_blocks=64, enforce_eager=True)
     runner, decode = engine.model_runner, engine.tokenizer.decode_token
-    model = runner.model
+    model, block_size = runner.model, engine.pool.block_size
     prompt = ask(engine, args.prompt)
     if not -len(prompt) <= args.token < len(prompt) or not 0 <= args.layer < len(model.model.layers):
         parser.error(f"tokens go from 0 to {len(prompt) - 1}, layers from 0 to {len(model.model.layers) - 1}")
@@ -64,24 +65,25 @@ def main() -> int:
     attention = model.model.layers[args.layer].self_attn
     keep("qkv", attention.qkv_proj)
 
-    schedule, batch = engine.schedule()
+    schedule = engine.plan()
+    batch = build_batch(schedule, block_size, runner.device)
     logits = runner.execute(batch)  # [1, vocab_size]
     seq = schedule[0].seq
     slot = int(batch.metadata.slot_mapping[row])
-    block, offset = divmod(slot, runner.block_size)
+    block, offset = divmod(slot, block_size)
 
     title("进来", "in")
     token = prompt[row]
     say(f"第 {row} 个 token：{token} {decode(token)!r}", f"token {row}: {token} {decode(token)!r}")
-    print(f"  block table {seq.block_table}, block size {runner.block_size}")
-    print(f"  position {row} -> slot {slot} = block {block} * {runner.block_size} + offset {offset}")
+    print(f"  block table {seq.block_table}, block size {block_size}")
+    print(f"  position {row} -> slot {slot} = block {block} * {block_size} + offset {offset}")
 
     title("经过各层", "through the layers")
     say("每层之后若就此打住，模型会猜的下一个 token：", "If it stopped after this layer, the next token would be:")
     guess = -1
     for name in ("embed_tokens", *(f"layer {i}" for i in range(len(model.model.layers)))):
         x = seen[name][row]  # [hidden]
-        normed, _ = model.model.norm.add_and_norm(x[None], None, None)  # [1, hidden]
+        normed, _ = model.model.norm.add_and_norm(x[None], None)  # [1, hidden]
         scores = model.compute_logits(normed)[0]  # [vocab_size]
         guess = int(scores.argmax())
         shape = list(seen[name].shape)
@@ -100,13 +102,13 @@ def main() -> int:
     top = torch.topk(logits[0], 5)
     for score, index in zip(top.values.tolist(), top.indices.tolist()):
         print(f"  {score:8.2f}  {index:>5} {decode(index)!r}")
-    chosen = engine.sample(schedule, logits)[0][0]
-    engine.update(schedule, [[chosen]])
+    chosen = engine.sampler.choose(schedule, logits)[0][0]
+    engine.scheduler.update(schedule, [[chosen]])
     say(
         f"最后一行选出 {decode(chosen)!r}；下一步只算这 1 个 token，其余的 K、V 都在缓存里。",
         f"The last row chose {decode(chosen)!r}; the next step computes this 1 token, all other K and V are cached.",
     )
-    _, batch = engine.schedule()
+    batch = build_batch(engine.plan(), block_size, runner.device)
 
     check = Check()
     check.that(torch.equal(cached_v, v), "缓存里的 V 就是刚算的 V", "V in the cache is the V just computed")

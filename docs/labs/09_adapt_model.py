@@ -27,9 +27,10 @@ from common import ROOT, Check, make_engine, say, title
 from torch import Tensor
 
 from backends.base import AttentionBackend
+from engine.batch import build_batch
 from engine.sampling_params import SamplingParams
 from layers.activation import silu_and_mul
-from layers.linear import FusedLinear
+from layers.linear import StackedLinear
 from models.config import ModelConfig, ModelLoadError
 from models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP
 from models.registry import MODEL_REGISTRY
@@ -48,7 +49,7 @@ class LabAttention(LlamaAttention):
     def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
         super().__init__(config, backend)
         sizes = {"q_proj": self.q_size, "k_proj": self.kv_size, "v_proj": self.kv_size}
-        self.qkv_proj = FusedLinear(config.hidden_size, sizes, bias=not OPTIONS.no_bias)
+        self.qkv_proj = StackedLinear(config.hidden_size, sizes, bias=not OPTIONS.no_bias)
 
 
 class LabMLP(LlamaMLP):
@@ -82,7 +83,7 @@ class LabDecoderLayer(LlamaDecoderLayer):
 
     def __init__(self, config: ModelConfig, backend: AttentionBackend) -> None:
         super().__init__(config, backend)
-        self.mlp = LabMLP(config, backend)
+        self.mlp = LabMLP(config)
 
 
 class LabForCausalLM(LlamaForCausalLM):
@@ -165,7 +166,8 @@ def main() -> int:
     engine.add_request(tokens, SamplingParams(temperature=0.0, max_tokens=OPTIONS.steps, ignore_eos=True))
     worst = 0.0
     while engine.has_unfinished():
-        schedule, batch = engine.schedule()
+        schedule = engine.plan()
+        batch = build_batch(schedule, engine.pool.block_size, engine.model_runner.device)
         logits = engine.model_runner.execute(batch)  # [1, vocab_size]
         # transformers 每一步都从头算整段，不用缓存：慢，但不可能错在缓存上。
         # transformers computes all of it anew in each step, without a cache: slow, but no cache can be wrong.
@@ -173,10 +175,10 @@ def main() -> int:
         expected = reference(torch.tensor([context]), use_cache=False).logits[0, -1]  # [vocab_size]
         difference = float((logits[0] - expected).abs().max())
         worst = max(worst, difference)
-        chosen = engine.sample(schedule, logits)
+        chosen = engine.sampler.choose(schedule, logits)
         print(f"  {batch.input_ids.numel()} new of {len(context):>2} tokens: difference {difference:.1e}, "
               f"token {chosen[0][0]}, transformers {int(expected.argmax())}")  # fmt: skip
-        engine.update(schedule, chosen)
+        engine.scheduler.update(schedule, chosen)
 
     check = Check()
     check.that(worst < 1e-3, f"logits 最多相差 {worst:.1e}，不到 1e-3", f"logits differ by {worst:.1e}, below 1e-3")

@@ -15,6 +15,7 @@ Check: logits within 1e-3 and all tokens equal; with an error made on purpose th
 
 import argparse
 import sys
+from typing import Any
 
 from common import Check, say, title
 from torch import Tensor
@@ -41,6 +42,7 @@ class WrongScale(TorchBackend):
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
+        plan: Any = None,
     ) -> Tensor:
         """只弄偏预填充：解码是对的，但缓存已经错了。
 
@@ -48,7 +50,7 @@ class WrongScale(TorchBackend):
         """
         scale = (q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale) * (1 + ERROR)
         return super().flash_attn_varlen_func(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, causal, block_table
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, causal, block_table, plan
         )
 
 

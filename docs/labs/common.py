@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Started as `python docs/labs/...`, Python puts only the labs' folder on its path; importing this adds the root.
 sys.path.insert(0, str(ROOT))
 
+from engine.batch import build_batch  # noqa: E402
 from engine.config import EngineConfig  # noqa: E402
 from engine.llm_engine import LLMEngine  # noqa: E402
 from engine.outputs import RequestOutput  # noqa: E402
@@ -112,9 +113,9 @@ class Step:
 
 
 def run_steps(engine: LLMEngine, arrivals: list[Arrival]) -> tuple[list[Step], dict[str, RequestOutput]]:
-    """走到全部完成。循环体就是 `LLMEngine.step` 的四行，中间多记了一笔。
+    """走到全部完成。循环体就是 `LLMEngine.step` 的那几行，中间多记了一笔。
 
-    Step until all are done. The loop holds the four lines of `LLMEngine.step`, with a record made in between.
+    Step until all are done. The loop holds the lines of `LLMEngine.step`, with a record made in between.
     """
     steps: list[Step] = []
     outputs: dict[str, RequestOutput] = {}
@@ -126,7 +127,7 @@ def run_steps(engine: LLMEngine, arrivals: list[Arrival]) -> tuple[list[Step], d
             engine.add_request(arrival.prompt, arrival.params, arrival.name)
         if engine.has_unfinished():
             before = {seq.request_id: seq.num_preemptions for seq in engine.scheduler.running}
-            schedule, batch = engine.schedule()
+            schedule = engine.plan()
             waiting = list(engine.scheduler.waiting)
             steps.append(Step(
                 number=number,
@@ -135,8 +136,10 @@ def run_steps(engine: LLMEngine, arrivals: list[Arrival]) -> tuple[list[Step], d
                 preempted=[s.request_id for s in waiting if s.num_preemptions > before.get(s.request_id, 10**9)],
                 num_free_blocks=engine.block_manager.num_free_blocks,
             ))  # fmt: skip
-            tokens = engine.sample(schedule, engine.model_runner.execute(batch))
-            outputs.update((output.request_id, output) for output in engine.update(schedule, tokens))
+            batch = build_batch(schedule, engine.pool.block_size, engine.model_runner.device)
+            tokens = engine.sampler.choose(schedule, engine.model_runner.execute(batch))
+            finished = engine.record(schedule, tokens, engine.scheduler.update(schedule, tokens))
+            outputs.update((output.request_id, output) for output in finished)
         number += 1
     return steps, outputs
 

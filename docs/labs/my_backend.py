@@ -1,10 +1,11 @@
 """实验 8 的骨架：你自己的注意力后端。把三个标着 TODO 的函数体换成自己的代码。
 
 参数的含义见 `backends/base.py`；每写完一个，运行 `python docs/labs/08_own_backend.py`，它会说下一步做什么。
+`plan` 总是 None：这里没有覆盖 `prepare`，每步没有要提前算好的东西。
 
 Lab 8's skeleton: your own attention backend. Replace the three bodies marked TODO by your code.
 The arguments are explained in `backends/base.py`; after each one run `python docs/labs/08_own_backend.py`, which says
-what comes next.
+what comes next. `plan` is always None: `prepare` is not overridden here, and nothing is worked out ahead for a step.
 """
 
 from torch import Tensor
@@ -34,7 +35,7 @@ class MyBackend(AttentionBackend):
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
-        softmax_scale: float | None = None, causal: bool = False,
+        softmax_scale: float | None = None, causal: bool = False, plan: None = None,
     ) -> Tensor:
         """解码：第 b 条序列的 query 看缓存里的前 `cache_seqlens[b]` 个 token；长度 0 得到 0。
 
@@ -49,6 +50,7 @@ class MyBackend(AttentionBackend):
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
+        plan: None = None,
     ) -> Tensor:
         """预填充：几条序列首尾相接；因果掩码按右下角对齐，最后一个 query 看得到全部 key。
 

@@ -214,14 +214,28 @@ class DecodeGraphs:
         sources, first_sampled = list(range(count)), len(_COLUMNS) * self.inputs.shape[1]
         for index, row in step.pending:
             sources[index] = first_sampled + row
+        # 同一序列的几行指向同一条 lane。例：A 已算 9 个，解码 1 个，lane 是 0；B 是 3 个 token 的新提示词，lane 是 1：
+        # The rows of a sequence point to one lane. Example: A has 9 computed, decodes 1, its lane is 0; B is a new
+        # prompt of 3 tokens, its lane is 1:
+        #     lanes [0, 1, 1, 1]      positions [9, 0, 1, 2]      seqlens [10, 1, 2, 3]
         lanes: list[int] = []
         changes: list[tuple[int, int]] = []
         for seq, num_new_tokens in schedule:
             lanes += [self._lane(seq, changes)] * num_new_tokens
+        # 长度是位置加 1：看得见自己和前面的，看不见后面的，所以 B 的 3 行合起来就是因果掩码。
+        # A length is the position plus 1: a row sees itself and what precedes it, nothing behind, so the 3 rows of B
+        # together are the causal mask.
         columns = (step.input_ids, sources, step.positions, step.slots, [p + 1 for p in step.positions], lanes)
+        # 图的形状是固定的：41 行就重放 48 行的那张，多出来的 7 行补齐。
+        # A graph's shape is frozen: 41 rows replay the graph of 48, and the other 7 are padded.
         size = next(size for size in self.sizes if size >= count)
+        # 这份缓冲区上次用在两步之前，那一步的结果已经取回，它的拷贝自然也早就完成，可以覆盖。
+        # This buffer was last used two steps ago; that step has been collected, so its copy is done, and it may be
+        # overwritten.
         staging = self.staging[self.turn]
         self.turn ^= 1
+        # 与 `staging` 是同一块内存：往 NumPy 数组里填一个列表，比调用一次 torch 便宜。
+        # The same memory as `staging`: to fill a list into a NumPy array costs less than a call of torch.
         host = staging.numpy()
         for i, column in enumerate(columns):
             host[i, :count] = column
@@ -229,6 +243,9 @@ class DecodeGraphs:
         # Rows that do not sample go through sampling in the graph all the same, and nobody uses the result: temperature
         # 0 costs least.
         host[len(columns) :, :count] = 0
+        # 最后三列只填要采样的行；断点停在这里看 `host[:, :size]`，次序就是 `_COLUMNS`。
+        # The last three columns are filled for rows that sample; stop here and look at `host[:, :size]`, in the order of
+        # `_COLUMNS`.
         seeds, output_indices, temperatures = sampling_columns(step.samples)
         host[-3, step.logits_indices] = seeds
         host[-2, step.logits_indices] = output_indices
@@ -237,9 +254,15 @@ class DecodeGraphs:
         # Padded rows: slot -1, and 0 for all else, the length included.
         host[:, count:size] = 0
         host[_COLUMNS.index("slots"), count:size] = -1
+        # 一次拷贝送去全部的列，只留下最后一列不动：那里是上一步采到的 token，图马上要读。
+        # One copy sends all columns but the last, which holds the tokens sampled in the last step: the graph reads them.
         self.inputs[:-1].copy_(staging, non_blocking=True)
+        # 一条序列写满一个块才多一格，所以大多数步里没有几格要改。
+        # A sequence gets another cell only when a block is full, so in most steps few cells change.
         if changes:
             cells = torch.tensor(changes, dtype=torch.int64).to(self.inputs.device, non_blocking=True)
             self.tables.view(-1)[cells[:, 0]] = cells[:, 1].to(torch.int32)
+        # 排进队列就返回：token 和 logits 此刻还没算出来，读它们的命令排在后面，自然读得到。
+        # Queued, and back at once: tokens and logits are not there yet, but commands that read them stand behind it.
         self.graphs[size].replay()
         return self.sampled[:count], self.logits[size][:count], step

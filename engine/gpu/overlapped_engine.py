@@ -70,8 +70,17 @@ def copy_to_host(tensor: Tensor) -> Tensor:
 class OverlappedEngine(LLMEngine):
     """只有 `step` 与同步引擎不同，还多了录好的图；请求的进出、调度、块管理都是同一份代码。
 
+    一步还在途中，就可能有序列让出块：被取消，被抢占，或者刚读到停止 token。这一步还会往这些块里写，却不会写坏谁的：
+    之后的每个命令都排在同一条流上、这一步的后面。新主人先写后读，旧的写入必定已被盖掉；登记过的块若被别人命中，
+    里面的 K、V 要么早已写好，要么正由这一步写入，写的正是登记的那些 token，而读它的命令还在后面。
+
     Only `step` differs from the synchronous engine, and there are recorded graphs; requests, scheduling and blocks are
     the same code.
+    While a step is in flight a sequence may give up its blocks: aborted, preempted, or its stop token has just been
+    read. The step still writes to them and spoils nothing, as each later command stands behind it on the same stream. A
+    new owner writes before it reads, over whatever was left there. In a registered block that somebody hits, K and V
+    were written before or are being written by this very step, for just the tokens that the block is registered
+    under, and the command that reads them comes later.
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
@@ -96,8 +105,8 @@ class OverlappedEngine(LLMEngine):
         """
         if not records_graphs(setup.device, setup.backend.supports_cuda_graphs, setup.kernels):
             return 0
-        # 例：Qwen3-0.6B，上限 256：各档共 4359 行，4359 * 151936 * 2 字节，约 1.3 GB。
-        # Example: Qwen3-0.6B with a cap of 256: 4359 rows over all sizes, 4359 * 151936 * 2 bytes, some 1.3 GB.
+        # 例：Qwen3-0.6B，上限 256：各档共 4231 行，4231 * 151936 * 2 字节，约 1.3 GB。
+        # Example: Qwen3-0.6B with a cap of 256: 4231 rows over all sizes, 4231 * 151936 * 2 bytes, some 1.3 GB.
         num_rows = sum(graph_sizes(setup.config.max_num_seqs))
         return num_rows * setup.model_config.vocab_size * setup.dtype.itemsize
 
@@ -116,6 +125,10 @@ class OverlappedEngine(LLMEngine):
         Returns:
             the requests whose end became known in this step
         """
+        # 右边先算完：`_launch` 把第 N + 1 步排进 GPU 的队列就返回，第 N 步往往还在跑。
+        # The right side comes first: `_launch` queues step N + 1 on the GPU and returns, mostly while step N runs.
+        # 断点停在这里看 `self.scheduler.running[0].token_ids`：末尾的 -1 就是还没读到的 token。
+        # Stop here and look at `self.scheduler.running[0].token_ids`: a -1 at the end is a token not read yet.
         previous, self.launched = self.launched, self._launch()
         return self._collect(previous) if previous else []
 
@@ -124,6 +137,8 @@ class OverlappedEngine(LLMEngine):
 
         Plan and launch a step without waiting; None if there is nothing to plan, as all wait for their tokens.
         """
+        # 占位的 token 也算“已知”，所以这里与同步循环是同一个 `plan`。
+        # Placeholders count as known tokens, so this is the same `plan` as in the synchronous loop.
         schedule = self.plan()
         if not schedule:
             return None
@@ -134,6 +149,9 @@ class OverlappedEngine(LLMEngine):
         # Note where each sequence's token stands among this step's: the next step takes its input from there.
         for (seq, _), row in zip(sampling_rows(schedule), rows):
             seq.sample_row = row
+        # 各行得几个 token 已成定局，现在就记账，下一步才排得出来；是哪几个，由 `_collect` 填。
+        # How many tokens each row gets is settled, so it is counted now and the next step can be planned; which ones,
+        # `_collect` fills in.
         self.scheduler.advance(schedule, counts)
         if tokens.device.type == "cpu":
             return LaunchedStep(schedule, counts, rows, tokens, logprobs, None)
@@ -183,6 +201,8 @@ class OverlappedEngine(LLMEngine):
 
         Wait until the step's tokens are on the host, then record them.
         """
+        # 只等这一步的事件：第 N + 1 步此刻正在 GPU 上跑，不受影响。
+        # Only this step's event is waited for: step N + 1 runs on the GPU meanwhile, undisturbed.
         if launched.ready is not None:
             launched.ready.synchronize()
         tokens = launched.tokens.tolist()

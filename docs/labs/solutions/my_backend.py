@@ -75,7 +75,7 @@ class MyBackend(AttentionBackend):
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
-        softmax_scale: float | None = None, causal: bool = False,
+        softmax_scale: float | None = None, causal: bool = False, plan: None = None,
     ) -> Tensor:
         """逐条序列：取回，再做注意力。
 
@@ -91,6 +91,7 @@ class MyBackend(AttentionBackend):
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
+        plan: None = None,
     ) -> Tensor:
         """用累计长度切出每条序列，其余同上。
 
