@@ -26,8 +26,6 @@ from engine.validation import is_int
 from models.config import ModelConfig, ModelLoadError, parse_token_ids, read_json
 
 logger = logging.getLogger(__name__)
-CHARS_PER_TOKEN = 64
-
 
 def load_generation_config(folder: Path, model_config: ModelConfig) -> tuple[SamplingParams, frozenset[int]]:
     """模型建议的采样参数，和它的文件里写的停止 id；`do_sample` 为 false 就是贪心，即温度 0。
@@ -95,7 +93,7 @@ class Requests:
         # 一个 token 很少超过 64 个字符：长得没有希望的文字，分词之前就拒绝，不必先花几秒和几 GB。
         # A token is rarely longer than 64 characters: text that is hopelessly long is refused before it is tokenized,
         # which would take seconds and gigabytes.
-        tokenizer.max_chars = CHARS_PER_TOKEN * max_model_len
+        tokenizer.max_chars = 64 * max_model_len
         # 未完成请求的 id，用来查重；`finish` 会删掉它，id 便可再用。
         # The ids of unfinished requests, to find duplicates; `finish` frees an id again.
         self._ids_in_use: set[str] = set()

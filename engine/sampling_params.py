@@ -3,7 +3,6 @@
 SamplingParams: how a request chooses tokens and when it stops; bad values are refused at construction.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,13 +106,15 @@ class SamplingParams:
         # `max_tokens` 至少是 1：提示词算完那一步必然采样，没有“输出 0 个”的走法。
         # `max_tokens` is at least 1: the step that completes the prompt samples, there is no way to put out 0.
         for name, lowest in (("top_k", -1), ("max_tokens", 1), ("min_tokens", 0), ("n", 1)):
-            value, highest = getattr(self, name), MAX_OUTPUTS if name == "n" else math.inf
-            if not is_int(value) or not lowest <= value <= highest:
-                raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} to {highest}")
+            value = getattr(self, name)
+            if not is_int(value) or value < lowest:
+                raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} up")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}: lower it")
         if self.logprobs is not None and (not is_int(self.logprobs) or not 0 <= self.logprobs <= MAX_LOGPROBS):
             raise ValueError(f"logprobs={self.logprobs!r}: use an integer from 0 to {MAX_LOGPROBS}, or None")
+        if self.n > MAX_OUTPUTS:
+            raise ValueError(f"n={self.n} is out of range: use an integer from 1 to {MAX_OUTPUTS}")
         check_seed(self.seed)
         for name in ("ignore_eos", "skip_special_tokens"):
             check_flag(name, getattr(self, name))
@@ -136,10 +137,8 @@ class SamplingParams:
         stops = [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
             raise ValueError(f"stop={self.stop!r} must be a string or a list of strings, none of them empty")
-        count, longest = len(stops), max(map(len, stops), default=0)
-        if count > MAX_STOPS or longest > MAX_STOP_CHARS:
-            limit = f"use at most {MAX_STOPS} of {MAX_STOP_CHARS}"
-            raise ValueError(f"stop has {count} strings of up to {longest} characters: {limit}")
+        if len(stops) > MAX_STOPS or any(len(s) > MAX_STOP_CHARS for s in stops):
+            raise ValueError(f"stop={self.stop!r:.40}...: use up to {MAX_STOPS} strings of {MAX_STOP_CHARS} characters")
         # 存成元组：用户以后再改他的列表，也绕不过这里的检查。
         # Kept as tuples: if users change their lists later, that does not get past these checks.
         for name in ("stop", "stop_token_ids"):

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from engine.detokenizer import REPLACEMENT
 from engine.validation import check_flag
 from models.config import ModelLoadError
 
@@ -107,7 +105,7 @@ class Tokenizer:
         # configuration asks for it.
         ids = self.visible(token_ids, skip_special_tokens)
         text: str = self._backend.decode(ids, skip_special_tokens=False)
-        if not self._byte_fallback or REPLACEMENT not in text:
+        if not self._byte_fallback or "\ufffd" not in text:
             return text
         # 一串字节 token 里有一个坏字节，底层的库就把整串都变成替换符；这里只替换坏的那几个字节。
         # For one bad byte the library turns a whole run of byte tokens into replacement marks; here only the bad bytes
@@ -151,7 +149,7 @@ class Tokenizer:
         Args:
             template_kwargs: extra variables for the template, say Qwen3's `enable_thinking`; unknown ones do nothing
             add_generation_prompt: end with the mark "the assistant speaks now"
-            continue_final_message: leave the last message open, for the model to write on
+            continue_final_message: leave the last message open, for the model to write on; not both
 
         Raises:
             ValueError: no template, or messages that the template refuses
@@ -164,8 +162,6 @@ class Tokenizer:
             raise ValueError(f"a conversation must be a list of messages with role and content, got {messages!r:.80}")
         check_flag("add_generation_prompt", add_generation_prompt)
         check_flag("continue_final_message", continue_final_message)
-        if add_generation_prompt and continue_final_message:
-            raise ValueError("continue_final_message=True needs add_generation_prompt=False: no new message begins")
         # 这些名字是 `apply_chat_template` 自己的参数：转交客户端给的变量时，不能让他换掉模板。
         # These names are arguments of `apply_chat_template`: whoever forwards a client's variables must not let him
         # replace the template.
@@ -185,8 +181,7 @@ class Tokenizer:
                 continue_final_message=continue_final_message, **(template_kwargs or {}),
             )
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"the chat template refuses these messages: {reason:.300}") from None
+            raise ValueError(f"the chat template refuses these messages: {' '.join(str(error).split()):.300}") from None
         finally:
             if free:
                 sys.settrace(None)
@@ -204,9 +199,9 @@ class Tokenizer:
         match message:
             # 助手调用工具的消息可以没有内容。
             # An assistant's message that calls tools may have no content.
-            case {"role": _, "content": str()} | {"role": _, "content": None, "tool_calls": [_, *_]}:
-                return message
-            case {"role": _, "tool_calls": [_, *_]} if "content" not in message:
+            case {"role": _, "content": str()} | {"role": _, "tool_calls": [_, *_]} if (
+                isinstance(message.get("content"), str | None)
+            ):
                 return message
             case {"role": _, "content": [*parts]}:
                 texts = [p["text"] for p in parts if isinstance(p, Mapping) and p.get("type") == "text" and "text" in p]
@@ -221,7 +216,7 @@ class Tokenizer:
         raise ValueError(f"a message must be a dict with role and content, text or parts of text, got {message!r:.80}")
 
 
-def rendering_limit(max_chars: int) -> Callable[[FrameType, str, Any], Any]:
+def rendering_limit(max_chars: int) -> Callable[[Any, str, Any], Any]:
     """模板是文件里的程序，循环可能没完没了：写出的超过 `max_chars`，或者时间超过 `RENDER_SECONDS`，
     这个给 `settrace` 的函数就抛 `ValueError`。
 
@@ -230,7 +225,7 @@ def rendering_limit(max_chars: int) -> Callable[[FrameType, str, Any], Any]:
     """
     chars, deadline = 0, time.monotonic() + RENDER_SECONDS
 
-    def watch(frame: FrameType, event: str, arg: Any) -> Any:
+    def watch(frame: Any, event: str, arg: Any) -> Any:
         nonlocal chars
         # 只看模板编译成的代码，Jinja 给它这个文件名；它写出的每一段都由 `yield` 交出，也算 "return"。
         # Only the code compiled from the template, which Jinja gives this file name; each piece that it writes leaves

@@ -416,8 +416,8 @@ def test_stop_ids_come_from_the_right_files(
 
 def test_limits_of_text_and_params(kinds: dict[str, Kind]) -> None:
     SamplingParams(n=1024, stop=["x" * 1024] * 64)
-    for wrong, match in ((dict(n=1025), "n=1025"), (dict(stop="x" * 1025), "1025"), (dict(stop=["x"] * 65), "65")):
-        with pytest.raises(ValueError, match=match):
+    for wrong in (dict(n=1025), dict(stop="x" * 1025), dict(stop=["x"] * 65)):
+        with pytest.raises(ValueError, match=r"^(n=1025|stop=\W+x).*use .* 1024"):
             SamplingParams(**wrong)
     llm = LLM(EMBEDDED_MODEL, device="cpu", num_kvcache_blocks=16, max_model_len=128)
     seen: list[str] = []
@@ -478,7 +478,7 @@ def test_an_assistants_message_can_be_continued() -> None:
     open_end: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
     assert rendered(tokenizer, messages, add_generation_prompt=False) == "[user]json<|eot_id|>[assistant]{<|eot_id|>"
     assert rendered(tokenizer, messages, **open_end) == "[user]json<|eot_id|>[assistant]{"
-    with pytest.raises(ValueError, match="add_generation_prompt=False"):
+    with pytest.raises(ValueError, match="add_generation_prompt are not compatible"):
         tokenizer.encode_chat(messages, continue_final_message=True)
     with pytest.raises(ValueError, match="continue_final_message"):
         tokenizer.encode_chat(messages, continue_final_message="yes")  # type: ignore[arg-type]
