@@ -8,6 +8,7 @@ import math
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from engine import block_key
 from engine.block_manager import BlockManager
+from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
@@ -378,6 +380,32 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
     for request, output in zip(requests, run.outputs):
         assert_well_ended(llm, request, output)
     return run
+
+
+def add_guesses(engine: LLMEngine, plain: Run, kind: str) -> Counter[str]:
+    """每步之前照着 `plain` 的输出给每个序列写猜测：对的，错的，或者先对后错。
+
+    Before each step every sequence gets guesses after the outputs of `plain`: right, wrong, or right and then wrong.
+    """
+    rng, seen, real_plan, real_read = random.Random(3), Counter[str](), engine.plan, engine.sampler.read
+
+    def plan() -> list[ScheduledSequence]:
+        for seq in engine.scheduler.running:
+            answer = plain.tokens[int(seq.request_id)][seq.num_output_tokens :]
+            right = answer[: rng.randint(0, 6)] if kind != "wrong" else []
+            wrong = [(token + 1) % 2000 for token in answer[len(right) :][: rng.randint(0, 3)]]
+            seq.draft_ids = right + wrong if kind != "right" else right
+        schedule = real_plan()
+        seen["guesses"] += sum(len(row.seq.draft_ids) for row in schedule)
+        return schedule
+
+    def read(*arguments: Any) -> list[list[int]]:
+        token_ids = real_read(*arguments)
+        seen["right"] += sum(max(len(tokens) - 1, 0) for tokens in token_ids)
+        return token_ids
+
+    engine.plan, engine.sampler.read = plan, read  # type: ignore[method-assign]
+    return seen
 
 
 def assert_well_ended(llm: LLM, request: Request, output: RequestOutput) -> None:

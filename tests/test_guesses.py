@@ -21,6 +21,7 @@ from engine_helpers import (
     Request,
     Run,
     SlotModel,
+    add_guesses,
     assert_all_free,
     assert_equal_or_close_call,
     check_logprobs,
@@ -33,7 +34,6 @@ from engine_helpers import (
 from overlap_helpers import MAX_LEN, ROOMY, make_llm
 
 from engine.batch import build_batch, flatten
-from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence, SequenceStatus
@@ -265,32 +265,6 @@ def requests() -> list[Request]:
 @pytest.fixture(scope="module")
 def plain(folder: Path, requests: list[Request]) -> Run:
     return run_requests(make_llm(folder, overlapped=False, **ROOMY, enable_prefix_caching=False), requests)
-
-
-def add_guesses(engine: LLMEngine, plain: Run, kind: str) -> Counter[str]:
-    """每步之前照着 `plain` 的输出给每个序列写猜测：对的，错的，或者先对后错。
-
-    Before each step every sequence gets guesses after the outputs of `plain`: right, wrong, or right and then wrong.
-    """
-    rng, seen, real_plan, real_read = random.Random(3), Counter[str](), engine.plan, engine.sampler.read
-
-    def plan() -> list[ScheduledSequence]:
-        for seq in engine.scheduler.running:
-            answer = plain.tokens[int(seq.request_id)][seq.num_output_tokens :]
-            right = answer[: rng.randint(0, 6)] if kind != "wrong" else []
-            wrong = [(token + 1) % 2000 for token in answer[len(right) :][: rng.randint(0, 3)]]
-            seq.draft_ids = right + wrong if kind != "right" else right
-        schedule = real_plan()
-        seen["guesses"] += sum(len(row.seq.draft_ids) for row in schedule)
-        return schedule
-
-    def read(*arguments: Any) -> list[list[int]]:
-        token_ids = real_read(*arguments)
-        seen["right"] += sum(max(len(tokens) - 1, 0) for tokens in token_ids)
-        return token_ids
-
-    engine.plan, engine.sampler.read = plan, read  # type: ignore[method-assign]
-    return seen
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
