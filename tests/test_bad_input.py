@@ -303,7 +303,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong shape": (edit("config.json", intermediate_size=128), "shape"),
     "missing tensor": (edit("config.json", num_hidden_layers=3), "layers.2"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json"),
-    "no tokenizer config": (remove("tokenizer_config.json"), "tokenizer_config.json"),
     "tokenizer not JSON": (write("tokenizer.json", b"{oops\n\n"), "tokenizer"),
     "tokenizer config not JSON": (write("tokenizer_config.json", b"{\noops"), "tokenizer"),
     "generation config not JSON": (write("generation_config.json", b"oops"), "generation_config.json"),

@@ -41,7 +41,7 @@ def _in(folder: str, names: str) -> tuple[str, ...]:
 ROOMS: Final = (
     Room(
         "core path",
-        2200,
+        2450,
         (
             *_in("engine", "__init__ config sampling_params validation tokenizer detokenizer outputs requests"),
             *_in("engine", "sequence block_key block_manager scheduler batch model_runner kv_pool sampler llm_engine"),
