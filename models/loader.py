@@ -35,6 +35,7 @@ _FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "
 # 旧的权重文件里由配置就能算出的表，不需要读，transformers 也不读。
 # Tables in old files that follow from the configuration; neither we nor transformers read them.
 _DERIVED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.masked_bias$")
+_OTHER = "config.json belongs to another model, download both again"
 # 文件头里写的一个张量：在哪个文件，形状，类型。
 # A tensor as the header of its file has it: which file, shape, type.
 Stored = tuple[str, list[int], str]
@@ -64,12 +65,12 @@ def shard_files(folder: Path) -> list[Path]:
     for name in names:
         # 索引是外来数据：“../../别处”这样的名字会读到文件夹外面去，只接受单纯的文件名。
         # The index is foreign data: a name such as "../../elsewhere" would leave the folder; plain names only.
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors") or len(name) > 200:
             raise ModelLoadError(
-                f"{folder / _INDEX_FILE}: shard name {name!r} is not a plain file name that ends in .safetensors"
+                f"{folder / _INDEX_FILE}: shard name {name!r:.100} is not a plain file name that ends in .safetensors"
             )
         if not (folder / name).exists():
-            raise ModelLoadError(f"{folder / name} is missing: {_INDEX_FILE} lists it; download it again")
+            raise ModelLoadError(f"{folder}: {name!r} is missing: {_INDEX_FILE} lists it; download it again")
     # 几百个张量只在几片里，取集合，每片只读一次；排序让每次加载的次序都相同。
     # Hundreds of tensors lie in a few shards: the set reads each shard once,
     # the sort makes every load go in the same order.
@@ -97,11 +98,15 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     stored: dict[str, Stored] = {}
     for path in shard_files(folder):
         try:
-            # 打开就是检查：头的长度、每个张量的字节区间（不重叠、不留空）、文件的大小，都由库来核对。
-            # To open is to check: the library compares the header's length, the byte ranges (no overlap, no gap) and
-            # the size of the file.
-            with safe_open(str(path), framework="pt", device="cpu"), path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_no_duplicates)
+            with path.open("rb") as file:
+                # 几千个张量的头也不到 1 MB；再大，光是解析就要占满内存。
+                # The header of thousands of tensors is below 1 MB; far larger ones fill the memory by being parsed.
+                if (length := int.from_bytes(file.read(8), "little")) > 1 << 24:
+                    raise ValueError(f"a header of {length} bytes")
+                # 打开就是检查：每个张量的字节区间（不重叠、不留空）和文件的大小，都由库来核对。
+                # To open is to check: the library compares the byte ranges (no overlap, no gap) and the file's size.
+                with safe_open(str(path), framework="pt", device="cpu"):
+                    header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.200}): download it again") from None
         header.pop("__metadata__", None)
@@ -206,26 +211,27 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
     places = _places(stored, model.config.tie_word_embeddings)
     for name, place in places.items():
         file, shape, dtype = stored[name]
+        what = f"tensor {name!r:.100}"
         # 多余的张量也是错误：例如带 `q_norm` 的 Qwen3 权重配上 Llama 的配置，跳过它就会输出错的结果。
         # A tensor too many is an error too: Qwen3 weights with `q_norm` under a Llama configuration would compute wrong
         # results if it were skipped.
         if place not in targets:
-            raise ModelLoadError(f"unexpected tensor {name!r:.100} {shape!s:.60} in {file}: wrong model?")
+            raise ModelLoadError(f"unexpected {what} {shape!s:.60} in {file}: {_OTHER}")
         # 必须自己比形状：`copy_` 会广播，一个 [1] 的张量会悄悄填满整个 [2048] 的参数。
         # Compare shapes ourselves: `copy_` broadcasts, and a tensor of [1] would quietly fill a parameter of [2048].
-        if shape != list(targets[place].shape):
-            raise ModelLoadError(
-                f"tensor {name} has shape {shape!s:.60}, the model needs {list(targets[place].shape)}: config.json and "
-                "the weights do not belong together"
-            )
+        needed = list(targets[place].shape)
+        if shape != needed:
+            raise ModelLoadError(f"{what} has shape {shape!s:.60}, the model needs {needed}: {_OTHER}")
         if dtype not in _FLOATS:
-            raise ModelLoadError(f"tensor {name} has dtype {dtype}: only floating-point weights are supported")
+            raise ModelLoadError(f"{what} has dtype {dtype}: only floating-point weights are supported")
     # 没填的参数里是 `torch.empty` 的垃圾值，模型能跑，却在胡说：所以少一个就整个失败。
     # An unfilled parameter holds what `torch.empty` left: the model would run and talk nonsense, so any gap fails the
     # load.
     if missing := sorted(targets.keys() - places.values()):
-        first = f"{missing[0]} {list(targets[missing[0]].shape)}"
-        raise ModelLoadError(f"{len(missing)} tensors are missing in {folder}, first {first}: download the model again")
+        first, remedy = f"{missing[0]} {list(targets[missing[0]].shape)}", "download the model again"
+        if missing == ["lm_head.weight"]:
+            remedy += ", or set tie_word_embeddings to true if the embedding is its head"
+        raise ModelLoadError(f"{len(missing)} tensors are missing in {folder}, first {first}: {remedy}")
     return places
 
 
@@ -261,8 +267,8 @@ def _fill(name: str, target: Tensor, tensor: Tensor) -> None:
     if all(bound.isfinite() for bound in torch.aminmax(target)):
         return
     if all(bound.isfinite() for bound in torch.aminmax(tensor)):
-        raise ModelLoadError(f"tensor {name} does not fit into {target.dtype}: use dtype bfloat16 or float32")
-    raise ModelLoadError(f"tensor {name} holds NaN or infinity: the file is damaged, download or convert it again")
+        raise ModelLoadError(f"tensor {name!r:.100} does not fit into {target.dtype}: use dtype bfloat16 or float32")
+    raise ModelLoadError(f"tensor {name!r:.100} holds NaN or infinity: the file is damaged, download it again")
 
 
 def load_weights(
@@ -294,3 +300,4 @@ def load_weights(
             loaded.add(place)
             if on_progress:
                 on_progress(len(loaded), len(targets))
+    assert loaded == targets.keys(), "check_weights has seen other names than the library reads"
