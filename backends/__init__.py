@@ -19,11 +19,6 @@ import torch
 from backends.base import AttentionBackend, BackendUnavailableError
 from backends.kernels import FusedKernels
 
-__all__ = [
-    "BackendStatus", "BackendUnavailableError", "backend_names", "backend_status", "choose_backend", "create_backend",
-    "create_kernels",
-]
-
 logger = logging.getLogger(__name__)
 
 

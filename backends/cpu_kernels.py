@@ -19,7 +19,7 @@ def _root(value: float) -> Tensor:
 
     A square root as a tensor, remembered: `torch.hypot` takes no Python numbers.
     """
-    return torch.tensor(value, dtype=torch.float32).sqrt()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").sqrt()
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

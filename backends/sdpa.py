@@ -17,13 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.base import (
-    AttentionBackend,
-    AttentionMetadata,
-    check_kvcache_args,
-    check_store_args,
-    check_varlen_args,
-)
+from backends.base import AttentionBackend, AttentionMetadata, check_kvcache_args, check_store_args, check_varlen_args
 from backends.kv_cache import store_by_index
 
 
@@ -321,9 +315,7 @@ class SDPABackend(AttentionBackend):
             )
         return _Plan(decode, prefill or [])
 
-    def store_kvcache(
-        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
         """见 `kv_cache.py`。
 
         See `kv_cache.py`.
@@ -376,15 +368,15 @@ class SDPABackend(AttentionBackend):
 
         All decoding sequences are padded to the longest and served by one SDPA call.
         """
+        if plan is None:
+            check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
         batch, num_queries, num_heads, head_dim = q.shape
         # 同组的 query 头共用 K、V，把它们当成同一个头的多个 query：K、V 不必复制，一次矩阵乘法服务整组。
         # Query heads of a group share K and V, so treat them as queries of a single head: nothing is copied.
         group_size = num_heads // k_cache.shape[2]
-        if plan is None:
-            check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
-            decode = _plan_decode(cache_seqlens, block_table, k_cache.shape[1], num_queries, group_size, causal)
-        else:
-            decode = plan.decode
+        decode = plan.decode if plan is not None else _plan_decode(
+            cache_seqlens, block_table, k_cache.shape[1], num_queries, group_size, causal
+        )
         # 所有序列都是空的（或没有 query）：没有东西可看，按约定输出全零。
         # Every sequence is empty, or there are no queries: nothing to see, so zeros by contract.
         if decode is None:

@@ -82,8 +82,8 @@ def environment(llm: LLM | None = None) -> dict[str, Any]:
     }
     if llm is not None:
         runner = llm.engine.model_runner
-        info |= {"backend": runner.backend.name, "dtype": str(runner.dtype), "block_size": runner.block_size}
-        info["max_model_len"] = runner.max_model_len
+        info |= {"backend": runner.backend.name, "dtype": str(runner.dtype), "block_size": llm.engine.pool.block_size}
+        info["max_model_len"] = llm.engine.pool.max_model_len
     return info
 
 

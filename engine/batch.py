@@ -25,6 +25,7 @@ is a new prompt of 3 tokens with table [0]. Only the last token of each sequence
 
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,16 @@ class Batch:
     positions: Tensor
     metadata: AttentionMetadata
     logits_indices: Tensor
+
+
+def on_device(values: list[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """主机上的数送到设备上，不等拷贝完成。
+
+    Numbers of the host on the device, without waiting for the copy.
+    """
+    # 第一个 `device` 也要写明：进程可以另有默认设备，那样数就直接去了那里。
+    # The first `device` is named as well: the process may have another default, and the numbers would go there.
+    return torch.tensor(values, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
 
 def _rectangle(tables: list[list[int]], device: torch.device) -> Tensor:
@@ -214,6 +225,6 @@ def build_batch(
     # Placeholders among the inputs become the tokens of the step before, on the device and without the host.
     if step.pending:
         assert sampled is not None, "only the overlapped loop has pending inputs, and it passes the tokens"
-        where = torch.tensor(step.pending).to(device, non_blocking=True)  # [N, 2]
+        where = on_device(step.pending, device)  # [N, 2]
         ids[where[:, 0]] = sampled[where[:, 1]]
     return Batch(input_ids=ids, positions=places, metadata=metadata, logits_indices=rows)

@@ -102,9 +102,8 @@ class EngineConfig:
         # None 表示由引擎定：真正的数要看模型和内存，此刻还不知道，所以这里只查用户给的。
         # None leaves it to the engine: the number depends on model and memory,
         # unknown as yet, so only what users gave is checked.
-        required = ("max_num_seqs",)
         optional = ("max_model_len", "max_num_batched_tokens", "kvcache_block_size", "num_kvcache_blocks")
-        for name in required + optional:
+        for name in ("max_num_seqs", *optional):
             value = getattr(self, name)
             if value is None and name in optional:
                 continue

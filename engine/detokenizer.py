@@ -10,10 +10,17 @@ the replacement character U+FFFD. `Scheduler.commit` hands each token to `Output
 `Requests.output` takes the text.
 """
 
+from __future__ import annotations
+
 from functools import partial
+from typing import TYPE_CHECKING
 
 from engine.sampling_params import SamplingParams
-from engine.tokenizer import Tokenizer
+
+# 只有类型标注用到它。真导入它就会带进 torch，而调度器经过 `sequence.py` 也要导入本文件。
+# For annotations only. Importing it would bring torch, and the scheduler imports this file by way of `sequence.py`.
+if TYPE_CHECKING:
+    from engine.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
 # 未完成的字符最多 3 个字节，所以合法的文字最多等 3 个 token；等了这么多个还没完，就是乱码。

@@ -74,8 +74,7 @@ def create_pool(setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reser
     if length < (config.max_model_len or limit):
         logger.warning(
             "max_model_len is %d instead of the model's %d: the KV cache holds no more. "
-            "/ 最大长度从模型的 %d 降为 %d：KV 缓存只装得下这么多。",
-            length, limit, limit, length,
+            "/ 最大长度从模型的 %d 降为 %d：KV 缓存只装得下这么多。", length, limit, limit, length,
         )  # fmt: skip
     _allocate(setup, runner, num_blocks)
     return KVPool(num_blocks, setup.block_size, length)

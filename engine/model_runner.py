@@ -1,4 +1,4 @@
-"""模型执行者：权重，以及“一个批进去、logits 出来”的前向计算。
+"""模型执行器：权重，以及“一个批进去、logits 出来”的前向计算。
 
 你在这里：`llm_engine.py` 每步调用一次 `execute`；KV 缓存的内存在 `kv_pool.py`，选 token 在 `sampler.py`。
 
@@ -82,7 +82,12 @@ class ModelRunner:
         """
         # 断点停在这里看 `batch`：T 个 token 首尾相接，哪几个属于同一条序列，只有 `batch.metadata` 知道。
         # Stop here and look at `batch`: T tokens lie end to end, and only `batch.metadata` knows whose they are.
-        hidden = self.forward(batch.input_ids, batch.positions, batch.metadata)  # [T, hidden]
-        # 1000 个 token 的提示词只有最后 1 个要 logits；全算就是 1000 * 128256 * 4 字节，约 0.5 GB，几乎全扔掉。
-        # A prompt of 1000 tokens needs logits for its last 1: all would be 1000 * 128256 * 4 bytes, 0.5 GB thrown away.
-        return self.model.compute_logits(hidden.index_select(0, batch.logits_indices))
+        # 外面若开着 autocast，矩阵乘法就换了精度，选出的 token 也会变：在这里关掉，出去时恢复。
+        # Under a caller's autocast the products would change their precision, and the tokens with it: off in here, and
+        # as it was on leaving.
+        with torch.autocast(self.device.type, enabled=False):
+            hidden = self.forward(batch.input_ids, batch.positions, batch.metadata)  # [T, hidden]
+            # 1000 个 token 的提示词只有最后 1 个要 logits；全算就是 1000 * 128256 * 4 字节，约 0.5 GB，几乎全扔掉。
+            # A prompt of 1000 tokens needs logits for its last 1: all would be 1000 * 128256 * 4 bytes, 0.5 GB for
+            # nothing.
+            return self.model.compute_logits(hidden.index_select(0, batch.logits_indices))

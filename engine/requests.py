@@ -281,8 +281,7 @@ class Requests:
         return replace(
             each[0], first_token_time=min(firsts, default=None), last_token_time=max(lasts, default=None),
             finished_time=max(ends, default=None), num_generated_tokens=sum(lengths),
-            num_later_tokens=sum(max(length - 1, 0) for length in lengths),
-            later_seconds=sum(lasts) - sum(firsts),
+            num_later_tokens=sum(max(length - 1, 0) for length in lengths), later_seconds=sum(lasts) - sum(firsts),
         )
 
     def _completion(self, seq: Sequence) -> CompletionOutput:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backends.kernels import FusedKernels
-from engine.batch import Sample, sampling_rows
+from engine.batch import Sample, on_device, sampling_rows
 from engine.outputs import Logprob
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence, SequenceStatus
@@ -48,23 +48,18 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
     seeds, output_indices, temperatures = sampling_columns(samples)
 
     def column(values: list[float]) -> Tensor:
-        # `non_blocking`：拷贝排进队列就返回，不停下来等 GPU 算完前面的。
-        # `non_blocking`: the copy is queued, and nobody waits for what the GPU has to do before it.
         # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
         # A column broadcasts against logits of [S, vocab_size]:
         # each row gets its own temperature without a Python loop.
-        return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True).unsqueeze(1)  # [S, 1]
-
-    def integers(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)  # [S]
+        return on_device(values, device, torch.float32).unsqueeze(1)  # [S, 1]
 
     return SamplingInputs(
         temperatures=column(temperatures), top_ps=column([p.top_p for p in params]),
-        min_ps=column([p.min_p for p in params]), top_ks=integers(top_ks).unsqueeze(1),
+        min_ps=column([p.min_p for p in params]), top_ks=on_device(top_ks, device).unsqueeze(1),
         # 噪声由（种子，第几个输出，token id）决定，这里送去前 2 个；没有随机数状态，也就不怕被谁打乱。
         # Noise depends on (seed, output index, token id), and here go the first 2;
         # with no generator state, nothing disturbs it.
-        seeds=integers(seeds), output_indices=integers(output_indices),
+        seeds=on_device(seeds, device), output_indices=on_device(output_indices, device),
         # 给 128256 个分数排序很贵，没人用 `top_k`、`top_p` 就整批跳过；在主机上判断，不必读 GPU。
         # Sorting 128256 scores is expensive and skipped if nobody uses `top_k` or `top_p`;
         # decided on the host, no GPU read.
@@ -120,6 +115,9 @@ class Sampler:
         # Kernels on CUDA run asynchronously; at `tolist` we must wait: one transfer of S ids, not S calls of `.item()`.
         return self.read([(row.seq, row.num_logits) for row in schedule], tokens.tolist(), logprobs)
 
+    # `counts` 就地改写：建引擎时外面若是推断模式，只有在推断模式里才允许改它。
+    # `counts` is changed in place, and if the engine was made in inference mode, only inference mode may change it.
+    @torch.inference_mode()
     def draw(self, samples: list[Sample], logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """采样的全部工作，都在设备上，不等结果：禁用与惩罚，采样，计数，对数概率。
 
@@ -200,18 +198,17 @@ class Sampler:
         # chooses it, greedy included.
         banned = [(row, i) for row, seq, index in special if index < seq.params.min_tokens for i in seq.stop_token_ids]
         if banned:
-            where = self._on_device(banned).unbind(1)
+            where = on_device(banned, logits.device).unbind(1)
             logits = logits.index_put(where, logits.new_full((), float("-inf")))  # [S, vocab_size]
         penalized = [(row, seq) for row, seq, _ in special if seq.params.penalizes]
         if not penalized:
             return logits, None
-        rows, places = self._on_device([(row, self._row(seq)) for row, seq in penalized]).unbind(1)
+        rows, places = on_device([(row, self._row(seq)) for row, seq in penalized], logits.device).unbind(1)
         params = [seq.params for _, seq in penalized]
         values = [(p.presence_penalty, p.frequency_penalty, p.repetition_penalty) for p in params]
-        columns = torch.tensor(values, dtype=torch.float32)  # [P, 3]
         # 转成一列一列的，好与 [P, vocab_size] 广播。
         # Cut into columns, which broadcast against [P, vocab_size].
-        presence, frequency, repetition = columns.to(logits.device, non_blocking=True)[:, :, None].unbind(1)
+        presence, frequency, repetition = on_device(values, logits.device, torch.float32)[:, :, None].unbind(1)
         logits = logits.float()  # [S, vocab_size]
         changed = apply_penalties(logits[rows], self.counts[:, places], presence, frequency, repetition)
         return logits.index_copy(0, rows, changed), (rows, places)
@@ -231,15 +228,8 @@ class Sampler:
             self.counts[:, row] = 0
             # 提示词里的次数没有人用，只看有没有，所以记 1 就够。
             # How often it stands in the prompt matters to nobody, only whether it does, so a 1 is enough.
-            self.counts[0, row].index_fill_(0, self._on_device(seq.prompt_token_ids), 1)
+            self.counts[0, row].index_fill_(0, on_device(seq.prompt_token_ids, self.counts.device), 1)
         return self.rows[seq]
-
-    def _on_device(self, values: list[tuple[int, int]] | list[int]) -> Tensor:
-        """整数送到设备上，不等拷贝完成。
-
-        Integers on the device, without waiting for the copy.
-        """
-        return torch.tensor(values, dtype=torch.int64).to(self.counts.device, non_blocking=True)
 
 
 # ---- 对数概率 ----
@@ -267,7 +257,7 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
     rows = [row for row, number in enumerate(wanted) if number is not None]
     if not rows:
         return None
-    where = torch.tensor(rows).to(logits.device, non_blocking=True)
+    where = on_device(rows, logits.device)
     # 各行要的个数不同，一律取最多的那个，到主机上再各取所需：张量没有长短不一的行。
     # Rows want different numbers: all take the largest, and the host cuts them; a tensor has no rows of unequal length.
     k = min(max(number for number in wanted if number is not None), logits.shape[1])

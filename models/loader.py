@@ -271,9 +271,7 @@ def _fill(name: str, target: Tensor, tensor: Tensor) -> None:
     raise ModelLoadError(f"tensor {name!r:.100} holds NaN or infinity: the file is damaged, download it again")
 
 
-def load_weights(
-    model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None
-) -> None:
+def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> None:
     """把文件夹里的权重全部填进模型。
 
     Fill the model with all weights of the folder.

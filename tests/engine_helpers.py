@@ -1,15 +1,16 @@
-"""引擎测试的工具：不带模型的调度器、槽位内容的模型、64 个混合请求、按 DESIGN 4.5 比较两次运行。
+"""引擎测试的工具：不带模型的调度器、槽位内容的模型、64 个混合请求、两次运行的比较（相等或险胜）。
 
 Tools of the engine tests: a scheduler without a model, a model of what the slots hold, 64 mixed requests, and the
-comparison of two runs as DESIGN 4.5 defines it.
+comparison of two runs: equal, or a close call.
 """
 
 import math
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +58,7 @@ def make_scheduler(
     max_model_len: int | None = None,
     caching: bool = True,
 ) -> Scheduler:
-    """一个严格模式的调度器，默认最大长度正好占满页池。
+    """一个严格模式的调度器，默认最大长度正好占满块池。
 
     A strict scheduler; by default the longest sequence just fills the pool.
     """
@@ -100,7 +101,7 @@ def run_all(scheduler: Scheduler, limit: int = 1000) -> list[list[tuple[str, int
 
 
 def assert_all_free(manager: BlockManager) -> None:
-    """一轮结束：所有页空闲，账目正确。
+    """一轮结束：所有块空闲，账目正确。
 
     At the end of a run all blocks are free and the books are right.
     """
@@ -220,7 +221,7 @@ def mixed_requests(vocab_size: int, count: int = 64, seed: int = 7) -> list[Requ
     requests = []
     for index in range(count):
         head = rng.choice(shared) if index % 4 == 0 else []
-        # 长度也要包括页大小的整数倍。
+        # 长度也要包括块大小的整数倍。
         # Lengths include multiples of the block size.
         size = rng.choice([1, 8, 16, 32, 64]) if index % 5 == 0 else rng.randint(1, 90 if index % 3 == 1 else 24)
         tail = [rng.randrange(vocab_size) for _ in range(max(1, size - len(head)))]
@@ -239,6 +240,61 @@ def mixed_requests(vocab_size: int, count: int = 64, seed: int = 7) -> list[Requ
         )
         requests.append(Request(list(prompt), params))
     return requests
+
+
+def random_penalties(rng: random.Random) -> dict[str, float]:
+    """三种惩罚，各有可能不用。
+
+    The three penalties, each of them possibly off.
+    """
+    return {
+        "presence_penalty": rng.choice([0.0, 0.0, 1.5, -1.0, 2.0]),
+        "frequency_penalty": rng.choice([0.0, 0.0, 0.7, -0.4, 2.0]),
+        "repetition_penalty": rng.choice([1.0, 1.0, 1.3, 0.8, 2.5]),
+    }
+
+
+def featured_requests(count: int = 48) -> list[Request]:
+    """混合请求，三分之二带上新的参数，其余照旧。
+
+    Mixed requests, two thirds of them with the new parameters, the rest as before.
+    """
+    rng, requests = random.Random(11), mixed_requests(2000, count, seed=3)
+    for index, request in enumerate(requests):
+        if index % 3 == 0:
+            continue
+        least = rng.choice([0, 0, 1, request.params.max_tokens // 2, request.params.max_tokens])
+        extra = dict(min_tokens=least, logprobs=rng.choice([None, None, 0, 2, 5]), **random_penalties(rng))
+        # 输出的 token 少，惩罚才常有机会起作用。
+        # Few different tokens in the output, so that penalties have their effect.
+        if index % 3 == 1:
+            extra |= dict(temperature=rng.choice([0.0, 0.2]), ignore_eos=rng.random() < 0.5)
+        stop = [rng.randrange(2000) for _ in range(50)] if index % 5 == 0 else None
+        request.params = replace(request.params, stop_token_ids=stop, **extra)  # type: ignore[arg-type]
+    return requests
+
+
+# 名字 -> 提示词、参数、错误里该有的话；上限 100 个 token，词表 2304。
+# Name -> prompt, parameters, what the error says; with a limit of 100 tokens and a vocabulary of 2304.
+BAD_REQUESTS: dict[str, tuple[Any, SamplingParams | None, str]] = {
+    "empty string": ("", None, "prompt is empty"),
+    "no tokens": ([], None, "prompt is empty"),
+    "as long as max_model_len": ([1] * 100, None, "100 tokens.*max_model_len=100.*at most 99"),
+    "longer than max_model_len": ([1] * 1000, None, "1000 tokens.*max_model_len=100.*at most 99"),
+    "negative token": ([1, -1], None, "token id -1.*2304"),
+    "token beyond the embedding": ([1, 2304], None, "token id 2304.*2304"),
+    "huge token": ([2**70], None, f"token id {2**70}"),
+    "not a prompt": (None, None, "string or a list of token ids"),
+    "a number": (5, None, "string or a list of token ids"),
+    "list of strings inside": (["a"], None, "string or a list of token ids"),
+    "float tokens": ([1.0], None, "string or a list of token ids"),
+    "bool tokens": ([True], None, "string or a list of token ids"),
+    "stop token beyond the embedding": ([1], SamplingParams(stop_token_ids=[5, 2304]), "stop token id 2304.*2304"),
+    "n outputs of a prompt too long": ([1] * 1000, SamplingParams(n=3, logprobs=2), "1000 tokens.*max_model_len=100"),
+    "min_tokens with a bad stop token": (
+        [1], SamplingParams(n=2, min_tokens=4, stop_token_ids=[2304]), "stop token id 2304.*2304"
+    ),
+}
 
 
 @dataclass
@@ -278,17 +334,20 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
     """
     engine = llm.engine
     run = Run(outputs=[], seeds=[])
-    real_sample, real_add = engine.sample, engine.add_sequence
+    real_choose, real_add = engine.sampler.choose, engine.add_sequence
 
-    def sample(schedule: list[ScheduledSequence], logits: Tensor) -> list[list[int]]:
+    def choose(schedule: list[ScheduledSequence], logits: Tensor) -> list[list[int]]:
         run.decisions.append(rows(schedule))
-        tokens = real_sample(schedule, logits)
-        sampling = [(row.seq, place) for place, row in enumerate(schedule) if row.samples]
-        assert len(sampling) == logits.shape[0]
-        for (seq, place), row_logits in zip(sampling, logits):
-            run.scores.setdefault(seq.request_id, []).append(row_logits.clone())
-            if forced is not None:
-                tokens[place] = [forced.tokens[int(seq.request_id)][seq.num_output_tokens]]
+        tokens = real_choose(schedule, logits)
+        assert sum(row.num_logits for row in schedule) == logits.shape[0]
+        left = iter(logits)
+        for place, row in enumerate(schedule):
+            # 猜错处之后的那几行作废，不记。
+            # The rows behind a wrong guess are void and not recorded.
+            mine = [next(left).clone() for _ in range(row.num_logits)][: len(tokens[place])]
+            run.scores.setdefault(row.seq.request_id, []).extend(mine)
+            if forced is not None and mine:
+                tokens[place] = [forced.tokens[int(row.seq.request_id)][row.seq.num_output_tokens]]
         return tokens
 
     def add_sequence(seq: Sequence) -> None:
@@ -296,7 +355,7 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
         run.stops.append(seq.stop_token_ids)
         real_add(seq)
 
-    engine.sample, engine.add_sequence = sample, add_sequence  # type: ignore[method-assign]
+    engine.sampler.choose, engine.add_sequence = choose, add_sequence  # type: ignore[method-assign]
     run.outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
     run.num_preemptions = engine.scheduler.num_preemptions
     run.cache_hits = engine.block_manager.stats.hit
@@ -314,13 +373,13 @@ def assert_well_ended(llm: LLM, request: Request, output: RequestOutput) -> None
     """
     completion, params = output.outputs[0], request.params
     assert output.prompt_token_ids == request.prompt
-    stops = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else set(llm.engine.eos_token_ids))
+    stops = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else set(llm.engine.requests.eos_token_ids))
     assert not stops & set(completion.token_ids[:-1]), "went on after a stop token"
     if completion.finish_reason == "stop":
         assert completion.token_ids[-1] in stops
     else:
         assert completion.finish_reason == "length"
-        limit = min(params.max_tokens, llm.engine.model_runner.max_model_len - len(request.prompt))
+        limit = min(params.max_tokens, llm.engine.pool.max_model_len - len(request.prompt))
         assert len(completion.token_ids) == limit
 
 
@@ -371,9 +430,9 @@ def top_two(logits: Tensor, params: SamplingParams, seed: int, index: int) -> tu
 
 
 def assert_equal_or_close_call(plain: Run, other: Run, requests: list[Request], tolerance: float = 1e-3) -> int:
-    """DESIGN 4.5 的“相等”：token 相同，或者第一次分开处 `plain` 的前两名分数相差不到 1e-3。
+    """“相等”：token 相同，或者第一次分开处是险胜，`plain` 的前两名分数相差不到 1e-3。
 
-    "Equal" of DESIGN 4.5: the tokens are equal, or where they first part `plain`'s top two scores differ by < 1e-3.
+    "Equal": the tokens are equal, or first part at a close call, where `plain`'s top two scores differ by < 1e-3.
 
     Returns:
         how many requests part
@@ -393,9 +452,44 @@ def assert_equal_or_close_call(plain: Run, other: Run, requests: list[Request], 
     return parted
 
 
+def check_logprobs(plain: Run, run: Run, requests: list[Request]) -> None:
+    """每个输出 token 有一份报告，数值与 `plain` 记下的原始 logits 相符；没要的就是 None。
+
+    Each output token has its report, which fits the raw logits that `plain` recorded; None if not asked for.
+    """
+    for number, request in enumerate(requests):
+        completion = run.outputs[number].outputs[0]
+        if request.params.logprobs is None:
+            assert completion.logprobs is None and completion.cumulative_logprob is None
+            continue
+        assert completion.logprobs is not None and len(completion.logprobs) == len(completion.token_ids)
+        if completion.token_ids != plain.tokens[number]:
+            continue
+        chosen = []
+        for index, (token, report) in enumerate(zip(completion.token_ids, completion.logprobs)):
+            exact = plain.scores[plain.outputs[number].request_id][index].double().log_softmax(-1)
+            assert len(report) - (token not in exact.topk(request.params.logprobs or 1).indices) in (
+                request.params.logprobs, request.params.logprobs + 1
+            )
+            for i, entry in report.items():
+                assert entry.logprob == pytest.approx(float(exact[i]), abs=2e-3)
+                assert entry.rank is not None and entry.decoded_token is not None
+                assert float((exact > exact[i] + 4e-3).sum()) < entry.rank <= float((exact > exact[i] - 4e-3).sum())
+            chosen.append(report[token].logprob)
+        assert completion.cumulative_logprob == pytest.approx(sum(chosen))
+
+
 def python() -> str:
     """正在运行测试的 Python。
 
     The Python that runs the tests.
     """
     return sys.executable
+
+
+def environment() -> dict[str, str]:
+    """去掉会让 rich 强制着色的变量。
+
+    Without the variables that make rich use colours by force.
+    """
+    return {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE")}

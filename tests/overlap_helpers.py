@@ -1,20 +1,32 @@
-"""重叠循环的测试工具：记下每一步发出的行，跑完一批请求，核对什么都没剩下。
+"""重叠循环的测试工具：记下每一步发出的行，跑完一批请求，核对什么都没剩下；还有在 CPU 上代替 CUDA graph 的“图”。
 
 Tools to test the overlapped loop: record the rows of each step launched, run a batch of requests, check that nothing is
-left.
+left; and "graphs" that stand in for CUDA graphs on the CPU.
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from engine_helpers import Request, Run, assert_all_free, assert_well_ended, rows
+from torch import Tensor
 
 import serving.llm
+from backends.kernels import FusedKernels
+from backends.kv_cache import KVCache, store_by_index
+from engine.gpu.decode_graphs import DecodeGraphs
 from engine.gpu.overlapped_engine import OverlappedEngine
+from engine.llm_engine import LLMEngine
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence
+from layers.activation import silu_and_mul
+from layers.rotary_embedding import apply_rotary
+from layers.sampler import SamplingInputs, sample
 from serving.llm import LLM
 
 MAX_LEN = 160
@@ -52,16 +64,16 @@ class Spy:
         self.inputs_from_device = 0
         real = engine._forward_and_sample
 
-        def forward_and_sample(schedule: list[ScheduledSequence], samples: list[bool]) -> Any:
+        def forward_and_sample(schedule: list[ScheduledSequence]) -> Any:
             assert schedule, "an empty step is not launched"
             self.decisions.append(rows(schedule))
-            for row, sampled in zip(schedule, samples):
+            for row in schedule:
                 seq = row.seq
                 assert seq.num_output_tokens < seq.params.max_tokens, f"{seq!r}: a step that max_tokens rules out"
-                assert seq.num_tokens < engine.model_runner.max_model_len, f"{seq!r}: a step beyond max_model_len"
-                self.samples[seq.request_id] += sampled
+                assert seq.num_tokens < engine.pool.max_model_len, f"{seq!r}: a step beyond max_model_len"
+                self.samples[seq.request_id] += row.samples
                 self.inputs_from_device += seq.token_ids[-1] == PENDING_TOKEN
-            return real(schedule, samples)
+            return real(schedule)
 
         engine._forward_and_sample = forward_and_sample  # type: ignore[method-assign]
 
@@ -114,3 +126,124 @@ def poison(llm: LLM) -> None:
         cache = layer.cache()
         cache.k.fill_(float("nan"))
         cache.v.fill_(float("nan"))
+
+
+# ---- CPU 上的“图” ----
+# ---- "graphs" on a CPU ----
+
+
+class PlainKernels(FusedKernels):
+    """每个融合步骤都用逐步的写法，采样也有。
+
+    Each fused step written out, sampling included.
+    """
+
+    has_sampler = True
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x = x if residual is None else x + residual
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight, x
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        assert packed is None
+        return F.linear(x, weight, bias)
+
+    def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[:, None].float() * inv_freq
+        return angles.cos(), angles.sin()
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return silu_and_mul(gate_up)
+
+    def qk_norm_rope_store(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
+        kv_cache: KVCache, slot_mapping: Tensor,
+    ) -> Tensor:
+        assert norm_weights is None
+        heads, head_dim = kv_cache.k.shape[2:]
+        q, k, v = qkv.unflatten(-1, (-1, head_dim)).tensor_split((-2 * heads, -heads), dim=1)
+        store_by_index(apply_rotary(k, cos, sin), v, kv_cache.k, kv_cache.v, slot_mapping)
+        return apply_rotary(q, cos, sin)
+
+    def sample(
+        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        column = temperatures[:, None].float()
+        off = torch.zeros_like(column)
+        chosen = sample(logits, SamplingInputs(column, off, off, off.long(), seeds, output_indices, False, False))
+        return chosen if out is None else out.copy_(chosen)
+
+
+class Recording:
+    """“图”：重放就是把录下的函数再调用一遍。
+
+    The "graph": to replay is to call the recorded function again.
+    """
+
+    replay: Callable[[], None]
+
+    def pool(self) -> None:
+        return None
+
+
+@contextmanager
+def no_cuda(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """没有 GPU 时也能走完录制的代码。
+
+    Lets the code that records run without a GPU.
+    """
+
+    @contextmanager
+    def graph(recording: Recording, pool: object = None) -> Iterator[None]:
+        yield
+
+    real_zeros = torch.zeros
+
+    def zeros(*args: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        return real_zeros(*args, **options)
+
+    patch.setattr(torch, "zeros", zeros)
+    patch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    patch.setattr(torch.cuda, "CUDAGraph", Recording)
+    patch.setattr(torch.cuda, "graph", graph)
+    yield
+
+
+def make_graphs(engine: LLMEngine, max_num_seqs: int) -> DecodeGraphs:
+    """为 CPU 上的引擎录“图”，并把核函数换成逐步写出的。
+
+    Record "graphs" for an engine on the CPU, with kernels that are written out.
+    """
+    runner = engine.model_runner
+    runner.kernels = engine.sampler.kernels = PlainKernels(runner.device)
+    runner.model.use_kernels(runner.kernels)
+    with pytest.MonkeyPatch.context() as patch, no_cuda(patch):
+        graphs = DecodeGraphs(runner, engine.pool, max_num_seqs)
+    for size, recording in graphs.graphs.items():
+
+        @torch.inference_mode()
+        def replay(size: int = size) -> None:
+            graphs.logits[size].copy_(graphs._forward(size))
+
+        recording.replay = replay  # type: ignore[method-assign]
+    return graphs
+
+
+def add_graphs(llm: LLM) -> DecodeGraphs:
+    """给 CPU 上的重叠循环装上“图”。
+
+    Give an overlapped engine on the CPU its "graphs".
+    """
+    engine = llm.engine
+    assert isinstance(engine, OverlappedEngine)
+    engine.graphs = graphs = make_graphs(engine, engine.scheduler.max_num_seqs)
+    # 在 CUDA 上 token 会拷到主机；这里没有拷贝，要自己留一份，下一步才不会盖掉它。
+    # On CUDA the tokens are copied to the host; here nothing is, so keep a copy that the next step does not overwrite.
+    real = engine._forward_and_sample
+
+    def forward_and_sample(schedule: list[ScheduledSequence]) -> Any:
+        tokens, rows, logprobs = real(schedule)
+        return tokens.clone(), rows, logprobs
+
+    engine._forward_and_sample = forward_and_sample  # type: ignore[method-assign]
+    return graphs

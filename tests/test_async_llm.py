@@ -11,8 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from engine_helpers import assert_all_free
-from test_bad_input import BAD_REQUESTS
+from engine_helpers import BAD_REQUESTS, assert_all_free
 
 import mini_llama
 import serving.llm
@@ -46,7 +45,7 @@ def run(llm: AsyncLLM, main: Callable[[AsyncLLM], Awaitable[None]], dead: bool =
     asyncio.run(wrapped())
     assert not llm._thread.is_alive() and llm._streams == {}
     if not dead:
-        assert not llm.engine.has_unfinished() and llm.engine._ids_in_use == set()
+        assert not llm.engine.has_unfinished() and llm.engine.requests._ids_in_use == set()
         assert_all_free(llm.engine.block_manager)
 
 
@@ -261,11 +260,11 @@ def test_a_failure_reaches_every_waiter_and_every_later_call(llm: AsyncLLM) -> N
 
 
 def test_a_failure_after_the_last_token_reaches_its_waiter_too(llm: AsyncLLM) -> None:
-    def make_output(seq: Any) -> Any:
+    def output(seq: Any) -> Any:
         raise MemoryError("no more")
 
     async def main(llm: AsyncLLM) -> None:
-        llm.engine.make_output = make_output  # type: ignore[method-assign]
+        llm.engine.requests.output = output  # type: ignore[method-assign]
         with pytest.raises(EngineDeadError, match="no more"):
             await last(llm.generate([1, 2], params(1)))
 

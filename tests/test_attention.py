@@ -23,6 +23,7 @@ from attention_cases import (
     run_decode,
     run_varlen,
     running_sum,
+    step_metadata,
     supported,
     targets,
     varlen_problem,
@@ -383,6 +384,85 @@ def test_a_second_layer_reads_its_own_cache(target: Target) -> None:
     first = backend.flash_attn_with_kvcache(q, k_cache, v_cache, lengths, table, causal=True)
     second = backend.flash_attn_with_kvcache(q, k_cache, -v_cache, lengths, table, causal=True)
     assert torch.equal(second, -first)
+
+
+# 每批：（新 token 数，上下文长度），解码行在前。
+# Each batch: (new tokens, context lengths), decode rows first.
+BATCHES = {
+    "decodes and prefills": ([1, 1, 1, 5, 3], [17, 1, 33, 5, 20]),
+    "decodes": ([1, 1, 1], [3, 40, 16]),
+    "decodes of equal length": ([1, 1], [19, 19]),
+    # 块在内存里恰好首尾相接，或者只有一个块：不取也不遮的捷径。
+    # Blocks that happen to lie side by side, or a single one: the short cut without gathering and masks.
+    "one decode": ([1], [7]),
+    "prefills": ([4, 2, 9], [4, 18, 9]),
+    "a decode and a prompt": ([1, 6], [5, 6]),
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_plan_serves_all_layers_and_the_backend_keeps_nothing(target: Target, batch: str) -> None:
+    new, contexts = BATCHES[batch]
+    num_decodes, device = new.count(1), target.device
+    problem = make_problem(small_case(target), new, contexts)
+    metadata = step_metadata(problem, num_decodes, device)
+    backend = target.create()
+    before = dict(vars(backend))
+    tensors = {name: value.clone() for name, value in before.items() if isinstance(value, Tensor)}
+    plan = backend.prepare(metadata)
+    first_new = [start - count for start, count in zip(torch.tensor(contexts).cumsum(0).tolist(), new)]
+    rows = [first + i for first, count in zip(first_new, new) for i in range(count)]
+    # 各层的 q、K、V 都不同，块表和长度是同一份。
+    # Every layer has other q, K and V; tables and lengths are the same.
+    for a, b, c in ((1, 1, 1), (-1, 1, 2), (0.5, -1, -1)):
+        q, k, v = a * problem.q, b * problem.k, c * problem.v
+        k_cache, v_cache = b * problem.k_cache, c * problem.v_cache  # type: ignore[operator]
+        # 新 token 的槽位也先填上 NaN，由 `store_kvcache` 来写。
+        # Slots of the new tokens are NaN as well, for `store_kvcache` to write.
+        for cache in (k_cache, v_cache):
+            cache.flatten(0, 1)[metadata.slot_mapping.cpu()] = NAN
+        q, k_cache, v_cache = q.to(device), k_cache.to(device), v_cache.to(device)
+        backend.store_kvcache(k[rows].to(device), v[rows].to(device), k_cache, v_cache, metadata.slot_mapping)
+
+        def attend(plan: Any, q: Tensor = q, k_cache: Tensor = k_cache, v_cache: Tensor = v_cache) -> Tensor:
+            decoded = backend.flash_attn_with_kvcache(
+                q[:num_decodes, None], k_cache, v_cache, metadata.cache_seqlens, metadata.decode_block_tables,
+                causal=True, plan=plan,
+            )  # fmt: skip
+            prefilled = backend.flash_attn_varlen_func(
+                q[num_decodes:], k_cache, v_cache, metadata.cu_seqlens_q, metadata.cu_seqlens_k,
+                metadata.max_seqlen_q, metadata.max_seqlen_k, causal=True,
+                block_table=metadata.prefill_block_tables, plan=plan,
+            )  # fmt: skip
+            return torch.cat([decoded[:, 0], prefilled])
+
+        out = attend(plan)
+        assert torch.equal(out, attend(None))
+        reference = attention_oracle(q.cpu(), k, v, new, contexts, problem.case.scale(), causal=True)
+        assert_solved(out, replace(problem, reference=reference))
+    assert vars(backend).keys() == before.keys()
+    assert all(vars(backend)[name] is value for name, value in before.items())
+    assert all(torch.equal(before[name], content) for name, content in tensors.items())
+
+
+@pytest.mark.parametrize("blocks", [[3, 4, 5], [3, 5, 4]])
+def test_a_single_sequence_whose_blocks_lie_side_by_side_or_not(target: Target, blocks: list[int]) -> None:
+    case = small_case(target)
+    block_size = case.block_size or 16
+    length = 2 * block_size + 3
+    problem = make_problem(replace(case, block_size=None), [1], [length])
+    caches = [torch.full((7, block_size, 2, 64), NAN, dtype=case.dtype) for _ in range(2)]
+    slots = [blocks[p // block_size] * block_size + p % block_size for p in range(length)]
+    for cache, content in zip(caches, (problem.k, problem.v)):
+        cache.flatten(0, 1)[slots] = content
+    table = torch.tensor([[*blocks, -1]], dtype=torch.int32)
+    paged = replace(problem, case=case, k_cache=caches[0], v_cache=caches[1], block_table=table)
+    assert_solved(run_decode(target, paged), paged)
+    backend, metadata = target.create(), step_metadata(paged, 1, target.device)
+    q, k_cache, v_cache = (x.to(target.device) for x in (paged.q[:, None], *caches))
+    arguments = (q, k_cache, v_cache, metadata.cache_seqlens, metadata.decode_block_tables)
+    out = backend.flash_attn_with_kvcache(*arguments, causal=True, plan=backend.prepare(metadata))
+    assert_solved(out[:, 0], paged)
 
 
 # ---- bad arguments ----

@@ -1,6 +1,6 @@
-"""DESIGN 4.7 的不合法输入：每一行给出该给的错误，旁边的请求照常完成。
+"""不合法的输入：请求、选项、模型文件夹，每种给出该给的一行错误，旁边的请求照常完成。
 
-The bad input of DESIGN 4.7: each row gives its error, and the requests beside it finish.
+Bad input: requests, options, model folders. Each gives its error in one line, and the requests beside it finish.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_helpers import assert_all_free, small_model_folder
+from engine_helpers import BAD_REQUESTS, assert_all_free, small_model_folder
 
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
@@ -54,26 +54,6 @@ def one_line(error: BaseException) -> str:
 
 # ---- 请求 ----
 # ---- requests ----
-
-BAD_REQUESTS: dict[str, tuple[Any, SamplingParams | None, str]] = {
-    "empty string": ("", None, "prompt is empty"),
-    "no tokens": ([], None, "prompt is empty"),
-    "as long as max_model_len": ([1] * 100, None, "100 tokens.*max_model_len=100.*at most 99"),
-    "longer than max_model_len": ([1] * 1000, None, "1000 tokens.*max_model_len=100.*at most 99"),
-    "negative token": ([1, -1], None, "token id -1.*2304"),
-    "token beyond the embedding": ([1, 2304], None, "token id 2304.*2304"),
-    "huge token": ([2**70], None, f"token id {2**70}"),
-    "not a prompt": (None, None, "string or a list of token ids"),
-    "a number": (5, None, "string or a list of token ids"),
-    "list of strings inside": (["a"], None, "string or a list of token ids"),
-    "float tokens": ([1.0], None, "string or a list of token ids"),
-    "bool tokens": ([True], None, "string or a list of token ids"),
-    "stop token beyond the embedding": ([1], SamplingParams(stop_token_ids=[5, 2304]), "stop token id 2304.*2304"),
-    "n outputs of a prompt too long": ([1] * 1000, SamplingParams(n=3, logprobs=2), "1000 tokens.*max_model_len=100"),
-    "min_tokens with a bad stop token": (
-        [1], SamplingParams(n=2, min_tokens=4, stop_token_ids=[2304]), "stop token id 2304.*2304"
-    ),
-}
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
@@ -202,15 +182,15 @@ def test_an_unknown_backend_lists_the_names(folder: Path) -> None:
 
 
 def test_an_explicit_length_that_does_not_fit_says_what_would(folder: Path) -> None:
-    # 200 个 token 要 13 页 16，只有 5 页，装得下 80。
+    # 200 个 token 要 13 个大小 16 的块，只有 5 个，装得下 80。
     # 200 tokens need 13 blocks of 16; there are 5, which hold 80.
     with pytest.raises(ValueError, match=r"max_model_len=200.*13 blocks of 16.*there are 5.*<= 80") as info:
         make_llm(folder, max_model_len=200, num_kvcache_blocks=5)
     one_line(info.value)
-    assert make_llm(folder, max_model_len=80, num_kvcache_blocks=5).engine.model_runner.max_model_len == 80
-    # 13 页恰好够。
+    assert make_llm(folder, max_model_len=80, num_kvcache_blocks=5).engine.pool.max_model_len == 80
+    # 13 个块恰好够。
     # 13 blocks are just enough.
-    assert make_llm(folder, max_model_len=200, num_kvcache_blocks=13).engine.model_runner.max_model_len == 200
+    assert make_llm(folder, max_model_len=200, num_kvcache_blocks=13).engine.pool.max_model_len == 200
 
 
 def test_an_explicit_length_beyond_the_model_is_an_error(folder: Path) -> None:
@@ -223,7 +203,7 @@ def test_without_an_explicit_length_it_is_reduced_with_one_warning(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         llm = make_llm(folder, max_model_len=None, num_kvcache_blocks=3)
-    assert llm.engine.model_runner.max_model_len == 48
+    assert llm.engine.pool.max_model_len == 48
     assert len(caplog.records) == 1
     message = one_line(AssertionError(caplog.records[0].getMessage()))
     assert "48" in message and "512" in message and "最大长度" in message
@@ -248,7 +228,7 @@ def test_a_pool_of_one_block_still_answers(folder: Path) -> None:
 
 def test_the_models_repetition_penalty_is_taken_and_checked(copy: Path) -> None:
     edit("generation_config.json", repetition_penalty=1.1)(copy)
-    assert make_llm(copy).engine.generation_defaults == SamplingParams(repetition_penalty=1.1)
+    assert make_llm(copy).engine.requests.defaults == SamplingParams(repetition_penalty=1.1)
     edit("generation_config.json", repetition_penalty=0)(copy)
     with pytest.raises(ModelLoadError, match=r"generation_config.json.*repetition_penalty=0"):
         make_llm(copy)

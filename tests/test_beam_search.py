@@ -92,7 +92,7 @@ def test_equal_to_transformers_with_end_tokens(llm: LLM, oracle: Any, prompts: l
     # With a `length_penalty` of 0 the score is the sum. The two differ only in this: every candidate that meets an end
     # token is kept here, `transformers` keep those ranked within the beam width; so what only they have was displaced
     # by better ones, and what both have has equal scores.
-    eos = sorted(llm.engine.eos_token_ids)
+    eos = sorted(llm.engine.requests.eos_token_ids)
     params = BeamSearchParams(beam_width=3, max_tokens=40, length_penalty=0.0)
     same = 0
     for prompt, output in zip(prompts, llm.beam_search(prompts, params), strict=True):

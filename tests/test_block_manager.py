@@ -1,6 +1,7 @@
-"""块管理器，不带模型：DESIGN 4.4 的每条行为，和第 7 节里别的引擎犯过的错。
+"""块管理器，不带模型：命中、淘汰、碰撞、统计和自检的每条行为，包括别的引擎犯过的错。
 
-The block manager without a model: each behaviour of DESIGN 4.4, and the bugs of other engines from section 7.
+The block manager without a model: each behaviour of hits, eviction, collisions, statistics and the self-check, with the
+bugs of other engines among them.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from engine.block_key import make_block_key
 from engine.block_manager import BlockManager
 from engine.sequence import Sequence
 
-# 页大小 4，提示用小整数，方便手算。
+# 块大小 4，提示用小整数，方便手算。
 # Blocks of 4 and prompts of small integers, to work by hand.
 SIZE = 4
 
@@ -22,7 +23,7 @@ def make(num_blocks: int = 8, caching: bool = True) -> BlockManager:
 
 
 def admit(manager: BlockManager, seq: Sequence) -> list[int]:
-    """接纳并算完整个序列，返回命中的页。
+    """接纳并算完整个序列，返回命中的块。
 
     Admit and compute the whole sequence; return the hits.
     """
@@ -35,7 +36,7 @@ def admit(manager: BlockManager, seq: Sequence) -> list[int]:
 
 
 def prompt(*starts: int) -> list[int]:
-    """每个数展开成一页：prompt(10, 20) 是 [10, 11, 12, 13, 20, 21, 22, 23]。
+    """每个数展开成一个块：prompt(10, 20) 是 [10, 11, 12, 13, 20, 21, 22, 23]。
 
     Each number becomes a block: prompt(10, 20) is [10, 11, 12, 13, 20, 21, 22, 23].
     """
@@ -121,13 +122,13 @@ def test_shared_second_block_with_a_different_first_is_no_hit() -> None:
 
 
 def test_the_chain_does_not_restart_at_block_1() -> None:
-    # 三页 x、y、z 与 w、y、z：只有第 0 页不同，后面全部不得命中。
+    # 三个块 x、y、z 与 w、y、z：只有第 0 个块不同，后面全部不得命中。
     # Blocks x, y, z and w, y, z: only block 0 differs, and nothing after it may be hit.
     manager = make(12)
     admit(manager, make_seq("a", [*prompt(10, 20, 30), 1]))
     admit(manager, make_seq("b", [*prompt(40, 20, 30), 1]))
     assert len(manager.cached) == 6
-    # 同样内容的一页出现在不同的位置，也是不同的名字。
+    # 同样内容的一个块出现在不同的位置，也是不同的名字。
     # The same contents at another place in the prompt have another name as well.
     assert manager.find_prefix(make_seq("c", [*prompt(20, 30), 1])) == []
     keys = [make_block_key(None, (1, 2)), make_block_key(make_block_key(None, (1, 2)), (1, 2))]
@@ -145,7 +146,7 @@ def test_two_equal_prompts_in_one_step_share_nothing_and_the_first_name_stays() 
     manager = make()
     tokens = [*prompt(10), 1]
     first, second = make_seq("a", tokens), make_seq("b", tokens)
-    # 两个都在任何一个算完之前接纳：谁也没有可命中的页。
+    # 两个都在任何一个算完之前接纳：谁也没有可命中的块。
     # Both are admitted before either has computed anything: there is nothing to hit.
     for seq in (first, second):
         hits = manager.find_prefix(seq)
@@ -191,7 +192,7 @@ def test_prefix_hit_on_a_freed_block_counts_as_consumed() -> None:
     first = make_seq("a", [*prompt(10, 20), 1])
     admit(manager, first)
     manager.free(first)
-    # 9 + 4 个 token 要 4 页：2 页命中（躺在空闲队列里），还要 2 页新的，共 4 页，正好够。
+    # 9 + 4 个 token 要 4 个块：2 个命中（躺在空闲队列里），还要 2 个新的，共 4 个，正好够。
     # 9 + 4 tokens need 4 blocks: 2 hits that lie in the free queue and 2 new ones, 4 in all, which just fits.
     second = make_seq("b", [*prompt(10, 20), 1, 2, 3, 4, 5])
     hits = manager.find_prefix(second)
@@ -200,7 +201,7 @@ def test_prefix_hit_on_a_freed_block_counts_as_consumed() -> None:
     assert not manager.can_allocate(second, hits, 17)
     other = make_seq("c", [50])
     manager.allocate(other, [], 1)
-    # 空闲 3 页，命中 2 页，新页 2 页：若把命中当作不花钱，就会错误地答应。
+    # 空闲 3 个块，命中 2 个，新块 2 个：若把命中当作不花钱，就会错误地答应。
     # 3 free, 2 hits, 2 new: whoever thinks that hits cost nothing would wrongly agree.
     assert manager.find_prefix(second) == hits
     assert not manager.can_allocate(second, hits, 13)
@@ -222,7 +223,7 @@ def test_hits_in_use_cost_nothing() -> None:
 
 
 def test_admission_never_evicts_its_own_hits() -> None:
-    # 命中的页恰好是空闲队列里最老的：先取新页的实现会把它们淘汰掉。
+    # 命中的块恰好是空闲队列里最老的：先取新块的实现会把它们淘汰掉。
     # The hits are the oldest in the free queue: taking new blocks first would evict them.
     manager = make(num_blocks=3)
     first = make_seq("a", [*prompt(10), 1])
@@ -252,7 +253,7 @@ def test_freed_blocks_keep_their_names_until_taken() -> None:
     assert first.block_table == [] and first.num_computed_tokens == 0
     assert manager.num_free_blocks == 3
     assert manager.find_prefix(make_seq("b", [*prompt(10), 1])) == table[:1]
-    # 取走 3 页之后，旧名字才真正消失。
+    # 取走 3 个块之后，旧名字才真正消失。
     # Only once all 3 blocks are taken is the old name gone.
     admit(manager, make_seq("c", [*prompt(60, 70), 1]))
     assert manager.find_prefix(make_seq("b", [*prompt(10), 1])) == []
@@ -296,7 +297,7 @@ def test_a_hit_renews_the_block_in_the_lru_order() -> None:
     again = make_seq("again", [*prompt(10), 2])
     admit(manager, again)
     manager.free(again)
-    # 现在 old 的页最后释放，young 的先被淘汰。
+    # 现在 old 的块最后释放，young 的先被淘汰。
     # Now old's block was freed last, so young's goes first.
     admit(manager, make_seq("c", [*prompt(60), 1]))
     assert manager.find_prefix(make_seq("x", [*prompt(20), 3])) == []
@@ -356,7 +357,7 @@ def test_successors_of_a_collided_block_stay_out_even_if_their_own_hash_is_free(
     second = make_seq("b", [*prompt(20, 30), 1])
     first = make_seq("a", [*prompt(10), 1])
     admit(manager, first)
-    # 只让 b 的第 0 页与 a 的第 0 页碰撞，第 1 页的哈希是空着的。
+    # 只让 b 的第 0 个块与 a 的第 0 个块碰撞，第 1 个块的哈希是空着的。
     # Only b's block 0 collides with a's block 0; the hash of its block 1 is free.
     collided = make_block_key(None, tuple(prompt(20)))
     object.__setattr__(collided, "hash", first.block_keys[0].hash)
@@ -378,7 +379,7 @@ def test_keys_compare_whole_prefixes() -> None:
 
 
 def test_equal_prompts_share_their_names_so_comparing_stays_short() -> None:
-    # 2000 页的提示重复一次：若每比一页都走回开头，就是两百万步。
+    # 2000 个块的提示重复一次：若每比一个块都走回开头，就是两百万步。
     # A prompt of 2000 blocks, repeated: walking back to the start for every block would be two million steps.
     manager = make(4002)
     tokens = [index % 7 for index in range(2000 * SIZE + 1)]

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from engine_helpers import ROOT, python
-from test_cli import environment
+from engine_helpers import ROOT, environment, python
 
 import mini_llama
+from serving.chat import CHAT_HELP
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,8 +50,8 @@ def test_commands(chat: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = chat("/help", "/stats", QUESTION, QUESTION, "/stats", "/reset", "/nope", "/exit", QUESTION)
     assert code == 0 and err == ""
     lines = out.splitlines()
-    assert lines[: len(mini_llama.CHAT_HELP.splitlines())] == mini_llama.CHAT_HELP.splitlines()
-    assert all(command in mini_llama.CHAT_HELP for command in ("/help", "/reset", "/stats", "/exit"))
+    assert lines[: len(CHAT_HELP.splitlines())] == CHAT_HELP.splitlines()
+    assert all(command in CHAT_HELP for command in ("/help", "/reset", "/stats", "/exit"))
     assert out.count(ANSWER) >= 1 and out.count("prefix cache 前缀缓存") == 2
     assert "0 / 0 tokens (0%)" in out
     # 第二问带着历史，开头命中前缀缓存。

@@ -1,6 +1,6 @@
-"""命令行：DESIGN 4.8 的选项、帮助、退出码，以及重定向后的纯文本。
+"""命令行：选项、帮助、退出码，以及重定向后的纯文本。
 
-The command line: the options of DESIGN 4.8, help, exit codes, and plain text where the output is redirected.
+The command line: options, help, exit codes, and plain text where the output is redirected.
 """
 
 import os
@@ -9,25 +9,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from engine_helpers import ROOT, python
+from engine_helpers import ROOT, environment, python
 
 import mini_llama
 from backends import backend_names
-from engine.model_runner import ModelRunner
+from engine import kv_pool
 from engine.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HAN = re.compile(r"[\u4e00-\u9fff]")
 LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
-
-
-def environment() -> dict[str, str]:
-    """去掉会让 rich 强制着色的变量。
-
-    Without the variables that make rich use colours by force.
-    """
-    return {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE")}
 
 
 def run_cli(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -218,10 +210,10 @@ def test_compare_takes_no_more_memory_than_it_needs(
 ) -> None:
     # 几个引擎同住一台设备：谁也不许按“剩余显存”去占。
     # Several engines share a device: none may size its pool by the memory that is free.
-    monkeypatch.setattr(ModelRunner, "_affordable_blocks", None)
+    monkeypatch.setattr(kv_pool, "_affordable_blocks", None)
     pools = []
-    real = ModelRunner._allocate_pool
-    monkeypatch.setattr(ModelRunner, "_allocate_pool", lambda self, count: pools.append(count) or real(self, count))
+    real = kv_pool._allocate
+    monkeypatch.setattr(kv_pool, "_allocate", lambda setup, model, n: pools.append(n) or real(setup, model, n))
     code, out, err = main(capsys, "--compare", "torch", "sdpa", "--prompt", "hi", "--prompt", "hi", "--max-tokens", "9")
     assert code == 0 and "tokens equal" in out and err == "" and caplog.records == []
     assert len(pools) == 2 and pools[0] == pools[1] < 20
@@ -285,7 +277,7 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import mini_llama
 from engine.llm_engine import LLMEngine
-from engine.model_runner import ModelRunner
+from engine import kv_pool
 engines, steps, real = [], [], ModelRunner.execute
 start = LLMEngine.__init__
 def init(self, *arguments):

@@ -6,14 +6,11 @@ How inputs of the CUDA graphs are prepared, on the CPU: "record and replay" beco
 stays. Buffers, padded rows, updates of the block tables, the row that holds the last step's token: none needs a GPU.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from engine_helpers import (
     Request,
     Run,
@@ -22,140 +19,16 @@ from engine_helpers import (
     run_requests,
     small_model_folder,
 )
-from overlap_helpers import poison, run_overlapped
-from torch import Tensor
+from overlap_helpers import add_graphs, poison, run_overlapped
 
 import serving.llm
-from backends.base import FusedKernels, KVCache
-from backends.sdpa import SDPABackend
-from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
+from engine.gpu.decode_graphs import graph_sizes
 from engine.gpu.overlapped_engine import OverlappedEngine
-from engine.scheduler import ScheduledSequence
-from layers.activation import silu_and_mul
-from layers.rotary_embedding import apply_rotary
-from layers.sampler import SamplingInputs, sample
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MAX_LEN = 160
-
-
-class PlainFused(FusedKernels):
-    """每个融合步骤都用逐步的写法。
-
-    Each fused step written out.
-    """
-
-    max_skinny_rows, has_sampler = 1, True
-
-    def __init__(self, backend: SDPABackend) -> None:
-        self.backend = backend
-
-    def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        x = x if residual is None else x + residual
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight, x
-
-    def skinny_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        return silu_and_mul(gate_up)
-
-    def qk_norm_rope_store(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        norm_weights: tuple[Tensor, Tensor] | None,
-        eps: float,
-        kv_cache: KVCache,
-        slot_mapping: Tensor,
-    ) -> Tensor:
-        assert norm_weights is None
-        heads, head_dim = kv_cache.k.shape[2:]
-        q, k, v = qkv.unflatten(-1, (-1, head_dim)).tensor_split((-2 * heads, -heads), dim=1)
-        self.backend.store_kvcache(apply_rotary(k, cos, sin), v, kv_cache.k, kv_cache.v, slot_mapping)
-        return apply_rotary(q, cos, sin)
-
-    def sample(
-        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
-    ) -> Tensor:
-        column = temperatures[:, None].float()
-        off = torch.zeros_like(column)
-        chosen = sample(logits, SamplingInputs(column, off, off, off.long(), seeds, output_indices, False, False))
-        return chosen if out is None else out.copy_(chosen)
-
-
-class Recording:
-    """“图”：重放就是把录下的函数再调用一遍。
-
-    The "graph": to replay is to call the recorded function again.
-    """
-
-    replay: Callable[[], None]
-
-    def pool(self) -> None:
-        return None
-
-
-@contextmanager
-def no_cuda(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """没有 GPU 时也能走完录制的代码。
-
-    Lets the code that records run without a GPU.
-    """
-
-    @contextmanager
-    def graph(recording: Recording, pool: object = None) -> Iterator[None]:
-        yield
-
-    real_zeros = torch.zeros
-
-    def zeros(*args: Any, pin_memory: bool = False, **options: Any) -> Tensor:
-        return real_zeros(*args, **options)
-
-    patch.setattr(torch, "zeros", zeros)
-    patch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    patch.setattr(torch.cuda, "CUDAGraph", Recording)
-    patch.setattr(torch.cuda, "graph", graph)
-    yield
-
-
-def add_graphs(llm: LLM) -> DecodeGraphs:
-    """给 CPU 上的引擎装上“图”。
-
-    Give an engine on the CPU its "graphs".
-    """
-    runner = llm.engine.model_runner
-    backend = runner.backend
-    assert isinstance(backend, SDPABackend)
-    backend.fused = PlainFused(backend)
-    with pytest.MonkeyPatch.context() as patch, no_cuda(patch):
-        max_blocks = -(-runner.max_model_len // runner.block_size)
-        graphs = DecodeGraphs(
-            runner.model, backend, runner.max_num_seqs, max_blocks, runner.block_size, runner.device
-        )
-    for size, recording in graphs.graphs.items():
-
-        @torch.inference_mode()
-        def replay(size: int = size) -> None:
-            graphs.logits[size].copy_(graphs._forward(size))
-
-        recording.replay = replay  # type: ignore[method-assign]
-    runner.graphs = graphs
-    # 在 CUDA 上 token 会拷到主机；这里没有拷贝，要自己留一份，下一步才不会盖掉它。
-    # On CUDA the tokens are copied to the host; here nothing is, so keep a copy that the next step does not overwrite.
-    engine = llm.engine
-    assert isinstance(engine, OverlappedEngine)
-    real = engine._forward_and_sample
-
-    def forward_and_sample(schedule: list[ScheduledSequence], samples: list[bool]) -> Any:
-        tokens, rows, logprobs = real(schedule, samples)
-        return tokens.clone(), rows, logprobs
-
-    engine._forward_and_sample = forward_and_sample  # type: ignore[method-assign]
-    return graphs
 
 
 def make_llm(folder: Path, **options: Any) -> LLM:

@@ -221,7 +221,7 @@ def test_the_core_pays_nothing_without_stop_and_stream() -> None:
     from serving.llm import LLM
 
     engine = LLM(num_kvcache_blocks=16, device="cpu").engine
-    assert engine.prepare_request("hi").output_text is None
-    assert engine.prepare_request("hi", SamplingParams(stop=[])).output_text is None
-    assert engine.prepare_request("hi", SamplingParams(stop="x")).output_text is not None
-    assert engine.prepare_request("hi", stream=True).output_text is not None
+    assert engine.requests.prepare("hi").output_text is None
+    assert engine.requests.prepare("hi", SamplingParams(stop=[])).output_text is None
+    assert engine.requests.prepare("hi", SamplingParams(stop="x")).output_text is not None
+    assert engine.requests.prepare("hi", stream=True).output_text is not None

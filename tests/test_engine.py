@@ -1,6 +1,6 @@
-"""引擎：64 个混合请求在各种配置下都得到相同的 token（DESIGN 4.5 的“相等”），以及 LLM 的公共接口。
+"""引擎：64 个混合请求在各种配置下都得到相同的 token（或在险胜处分开），以及 LLM 的公共接口。
 
-The engine: 64 mixed requests give equal tokens (as DESIGN 4.5 defines it) in every configuration; and LLM's public
+The engine: 64 mixed requests give equal tokens (or part at a close call) in every configuration; and LLM's public
 interface.
 """
 
@@ -111,7 +111,7 @@ class Variant:
     min_preemptions: int
 
 
-# 64 个提示若一步全进，谁也没有可命中的页；预算 256 让它们分几步进来。
+# 64 个提示若一步全进，谁也没有可命中的块；预算 256 让它们分几步进来。
 # If all 64 prompts enter in one step nobody finds a block to hit; a budget of 256 spreads them over several steps.
 VARIANTS = {
     "tiny pool": Variant(dict(num_kvcache_blocks=MAX_LEN // 16), 100, 20),
@@ -131,7 +131,7 @@ VARIANTS = {
     "block size 64": Variant(
         dict(kvcache_block_size=64, num_kvcache_blocks=200, max_num_batched_tokens=256), 100, 0
     ),
-    # 64 一页的池只有 3 页，最多 3 个请求同时运行，抢占自然少些；命中的页也早被淘汰。
+    # 块大小 64 的池只有 3 个块，最多 3 个请求同时运行，抢占自然少些；命中的块也早被淘汰。
     # With blocks of 64 the pool has 3, so at most 3 requests run at once and fewer are preempted; what could be hit is
     # evicted before.
     "block size 64, tiny pool": Variant(dict(kvcache_block_size=64, num_kvcache_blocks=3), 0, 5),
@@ -258,9 +258,9 @@ def test_a_seeded_request_alone_equals_itself_in_a_crowd(folder: Path, requests:
 def test_a_request_without_a_seed_draws_one_when_added(small: LLM) -> None:
     engine = small.engine
     params = SamplingParams(temperature=1.0)
-    first, second = engine.prepare_request([1, 2], params), engine.prepare_request([1, 2], params)
+    first, second = engine.requests.prepare([1, 2], params), engine.requests.prepare([1, 2], params)
     assert first.seed != second.seed
-    assert engine.prepare_request([1, 2], SamplingParams(seed=7)).seed == 7
+    assert engine.requests.prepare([1, 2], SamplingParams(seed=7)).seed == 7
 
 
 def test_engine_seed_makes_runs_reproducible(folder: Path) -> None:
@@ -344,7 +344,7 @@ def test_the_models_own_stop_tokens_are_the_union_of_both_files(folder: Path, tm
     (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": [2203, in_config]}))
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation}))
     llm = make_llm(copy, num_kvcache_blocks=64)
-    assert llm.engine.eos_token_ids == {2203, in_config, in_generation}
+    assert llm.engine.requests.eos_token_ids == {2203, in_config, in_generation}
     for params, end in [(SamplingParams(temperature=0, max_tokens=30), {in_config, in_generation}), (greedy, None)]:
         completion = llm.generate([[1, 2, 3]], params, progress=False)[0].outputs[0]
         expected = said if end is None else said[: next(i for i, t in enumerate(said) if t in end) + 1]
@@ -354,20 +354,20 @@ def test_the_models_own_stop_tokens_are_the_union_of_both_files(folder: Path, tm
         assert (completion.finish_reason, completion.stop_reason) == ("length" if end is None else "stop", None)
     (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": in_config}))
     (copy / "generation_config.json").unlink()
-    assert make_llm(copy, num_kvcache_blocks=64).engine.eos_token_ids == {in_config}
+    assert make_llm(copy, num_kvcache_blocks=64).engine.requests.eos_token_ids == {in_config}
 
 
 def test_num_cached_tokens_of_a_repeated_prompt(folder: Path) -> None:
     llm = make_llm(folder, num_kvcache_blocks=64)
     prompt = list(range(2, 42))
     first, second = (llm.generate([prompt], GREEDY, progress=False)[0] for _ in range(2))
-    # 40 个 token，页大小 16：命中 2 页，32 个。
+    # 40 个 token，块大小 16：命中 2 个块，32 个。
     # 40 tokens with blocks of 16: 2 blocks are hit, 32 tokens.
     assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 32)
     assert tokens_of([first]) == tokens_of([second])
     stats = llm.engine.block_manager.stats
     assert (stats.queried, stats.hit) == (80, 32)
-    # 恰好 32 个 token 只能命中 1 页。
+    # 恰好 32 个 token 只能命中 1 个块。
     # Exactly 32 tokens can hit 1 block only.
     assert llm.generate([prompt[:32]], GREEDY, progress=False)[0].num_cached_tokens == 16
     off = make_llm(folder, num_kvcache_blocks=64, enable_prefix_caching=False)
@@ -379,7 +379,7 @@ def test_a_second_turn_hits_the_first_turns_answer(folder: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
     first = llm.generate([[7] * 20], params, progress=False)[0]
     second = llm.generate([[7] * 20 + first.outputs[0].token_ids + [9]], GREEDY, progress=False)[0]
-    # 第一轮算过 49 个 token（最后一个输出没有再算），满 3 页。
+    # 第一轮算过 49 个 token（最后一个输出没有再算），满 3 个块。
     # The first turn computed 49 tokens (its last output was never fed back), 3 full blocks.
     assert second.num_cached_tokens == 48
 
@@ -512,7 +512,7 @@ def with_generation_config(folder: Path, target: Path, content: dict[str, Any]) 
 def test_generation_config_gives_the_defaults(folder: Path, tmp_path: Path) -> None:
     content = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "max_new_tokens": 3}
     llm = with_generation_config(folder, tmp_path / "sampled", content)
-    assert llm.engine.generation_defaults == SamplingParams(
+    assert llm.engine.requests.defaults == SamplingParams(
         temperature=0.6, top_p=0.9, top_k=40, min_p=0.1, max_tokens=3
     )
     outputs = llm.generate([[1], [2]], progress=False)
@@ -521,7 +521,7 @@ def test_generation_config_gives_the_defaults(folder: Path, tmp_path: Path) -> N
 
 def test_do_sample_false_is_greedy(folder: Path, tmp_path: Path) -> None:
     llm = with_generation_config(folder, tmp_path / "greedy", {"do_sample": False, "temperature": 0.6})
-    assert llm.engine.generation_defaults.greedy
+    assert llm.engine.requests.defaults.greedy
     first, second = (tokens_of(llm.generate([[1, 2, 3]], progress=False)) for _ in range(2))
     assert first == second
     greedy = SamplingParams(temperature=0, max_tokens=16)
@@ -530,7 +530,7 @@ def test_do_sample_false_is_greedy(folder: Path, tmp_path: Path) -> None:
 
 def test_params_given_replace_the_defaults(folder: Path, tmp_path: Path) -> None:
     llm = with_generation_config(folder, tmp_path / "given", {"do_sample": False, "max_new_tokens": 3})
-    seq = llm.engine.prepare_request([1], SamplingParams())
+    seq = llm.engine.requests.prepare([1], SamplingParams())
     assert seq.params == SamplingParams(temperature=1.0, max_tokens=16)
 
 
@@ -540,7 +540,7 @@ def test_a_model_without_generation_config(folder: Path, tmp_path: Path) -> None
     copy = tmp_path / "none"
     shutil.copytree(folder, copy)
     (copy / "generation_config.json").unlink()
-    assert make_llm(copy, num_kvcache_blocks=64).engine.generation_defaults == SamplingParams()
+    assert make_llm(copy, num_kvcache_blocks=64).engine.requests.defaults == SamplingParams()
 
 
 def test_chat_takes_one_conversation_or_several(embedded: LLM) -> None:
@@ -587,12 +587,12 @@ def test_chat_without_a_template_is_a_value_error(folder: Path, tmp_path: Path) 
 def test_text_leaves_special_tokens_out(embedded: LLM) -> None:
     engine = embedded.engine
     text = engine.tokenizer.encode("hello", add_special_tokens=False)
-    special = min(engine.eos_token_ids)
+    special = min(engine.requests.eos_token_ids)
     name = engine.tokenizer.decode([special], skip_special_tokens=False)
     assert name.startswith("<|")
 
     def said(**params: Any) -> str:
-        seq = engine.prepare_request([1], SamplingParams(**params), "x")
+        seq = engine.requests.prepare([1], SamplingParams(**params), "x")
         engine.add_sequence(seq)
         seq.token_ids += [*text, special]
         aborted = engine.abort("x")
@@ -608,14 +608,14 @@ def test_an_answer_ends_with_stop_and_clean_text(embedded: LLM) -> None:
     completion = output.outputs[0]
     assert "68" in completion.text and "<|" not in completion.text
     assert completion.finish_reason == "stop"
-    assert completion.token_ids[-1] in embedded.engine.eos_token_ids
+    assert completion.token_ids[-1] in embedded.engine.requests.eos_token_ids
 
 
 def test_the_embedded_model_is_greedy_by_default(embedded: LLM) -> None:
-    assert embedded.engine.generation_defaults.greedy
+    assert embedded.engine.requests.defaults.greedy
 
 
 def test_num_kvcache_blocks_and_block_size_are_taken(folder: Path) -> None:
     llm = make_llm(folder, num_kvcache_blocks=70, kvcache_block_size=8)
     assert (llm.engine.block_manager.num_blocks, llm.engine.block_manager.block_size) == (70, 8)
-    assert llm.engine.model_runner.max_model_len == 512
+    assert llm.engine.pool.max_model_len == 512

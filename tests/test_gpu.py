@@ -17,18 +17,18 @@ from engine_helpers import (
     Run,
     assert_all_free,
     assert_equal_or_close_call,
+    check_logprobs,
+    featured_requests,
     mixed_requests,
     run_requests,
     small_model_folder,
 )
 from overlap_helpers import assert_drained, poison, run_overlapped
-from test_sampling import check_logprobs, featured_requests
 
 from backends import backend_status, choose_backend
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
-from layers.linear import Linear
 from serving.async_llm import AsyncLLM
 from serving.llm import LLM
 
@@ -98,7 +98,8 @@ class GraphSpy:
     """
 
     def __init__(self, llm: LLM) -> None:
-        graphs = llm.engine.model_runner.graphs
+        assert isinstance(llm.engine, OverlappedEngine)
+        graphs = llm.engine.graphs
         assert graphs is not None
         self.rows: list[int] = []
         self.finite = torch.ones((), dtype=torch.bool, device="cuda")
@@ -166,7 +167,8 @@ def test_graphs_and_overlap_give_equal_tokens(
 def test_graph_sizes_end_with_max_num_seqs(folder: Path) -> None:
     for max_num_seqs, sizes in {1: [1], 3: [1, 2, 3], 13: [1, 2, 4, 8, 13], 16: [1, 2, 4, 8, 16]}.items():
         llm = make_llm(folder, max_num_seqs=max_num_seqs)
-        graphs = llm.engine.model_runner.graphs
+        assert isinstance(llm.engine, OverlappedEngine)
+        graphs = llm.engine.graphs
         assert graphs is not None and graphs.sizes == sizes
     # 13 个一起解码，恰好用满最大的图。
     # 13 decode together and just fill the largest graph.
@@ -222,7 +224,7 @@ def test_penalties_logprobs_and_n(folder: Path, name: str) -> None:
     assert spy.finite and len(spy.rows) > 10
     assert assert_equal_or_close_call(expected, run, requests) <= 3
     check_logprobs(expected, run, requests)
-    assert llm.engine.penalties.rows == {}
+    assert llm.engine.sampler.rows == {}
     several = [Request(r.prompt, replace(r.params, n=3, seed=2**63 - 2)) for r in requests[:12]]
     each = [Request(r.prompt, replace(r.params, n=1, seed=s)) for r in several for s in (2**63 - 2, 2**63 - 1, 0)]
     alone = eager_run(folder, each)
@@ -243,7 +245,7 @@ def test_abort_with_a_step_in_flight(folder: Path) -> None:
             assert isinstance(engine, OverlappedEngine) and engine.launched is not None
             aborted = engine.abort("b")
             assert aborted is not None and len(aborted.outputs[0].token_ids) == 2
-    # 新请求拿到刚归还的页，而那一步也许还在写。
+    # 新请求拿到刚归还的块，而那一步也许还在写。
     # A newcomer takes blocks that have just been returned, while that step may still be writing.
     engine.add_request(prompts["b"], GREEDY, "b")
     while engine.has_unfinished():
@@ -281,36 +283,37 @@ def test_auto_picks_triton(folder: Path) -> None:
     engine = LLM(folder, num_kvcache_blocks=64, max_num_seqs=4).engine
     assert engine.model_runner.device.type == "cuda"
     assert engine.model_runner.backend.name == "triton"
-    assert type(engine) is OverlappedEngine and engine.model_runner.graphs is not None
+    assert type(engine) is OverlappedEngine and engine.graphs is not None
     # head_dim 不是 2 的幂时，不选它。
     # It is not chosen where head_dim is no power of two.
     assert choose_backend("cuda", head_dim=24) != "triton"
 
 
-def test_enforce_eager_has_no_graphs_and_no_fused_kernels(folder: Path) -> None:
+def test_enforce_eager_has_no_graphs_and_no_kernels(folder: Path) -> None:
     engine = make_llm(folder, enforce_eager=True).engine
     runner = engine.model_runner
     assert type(engine) is LLMEngine
-    assert runner.graphs is None and runner.backend.fused is None
-    assert all(module.fused is None for module in runner.model.modules() if isinstance(module, Linear))
+    assert runner.kernels is None and engine.sampler.kernels is None
+    kernels = [module.kernels for module in runner.model.modules() if hasattr(module, "kernels")]
+    assert len(kernels) > 10 and set(kernels) == {None}
 
 
 def test_sdpa_warns_and_runs_without_graphs(
     folder: Path, requests: list[Request], plain: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="engine.model_runner"):
+    with caplog.at_level(logging.WARNING, logger="engine.gpu.overlapped_engine"):
         llm = make_llm(folder, backend="sdpa")
     assert any("sdpa" in message and "CUDA graph" in message for message in caplog.messages)
-    assert llm.engine.model_runner.graphs is None
+    assert isinstance(llm.engine, OverlappedEngine) and llm.engine.graphs is None
     run, _ = run_overlapped(llm, requests)
     assert assert_equal_or_close_call(plain, run, requests) <= 3
 
 
 def test_the_pool_is_measured(folder: Path) -> None:
-    # 小模型的上限是“用得上的页数”；一点显存都不给，就说清楚。
+    # 小模型的上限是“用得上的块数”；一点显存都不给，就说清楚。
     # A small model's limit is what it could ever use; with no memory at all the error says so.
     engine = make_llm(folder, num_kvcache_blocks=None, max_num_seqs=4, gpu_memory_utilization=0.5).engine
-    assert engine.model_runner.num_blocks == 4 * 512 // 16
+    assert engine.pool.num_blocks == 4 * 512 // 16
     with pytest.raises(ValueError, match="too full for the KV cache"):
         make_llm(folder, num_kvcache_blocks=None, gpu_memory_utilization=1e-6)
 
@@ -339,7 +342,7 @@ def test_a_full_gpu_gives_one_clear_line(folder: Path) -> None:
         make_llm(folder, num_kvcache_blocks=None)
     del hog
     torch.cuda.empty_cache()
-    assert make_llm(folder, num_kvcache_blocks=None).engine.model_runner.num_blocks > 0
+    assert make_llm(folder, num_kvcache_blocks=None).engine.pool.num_blocks > 0
 
 
 def test_streams_and_async_requests_equal_generate(folder: Path) -> None:

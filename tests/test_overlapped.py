@@ -1,4 +1,4 @@
-"""重叠循环（在 CPU 上）：输出与同步循环相同，不发没有用的步，取消与抢占发生在半路上也不漏页。
+"""重叠循环（在 CPU 上）：输出与同步循环相同，不发没有用的步，取消与抢占发生在半路上也不漏块。
 
 The overlapped loop, on the CPU: its outputs are those of the synchronous loop, it launches no useless step, and aborts
 and preemptions in flight leak no block.
@@ -185,7 +185,7 @@ def test_abort_between_steps(folder: Path, when: int) -> None:
         for name, prompt in prompts.items():
             each.add_request(prompt, params, name)
     expected = tokens_of(plain_engine)
-    # b 的提示要好几块：`when` 从“还在等”走到“提示的半路”再到“token 在半路上”；d 一直在等。
+    # b 的提示要好几段：`when` 从“还在等”走到“提示的半路”再到“token 在半路上”；d 一直在等。
     # b's prompt takes several chunks: `when` goes from waiting over mid-prompt to a token in flight; d waits all along.
     for _ in range(when):
         assert engine.step() == []
@@ -257,4 +257,4 @@ def test_counters_and_metrics(folder: Path) -> None:
 def test_the_cpu_takes_the_synchronous_loop(folder: Path) -> None:
     engine = create_engine(EngineConfig(model=folder, device="cpu", num_kvcache_blocks=64))
     assert type(engine) is LLMEngine
-    assert engine.model_runner.graphs is None
+    assert make_engine(folder).graphs is None

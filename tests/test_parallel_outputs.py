@@ -18,8 +18,7 @@ from engine_helpers import (
     run_requests,
     small_model_folder,
 )
-from overlap_helpers import MAX_LEN, ROOMY, assert_drained, make_llm, run_overlapped
-from test_decode_graphs import add_graphs
+from overlap_helpers import MAX_LEN, ROOMY, add_graphs, assert_drained, make_llm, run_overlapped
 
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
@@ -211,7 +210,7 @@ def test_number_1_may_end_first(folder: Path, overlapped: bool) -> None:
     engine.add_request([7] * 100, PARAMS, "z")
     engine.add_request([7] * 100, ONE, "w")
     first = engine.scheduler.abort("z")
-    assert first is not None and engine._finish(first) is None and engine.has_unfinished()
+    assert first is not None and engine.release(first) is None and engine.has_unfinished()
     results = finish(engine)
     assert [each.finish_reason for each in results["z"].outputs] == ["abort", "length", "length"]
     assert len(results["w"].outputs[0].token_ids) == 6

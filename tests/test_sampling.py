@@ -16,32 +16,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine.logprobs import gather_logprobs, read_logprobs
-from engine.penalties import Penalties
 from engine_helpers import (
     Request,
     Run,
     assert_all_free,
     assert_equal_or_close_call,
+    check_logprobs,
+    featured_requests,
     make_seq,
-    mixed_requests,
     plain_scores,
+    random_penalties,
     run_requests,
     small_model_folder,
     top_two,
 )
-from layers.penalties import apply_penalties
-from overlap_helpers import MAX_LEN, ROOMY, make_llm, run_overlapped
-from test_decode_graphs import add_graphs
+from overlap_helpers import MAX_LEN, ROOMY, add_graphs, make_llm, run_overlapped
 from test_layers import LOGITS, chi_square, numpy_distribution
 from torch import Tensor
 
+import engine.sampler
 import layers.sampler
-from engine.batch import build_sampling_inputs
+from engine.batch import Sample
+from engine.sampler import Sampler, build_sampling_inputs, gather_logprobs, read_logprobs
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
-from layers.sampler import sample
+from layers.sampler import apply_penalties, sample
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,34 +53,39 @@ CPU = torch.device("cpu")
 # ---- formulas ----
 
 
-def random_penalties(rng: random.Random) -> dict[str, float]:
-    """三种惩罚，各有可能不用。
+def make_sampler(vocab_size: int, max_num_seqs: int = 8) -> Sampler:
+    return Sampler(vocab_size, max_num_seqs, CPU, None, str)
 
-    The three penalties, each of them possibly off.
+
+def draw(sampler: Sampler, sequences: list[Sequence], logits: Tensor, tokens: list[int] | None = None) -> Tensor:
+    """`Sampler.draw`，但选中的 token 由测试指定；返回它从中选择的分数。
+
+    `Sampler.draw`, with the chosen tokens given by the test; returns the scores that it chose from.
     """
-    return {
-        "presence_penalty": rng.choice([0.0, 0.0, 1.5, -1.0, 2.0]),
-        "frequency_penalty": rng.choice([0.0, 0.0, 0.7, -0.4, 2.0]),
-        "repetition_penalty": rng.choice([1.0, 1.0, 1.3, 0.8, 2.5]),
-    }
+    samples: list[Sample] = [(seq, seq.num_output_tokens) for seq in sequences]
+    chosen, seen = torch.tensor(tokens or [0] * len(sequences)), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.sampler, "sample", lambda scores, inputs, kernels: seen.append(scores) or chosen)
+        assert sampler.draw(samples, logits)[0] is chosen
+    return seen[0]
 
 
-def penalized_scores(prompts: list[list[int]], outputs: list[list[int]], options: list[dict[str, float]],
-                     logits: Tensor) -> Tensor:
-    """经过引擎的 `Penalties`：先占行，再一个一个记下输出。
+def penalized_scores(
+    prompts: list[list[int]], outputs: list[list[int]], options: list[dict[str, float]], logits: Tensor
+) -> Tensor:
+    """经过引擎的 `Sampler`：一个一个选出给定的输出，最后看分数。
 
-    Through the engine's `Penalties`: take rows, then count the output one by one.
+    Through the engine's `Sampler`: choose the given output one by one, then look at the scores.
     """
-    penalties = Penalties(logits.shape[1], CPU)
+    sampler = make_sampler(logits.shape[1])
     sequences = [make_seq(str(i), p, max_tokens=99, **o) for i, (p, o) in enumerate(zip(prompts, options))]
     for step in range(max(map(len, outputs))):
         rows = [i for i, output in enumerate(outputs) if step < len(output)]
-        _, used = penalties.apply([sequences[i] for i in rows], logits[rows])
-        if used is not None:
-            penalties.count(*used, torch.tensor([outputs[i][step] for i in rows]))
-        for i in rows:
-            sequences[i].token_ids.append(outputs[i][step])
-    return penalties.apply(sequences, logits)[0]
+        tokens = [outputs[i][step] for i in rows]
+        draw(sampler, [sequences[i] for i in rows], logits[rows], tokens)
+        for i, token in zip(rows, tokens):
+            sequences[i].token_ids.append(token)
+    return draw(sampler, sequences, logits)
 
 
 def test_penalties_equal_the_plain_formula() -> None:
@@ -120,7 +125,7 @@ def test_penalties_equal_those_of_transformers() -> None:
             stops = [3, 17, 49]
             seq = make_seq("a", prompts[row], max_tokens=99, stop=tuple(stops), min_tokens=least)
             seq.token_ids += outputs[row]
-            banned, _ = Penalties(vocab, CPU).apply([seq], logits[row : row + 1])
+            banned = draw(make_sampler(vocab), [seq], logits[row : row + 1])
             processor = MinNewTokensLengthLogitsProcessor(12, least, stops, device="cpu")
             assert torch.equal(banned, processor(ids, logits[row : row + 1].clone()))
             assert bool(banned[0, stops].isinf().all()) == (least == 10)
@@ -138,7 +143,7 @@ def test_a_negative_score_goes_down_too() -> None:
 
 def test_counts_follow_joining_leaving_and_preempted_sequences() -> None:
     rng, vocab = random.Random(3), 30
-    penalties, alive, done = Penalties(vocab, CPU), list[Sequence](), 0
+    sampler, alive, done = make_sampler(vocab, max_num_seqs=4), list[Sequence](), 0
     for step in range(300):
         if len(alive) < 12 and rng.random() < 0.4:
             prompt = [rng.randrange(vocab) for _ in range(rng.randint(1, 20))]
@@ -148,10 +153,9 @@ def test_counts_follow_joining_leaving_and_preempted_sequences() -> None:
         # Only some run in each step; the others are as if preempted, and their counts stay.
         running = [seq for seq in alive if rng.random() < 0.7]
         rng.shuffle(running)
-        _, used = penalties.apply(running, torch.zeros(len(running), vocab))
         tokens = [rng.randrange(vocab) for _ in running]
-        if used is not None:
-            penalties.count(*used, torch.tensor(tokens))
+        if running:
+            draw(sampler, running, torch.zeros(len(running), vocab), tokens)
         for seq, token in zip(running, tokens):
             # 重叠循环里主机只有占位，真正的 id 由设备上的计数知道；这里记在别处。
             # In the overlapped loop the host has placeholders, and only the device's counts know the ids.
@@ -159,33 +163,31 @@ def test_counts_follow_joining_leaving_and_preempted_sequences() -> None:
             seq.block_table.append(token)
         for seq in [seq for seq in alive if rng.random() < 0.05]:
             alive.remove(seq)
-            penalties.release(seq)
+            sampler.release(seq)
             done += 1
-        for seq, row in penalties.rows.items():
+        for seq, row in sampler.rows.items():
             outputs = Counter(seq.block_table)
-            assert penalties.counts[1, row].tolist() == [outputs[token] for token in range(vocab)]
-            assert penalties.counts[0, row].tolist() == [int(t in seq.prompt_token_ids) for t in range(vocab)]
-        rows = [*penalties.rows.values(), *penalties.free_rows]
-        assert sorted(rows) == list(range(penalties.counts.shape[1]))
-        assert set(penalties.rows) <= set(alive)
-    assert done > 20 and penalties.counts.shape[1] <= 16
+            assert sampler.counts[1, row].tolist() == [outputs[token] for token in range(vocab)]
+            assert sampler.counts[0, row].tolist() == [int(t in seq.prompt_token_ids) for t in range(vocab)]
+        rows = [*sampler.rows.values(), *sampler.free_rows]
+        assert sorted(rows) == list(range(sampler.counts.shape[1]))
+        assert set(sampler.rows) <= set(alive)
+    assert done > 20 and 4 < sampler.counts.shape[1] <= 16
 
 
 def test_a_batch_without_such_features_pays_nothing() -> None:
-    penalties = Penalties(50, CPU)
+    sampler = make_sampler(50)
     sequences = [make_seq(str(i), [1, 2], stop=(3,), temperature=i / 2, top_k=5) for i in range(4)]
     logits = torch.randn(4, 50)
-    scores, used = penalties.apply(sequences, logits)
-    assert scores is logits and used is None
-    assert penalties.counts.numel() == 0 and penalties.rows == {}
+    assert draw(sampler, sequences, logits) is logits
+    assert sampler.rows == {} and not sampler.counts.any()
     assert gather_logprobs(logits, torch.zeros(4, dtype=torch.int64), [None] * 4) is None
     # 到了 `min_tokens` 也一样。
     # The same once `min_tokens` is reached.
     seq = make_seq("a", [1], max_tokens=9, stop=(3,), min_tokens=2)
-    assert seq.bans_stops and seq.needs_logits
+    assert seq.needs_logits and draw(sampler, [seq], logits[:1])[0, 3] == -math.inf
     seq.token_ids += [5, 5]
-    assert not seq.bans_stops
-    assert penalties.apply([seq], logits[:1])[0].data_ptr() == logits.data_ptr()
+    assert draw(sampler, [seq], logits[:1]).data_ptr() == logits.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -230,8 +232,8 @@ def test_logprobs_equal_the_plain_formula(dtype: torch.dtype) -> None:
     ids=str,
 )
 def test_20000_draws_follow_the_exact_distribution(options: dict[str, Any]) -> None:
-    # 4.5 的次序：禁用，惩罚，温度，min_p，top_k，top_p。
-    # The order of 4.5: bans, penalties, temperature, min_p, top_k, top_p.
+    # 次序：禁用，惩罚，温度，min_p，top_k，top_p。
+    # The order: bans, penalties, temperature, min_p, top_k, top_p.
     draws, prompt, output, stops = 20000, [1, 4, 9], [8, 8, 7, 1], (8, 5)
     params = SamplingParams(**options)
     scores = plain_scores(LOGITS, params, prompt, output, stops)
@@ -239,14 +241,12 @@ def test_20000_draws_follow_the_exact_distribution(options: dict[str, Any]) -> N
     filters = {name: options.get(name, default) for name, default in defaults.items()}
     expected = numpy_distribution(scores.numpy(), **filters)
     seq = make_seq("a", prompt, max_tokens=16, stop=stops, **options)
-    penalties = Penalties(len(LOGITS), CPU)
+    sampler = make_sampler(len(LOGITS))
     for token in output:
-        _, used = penalties.apply([seq], LOGITS[None])
-        if used is not None:
-            penalties.count(*used, torch.tensor([token]))
+        draw(sampler, [seq], LOGITS[None], [token])
         seq.token_ids.append(token)
-    adjusted, _ = penalties.apply([seq], LOGITS[None])
-    inputs = build_sampling_inputs([ScheduledSequence(seq, len(seq.token_ids))], len(LOGITS), CPU)
+    adjusted = draw(sampler, [seq], LOGITS[None])
+    inputs = build_sampling_inputs([(seq, len(output))], len(LOGITS), CPU)
     assert inputs is not None
     columns = ("temperatures", "top_ps", "min_ps", "top_ks")
     many = replace(inputs, **{name: getattr(inputs, name).expand(draws, -1) for name in columns})
@@ -260,26 +260,6 @@ def test_20000_draws_follow_the_exact_distribution(options: dict[str, Any]) -> N
 
 # ---- 三种循环 ----
 # ---- the three loops ----
-
-
-def featured_requests(count: int = 48) -> list[Request]:
-    """混合请求，三分之二带上新的参数，其余照旧。
-
-    Mixed requests, two thirds of them with the new parameters, the rest as before.
-    """
-    rng, requests = random.Random(11), mixed_requests(2000, count, seed=3)
-    for index, request in enumerate(requests):
-        if index % 3 == 0:
-            continue
-        least = rng.choice([0, 0, 1, request.params.max_tokens // 2, request.params.max_tokens])
-        extra = dict(min_tokens=least, logprobs=rng.choice([None, None, 0, 2, 5]), **random_penalties(rng))
-        # 输出的 token 少，惩罚才常有机会起作用。
-        # Few different tokens in the output, so that penalties have their effect.
-        if index % 3 == 1:
-            extra |= dict(temperature=rng.choice([0.0, 0.2]), ignore_eos=rng.random() < 0.5)
-        stop = [rng.randrange(2000) for _ in range(50)] if index % 5 == 0 else None
-        request.params = replace(request.params, stop_token_ids=stop, **extra)  # type: ignore[arg-type]
-    return requests
 
 
 @pytest.fixture(scope="module")
@@ -334,33 +314,6 @@ def test_every_token_is_what_the_definition_chooses(plain: Run, requests: list[R
     assert close <= 2 and changed > 10
 
 
-def check_logprobs(plain: Run, run: Run, requests: list[Request]) -> None:
-    """每个输出 token 有一份报告，数值与 `plain` 记下的原始 logits 相符；没要的就是 None。
-
-    Each output token has its report, which fits the raw logits that `plain` recorded; None if not asked for.
-    """
-    for number, request in enumerate(requests):
-        completion = run.outputs[number].outputs[0]
-        if request.params.logprobs is None:
-            assert completion.logprobs is None and completion.cumulative_logprob is None
-            continue
-        assert completion.logprobs is not None and len(completion.logprobs) == len(completion.token_ids)
-        if completion.token_ids != plain.tokens[number]:
-            continue
-        chosen = []
-        for index, (token, report) in enumerate(zip(completion.token_ids, completion.logprobs)):
-            exact = plain.scores[plain.outputs[number].request_id][index].double().log_softmax(-1)
-            assert len(report) - (token not in exact.topk(request.params.logprobs or 1).indices) in (
-                request.params.logprobs, request.params.logprobs + 1
-            )
-            for i, entry in report.items():
-                assert entry.logprob == pytest.approx(float(exact[i]), abs=2e-3)
-                assert entry.rank is not None and entry.decoded_token is not None
-                assert float((exact > exact[i] + 4e-3).sum()) < entry.rank <= float((exact > exact[i] - 4e-3).sum())
-            chosen.append(report[token].logprob)
-        assert completion.cumulative_logprob == pytest.approx(sum(chosen))
-
-
 SYNCHRONOUS: dict[str, dict[str, Any]] = {
     "prefix caching": {},
     "tiny pool": dict(num_kvcache_blocks=MAX_LEN // 16),
@@ -405,14 +358,14 @@ def test_the_overlapped_loop_with_graphs(folder: Path, requests: list[Request], 
 
 
 def check_run(llm: LLM, plain: Run, run: Run, requests: list[Request]) -> None:
-    """与 `plain` 相同，报告齐全，惩罚的行全部让出。
+    """与 `plain` 相同，报告齐全，计数表的行全部让出。
 
-    The same as `plain`, with all reports, and all rows of the penalties free again.
+    The same as `plain`, with all reports, and all rows of the counts free again.
     """
     assert assert_equal_or_close_call(plain, run, requests) <= 2
     check_logprobs(plain, run, requests)
-    penalties = llm.engine.penalties
-    assert penalties.rows == {} and len(penalties.free_rows) == penalties.counts.shape[1] > 0
+    sampler = llm.engine.sampler
+    assert sampler.rows == {} and len(sampler.free_rows) == sampler.counts.shape[1] > 0
 
 
 def test_a_seeded_request_draws_the_same_noise_everywhere(folder: Path) -> None:
@@ -462,7 +415,7 @@ def test_each_feature_beside_plain_requests(folder: Path) -> None:
 @pytest.mark.parametrize("overlapped", [False, True])
 def test_min_tokens_holds_back_stop_ids_and_the_models_eos(folder: Path, overlapped: bool) -> None:
     llm = make_llm(folder, overlapped=overlapped, **ROOMY)
-    eos = llm.engine.eos_token_ids
+    eos = llm.engine.requests.eos_token_ids
     free = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     said = llm.generate([[1, 2, 3]], free, progress=False)[0].outputs[0].token_ids
     # 原本第 0 个就停；要求 6 个，就至少 6 个，第 6 个可以是停止 token。
@@ -508,10 +461,10 @@ def test_an_abort_keeps_its_reports_and_frees_its_row(folder: Path, overlapped: 
     output = engine.abort("a")
     assert output is not None and output.outputs[0].logprobs is not None
     assert len(output.outputs[0].logprobs) == len(output.outputs[0].token_ids) > 2
-    assert [seq.request_id for seq in engine.penalties.rows] == ["b"]
+    assert [seq.request_id for seq in engine.sampler.rows] == ["b"]
     while engine.has_unfinished():
         for finished in engine.step():
             assert len(finished.outputs[0].logprobs or []) == 20
-    assert engine.penalties.rows == {}
+    assert engine.sampler.rows == {}
     assert_all_free(engine.block_manager)
     assert all(seq.status is SequenceStatus.FINISHED for seq in engine.scheduler.running)

@@ -1,6 +1,6 @@
-"""SamplingParams：默认值，以及 DESIGN 4.7 的每个不合法的值。
+"""SamplingParams：默认值，以及各个字段不合法的值。
 
-SamplingParams: the defaults, and each bad value of DESIGN 4.7.
+SamplingParams: the defaults, and the bad values of each field.
 """
 
 import math
@@ -15,7 +15,7 @@ NAN, INF = math.nan, math.inf
 PENALTIES = ("presence_penalty", "frequency_penalty")
 
 
-def test_defaults_are_those_of_the_design() -> None:
+def test_the_defaults() -> None:
     assert asdict(SamplingParams()) == {
         "temperature": 1.0,
         "top_p": 1.0,

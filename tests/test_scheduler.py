@@ -1,6 +1,7 @@
-"""调度器，不带模型：DESIGN 4.3 的每条行为，一条一个手算得出的例子。
+"""调度器，不带模型：预算、接纳、抢占、停止、取消的每条行为，各有一个手算得出的例子。
 
-The scheduler without a model: each behaviour of DESIGN 4.3, one example each that can be worked by hand.
+The scheduler without a model: budget, admission, preemption, stopping and aborts, each behaviour with an example
+that can be worked by hand.
 """
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_chunk_takes_what_the_decodes_leave_and_runs_beside_them() -> None:
     assert step(scheduler) == [("a", 1), ("b", 1), ("c", 3)]
     assert step(scheduler) == [("a", 1), ("b", 1), ("c", 3)]
     assert step(scheduler) == [("a", 1), ("b", 1), ("c", 3)]
-    # 最后一块只有 1 个 token，也能采样。
+    # 最后一段只有 1 个 token，也能采样。
     # The last chunk has a single token, and it samples.
     assert step(scheduler) == [("a", 1), ("b", 1), ("c", 1)]
     assert scheduler.running[2].num_output_tokens == 1
@@ -144,7 +145,7 @@ def test_the_head_of_the_queue_blocks_those_behind_it() -> None:
     scheduler = make_scheduler(num_blocks=4)
     scheduler.add(make_seq("a", [1] * 8, max_tokens=3))
     step(scheduler)
-    # a 占 2 页，解码时要第 3 页；big 要 3 页进不来，small 明明放得下也要等。
+    # a 占 2 个块，解码时要第 3 个块；big 要 3 个块进不来，small 明明放得下也要等。
     # a holds 2 blocks and takes a 3rd to decode; big needs 3 and waits, and small, which would fit, waits too.
     scheduler.add(make_seq("big", [2] * 12, max_tokens=1))
     scheduler.add(make_seq("small", [3], max_tokens=1))
@@ -172,7 +173,7 @@ def test_a_prompt_of_just_the_pool_runs() -> None:
 @pytest.mark.parametrize("size", [4, 8, 12])
 @pytest.mark.parametrize("caching", [True, False])
 def test_a_prompt_of_whole_blocks(size: int, caching: bool) -> None:
-    # 长度恰好是页大小的整数倍：提示占满，第一个输出才要新的一页。
+    # 长度恰好是块大小的整数倍：提示占满，第一个输出才要新的一个块。
     # A length that is a multiple of the block size: the prompt fills its blocks, the first output needs a new one.
     scheduler = make_scheduler(caching=caching)
     first, second = (make_seq(name, list(range(size)), max_tokens=3) for name in "ab")
@@ -219,7 +220,7 @@ def test_a_hit_on_freed_blocks_waits_if_the_rest_does_not_fit() -> None:
     holder = make_seq("h", [70], max_tokens=3)
     scheduler.add(holder)
     step(scheduler)
-    # 空闲 3 页，其中 2 页是命中的；b 共要 4 页，必须等 h 结束。
+    # 空闲 3 个块，其中 2 个块是命中的；b 共要 4 个块，必须等 h 结束。
     # 3 blocks are free, 2 of them are hits; b needs 4 in all and must wait for h to end.
     second = make_seq("b", [*range(8), 50, 51, 52, 53, 54], max_tokens=1)
     scheduler.add(second)
@@ -241,7 +242,7 @@ def test_the_last_running_sequence_is_preempted_to_the_front_of_the_queue() -> N
         scheduler.add(seq)
     assert step(scheduler) == [("a", 4), ("b", 4), ("c", 4)]
     scheduler.add(make_seq("d", [9], max_tokens=1))
-    # a 取走最后的空页，b 没有了：抢占 c，b 用 c 的页；这一步谁也不接纳，d 也不行。
+    # a 取走最后的空块，b 没有了：抢占 c，b 用 c 的块；这一步谁也不接纳，d 也不行。
     # a takes the last free block and b finds none: c is preempted and b gets its block; nobody is admitted, not even d.
     assert step(scheduler) == [("a", 1), ("b", 1)]
     assert ids(scheduler.running) == ["a", "b"]
@@ -259,7 +260,7 @@ def test_nobody_is_admitted_in_the_step_of_a_preemption_even_if_it_would_fit() -
     scheduler.add(make_seq("b", [2] * 15, max_tokens=5))
     assert step(scheduler) == [("a", 4), ("b", 15)]
     scheduler.add(make_seq("c", [3], max_tokens=1))
-    # a 要第 2 页：抢占 b，还回 4 页，a 只用 1 页；剩 3 页，b 的 7 个 token 和 c 都放得下，但这一步谁也不接纳。
+    # a 要第 2 个块：抢占 b，还回 4 个块，a 只用 1 个块；剩 3 个块，b 的 7 个 token 和 c 都放得下，但这一步谁也不接纳。
     # a needs a second block: b gives back 4 and a takes 1; in the 3 left, 7 tokens of b and c would fit, yet nobody
     # is admitted in this step.
     scheduler.max_num_batched_tokens = 8
@@ -296,7 +297,7 @@ def test_a_preempted_sequence_hits_its_own_blocks_which_is_no_merit_of_the_cache
     queried = scheduler.block_manager.stats.queried
     while b.status is SequenceStatus.WAITING:
         last = step(scheduler)
-    # b 有 16 个 token 左右，自己的前几页还在：只需重算余下的。
+    # b 有 16 个 token 左右，自己的前几个块还在：只需重算余下的。
     # b's own first blocks are still there: only the rest is computed again.
     assert 0 < dict(last)["b"] < b.num_tokens - 1
     assert b.num_cached_tokens == 0
@@ -312,7 +313,7 @@ def test_a_sequence_may_preempt_itself() -> None:
     scheduler.add(a)
     scheduler.add(b)
     step(scheduler)
-    # a 取走最后一页；b 是最后一个，只能牺牲自己。
+    # a 取走最后一个块；b 是最后一个，只能牺牲自己。
     # a takes the last block; b is the last one and can only sacrifice itself.
     assert step(scheduler) == [("a", 1)]
     assert ids(list(scheduler.waiting)) == ["b"]
@@ -324,7 +325,7 @@ def test_one_step_may_preempt_several() -> None:
     scheduler = make_scheduler(num_blocks=6, max_model_len=24, budget=16)
     scheduler.add(make_seq("a", [1] * 23, max_tokens=1))
     assert step(scheduler) == [("a", 16)]
-    # 手工让另外两个各占 1 页地运行起来；a 的最后一块要 2 页，两个都得让出来。
+    # 手工让另外两个各占 1 个块地运行起来；a 的最后一段要 2 个块，两个都得让出来。
     # Let two others run with 1 block each by hand; a's last chunk needs 2 blocks, so both must go.
     for name in "bc":
         seq = make_seq(name, [ord(name)] * 3)

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
 
-# 提示由少数几段拼成，相同的开头因此很常见；页大小 2 让一段恰好是一页或两页。
+# 提示由少数几段拼成，相同的开头因此很常见；块大小 2 让一段恰好是一个或两个块。
 # Prompts are made of a few pieces, so equal beginnings are common; with blocks of 2 a piece is one block or two.
 PIECES = [[0, 0], [0, 1], [1, 0, 0, 1], [1]]
 STOP = 2
@@ -191,7 +191,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(scheduler.running) + len(scheduler.waiting) == len(self.live)
         assert all(seq.status is SequenceStatus.RUNNING for seq in scheduler.running)
         assert all(seq.status is SequenceStatus.WAITING and not seq.block_table for seq in scheduler.waiting)
-        # 每个登记在册的页，内容就是它名字所说的那段前缀。
+        # 每个登记在册的块，内容就是它名字所说的那段前缀。
         # Each registered block holds just the prefix that its name says.
         manager = scheduler.block_manager
         for block_id in manager.cached.values():
@@ -222,7 +222,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 class CollidingMachine(SchedulerMachine):
-    """哈希只有 3 个值：几乎每页都碰撞。
+    """哈希只有 3 个值：几乎每个块都碰撞。
 
     Hashes take 3 values only: nearly every block collides.
     """

@@ -141,18 +141,18 @@ def test_a_stream_aborted_from_outside_ends_with_what_it_had(llm: LLM) -> None:
 def test_its_id_belongs_to_the_next_owner_once_it_has_ended(llm: LLM) -> None:
     name = "taken"
     once = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-    pieces = llm._stream(llm.engine.prepare_request("hello", once, name, stream=True))
+    pieces = llm._stream(llm.engine.requests.prepare("hello", once, name, stream=True))
     # 最后一段已交出，请求已经结束，迭代器却还停在 `yield`。
     # The last piece is out and the request has ended, but the iterator still stands at its `yield`.
     next(pieces)
-    late = llm._stream(llm.engine.prepare_request("hello", GREEDY, name, stream=True))
+    late = llm._stream(llm.engine.requests.prepare("hello", GREEDY, name, stream=True))
     llm.engine.add_request([1, 2], GREEDY, name)
     # 名字被别人占了：报错，而不是取消别人。
     # The name is somebody else's by now: an error, and that request is left alone.
     with pytest.raises(ValueError, match="taken"):
         next(late)
     pieces.close()
-    assert llm.engine._ids_in_use == {name}
+    assert llm.engine.requests._ids_in_use == {name}
     llm.engine.abort(name)
     while llm.engine.has_unfinished():
         llm.engine.step()
@@ -242,6 +242,7 @@ def test_a_request_s_metrics_are_none_until_they_are_known() -> None:
     metrics.num_generated_tokens = 1
     assert (metrics.time_in_queue, metrics.time_to_first_token, metrics.time_per_output_token) == (0.5, 1.0, None)
     metrics.last_token_time, metrics.num_generated_tokens = 14.0, 4
+    metrics.later_seconds, metrics.num_later_tokens = 3.0, 3
     assert metrics.time_per_output_token == 1.0
 
 

@@ -4,10 +4,14 @@ X-ray: the recording replayed keeps the books right, the Chrome trace, the page 
 line, and no line of it executed when it is off.
 """
 
+import base64
 import io
 import json
+import random
 import subprocess
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,14 @@ from rich.console import Console
 
 import mini_llama
 from engine.gpu.overlapped_engine import OverlappedEngine
+from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
+from engine.scheduler import ScheduledSequence
+from engine.sequence import Sequence
 from serving.llm import LLM
 from tools.xray import Recorder, Watch, observe, write_page, write_trace
 from tools.xray.chrome_trace import trace_events
-from tools.xray.recorder import SOURCES, source_line
+from tools.xray.events import SOURCES, source_line
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,14 +121,145 @@ def test_events_replayed_give_the_snapshots(recording: dict[str, Any]) -> None:
                 tables[name] = []
 
 
+DETAILS = {
+    "admit": ["tokens"], "hit": ["blocks"], "wait": ["needed", "hit", "free"], "grow": ["blocks", "tokens"],
+    "evict": ["blocks"], "preempt": ["lost", "beneficiary"], "free": ["blocks"],
+}  # fmt: skip
+
+
+def eyewitness(engine: LLMEngine, name: Callable[[Sequence], str], patch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """站在每个内部方法旁边，当场记下发生了什么 / stand beside each inner method and note what happens on the spot"""
+    scheduler, manager = engine.scheduler, engine.block_manager
+    seen: list[list[Any]] = []
+    served = ""
+
+    def can_grow(original: Callable[..., bool], seq: Sequence, num_tokens: int) -> bool:
+        nonlocal served
+        served = name(seq)
+        return original(seq, num_tokens)
+
+    def preempt_last(original: Callable[[], Sequence]) -> Sequence:
+        seq = scheduler.running[-1]
+        seen.append(["preempt", name(seq), seq.num_computed_tokens, served])
+        return original()
+
+    def can_allocate(original: Callable[..., bool], seq: Sequence, hits: list[int], num_tokens: int) -> bool:
+        fits = original(seq, hits, num_tokens)
+        if not fits:
+            needed = manager.num_blocks_needed(num_tokens)
+            seen.append(["wait", name(seq), needed, len(hits), manager.num_free_blocks])
+        return fits
+
+    def allocate(original: Callable[..., None], seq: Sequence, hits: list[int], num_tokens: int) -> None:
+        seen.append(["admit", name(seq), num_tokens - manager.block_size * len(hits)])
+        seen.extend([["hit", name(seq), hits]] if hits else [])
+        original(seq, hits, num_tokens)
+
+    def grow(original: Callable[..., None], seq: Sequence, num_tokens: int) -> None:
+        held = len(seq.block_table)
+        original(seq, num_tokens)
+        if seq.block_table[held:]:
+            seen.append(["grow", name(seq), seq.block_table[held:], num_tokens])
+
+    def take_free_block(original: Callable[[], int]) -> int:
+        named = set(manager.cached.values())
+        block_id = original()
+        seen.extend([["evict", None, [block_id]]] if block_id in named else [])
+        return block_id
+
+    def free(original: Callable[[Sequence], None], seq: Sequence) -> None:
+        seen.extend([["free", name(seq), list(seq.block_table)]] if seq.block_table else [])
+        original(seq)
+
+    for owner, method, around in (
+        (scheduler, "_preempt_last", preempt_last), (manager, "can_grow", can_grow), (manager, "grow", grow),
+        (manager, "can_allocate", can_allocate), (manager, "allocate", allocate), (manager, "free", free),
+        (manager, "_take_free_block", take_free_block),
+    ):  # fmt: skip
+        patch.setattr(owner, method, partial(around, getattr(owner, method)))
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_events_from_snapshots_are_what_the_methods_did(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    budget = rng.choice([5, 16, 40])
+    engine = small_llm(num_kvcache_blocks=12, max_num_batched_tokens=budget, max_num_seqs=5, seed=seed).engine
+    with Recorder(engine) as recorder:
+        seen = eyewitness(engine, recorder.name, monkeypatch)
+        for number in range(40):
+            if rng.random() < 0.4:
+                head = [7, 8, 9] * 6 if rng.random() < 0.6 else []
+                prompt = head + [rng.randrange(1000) for _ in range(rng.randrange(1, 30))]
+                params = SamplingParams(max_tokens=rng.randrange(1, 30), ignore_eos=True, n=rng.choice([1, 1, 2]))
+                engine.add_request(prompt, params, str(number))
+            if rng.random() < 0.1:
+                engine.abort(str(rng.randrange(number + 1)))
+            engine.step()
+        while engine.has_unfinished():
+            engine.step()
+    events = [event for step in recorder.steps for event in step.events if event["kind"] in DETAILS]
+    assert [[e["kind"], e["request"], *(e[key] for key in DETAILS[e["kind"]])] for e in events] == seen
+    assert {kind for kind, *_ in seen} == set(DETAILS)
+
+
+def guessing_recording(plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """每步给解码的序列 3 个猜测，有对有错 / each step gives decoding sequences 3 guesses, some right and some wrong"""
+    engine = (llm := small_llm(num_kvcache_blocks=40)).engine
+    original = engine.scheduler.schedule
+
+    def schedule() -> list[ScheduledSequence]:
+        for seq in engine.scheduler.running:
+            if done := seq.num_output_tokens:
+                right = plain["requests"][seq.request_id]["tokens"][seq.num_tokens : seq.num_tokens + 3]
+                seq.draft_ids = [token + (done + i) % 5 // 4 for i, token in enumerate(right)]
+        return original()
+
+    monkeypatch.setattr(engine.scheduler, "schedule", schedule)
+    return record(llm)
+
+
+def weights(request: dict[str, Any], position: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(request["attention"][position])), dtype=torch.uint8).int()
+
+
+def test_a_row_with_guesses_yields_several_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = record(small_llm(num_kvcache_blocks=40))
+    recording = guessing_recording(plain, monkeypatch)
+    wrong = 0
+    for name, request in recording["requests"].items():
+        tokens = request["tokens"][: request["num_prompt"]]
+        for row in (row for step in recording["steps"] for row in step["rows"] if row["request"] == name):
+            assert len(row["top"]) == len(row["probabilities"]) == len(row["tokens"]) <= row["num_logits"]
+            if row["guesses"]:
+                assert row["num_logits"] == row["count"] == 1 + len(row["guesses"])
+                # 猜对的都留下，外加猜错处的那个。
+                # All right guesses stay, and the token where one was wrong.
+                assert row["tokens"][:-1] == row["guesses"][: len(row["tokens"]) - 1]
+                wrong += row["tokens"] != [*row["guesses"], row["tokens"][-1]]
+            tokens += row["tokens"]
+        assert tokens == request["tokens"] == plain["requests"][name]["tokens"]
+        # 猜错的位置，留下的是重算之后的权重：与没有猜测时相同。
+        # Where a guess was wrong the weights of the later computation stay: they are those of a run without guesses.
+        assert request["attention"].keys() == plain["requests"][name]["attention"].keys()
+        for position in request["attention"]:
+            assert (weights(request, position) - weights(plain["requests"][name], position)).abs().max() <= 2
+    assert wrong and kinds(recording)["sample"] == len(PROMPTS) * PARAMS.max_tokens
+    assert max(len(row["tokens"]) for step in recording["steps"] for row in step["rows"]) == 4
+    # 解码行带着猜测，也还是解码。
+    # A decode row with guesses is a decode row still.
+    spans = [e["name"] for e in trace_events(recording) if e["ph"] == "X" and e["pid"] == 2]
+    assert spans.count("prefill") == len(PROMPTS)
+
+
 def test_tokens_of_the_steps_are_those_of_the_requests() -> None:
     llm = small_llm()
     recording = record(llm)
     plain = small_llm().generate(PROMPTS, PARAMS, progress=False)
     for name, output in zip(recording["requests"], plain):
         request = recording["requests"][name]
-        sampled = [row["token"] for step in recording["steps"] for row in step["rows"]
-                   if row["request"] == name and row["token"] is not None]  # fmt: skip
+        sampled = [token for step in recording["steps"] for row in step["rows"] if row["request"] == name
+                   for token in row["tokens"]]  # fmt: skip
         # 记录不改变结果，各步采到的接起来就是输出。
         # Recording changes no result, and what the steps sampled, joined, is the output.
         assert sampled == output.outputs[0].token_ids == request["tokens"][request["num_prompt"] :]
@@ -129,17 +267,15 @@ def test_tokens_of_the_steps_are_those_of_the_requests() -> None:
         assert request["ends"][-1] <= len(request["text"]) and request["ends"] == sorted(request["ends"])
     for step in recording["steps"]:
         for row in step["rows"]:
-            assert row["samples"] == (row["token"] is not None) == (len(row["top"]) == 5)
-            if row["samples"]:
+            assert row["num_logits"] == len(row["tokens"]) == len(row["top"]) == len(row["probabilities"]) <= 1
+            for token, probability, top in zip(row["tokens"], row["probabilities"], row["top"]):
                 # 贪心：选中的就是概率最高的。
                 # Greedy: the chosen one is the likeliest.
-                assert row["top"][0] == [row["token"], row["probability"]]
-                assert sum(p for _, p in row["top"]) <= 1.001
+                assert top[0] == [token, probability]
+                assert len(top) == 5 and sum(p for _, p in top) <= 1.001
 
 
 def test_attention_rows_sum_to_one_and_only_the_reference_backend_has_them(recording: dict[str, Any]) -> None:
-    import base64
-
     layers, heads = recording["num_layers"], recording["num_heads"]
     first = recording["requests"]["0"]
     assert set(map(int, first["attention"])) == set(range(len(first["tokens"]) - 1)), "all computed positions"
@@ -147,9 +283,8 @@ def test_attention_rows_sum_to_one_and_only_the_reference_backend_has_them(recor
     # A request that hit a prefix did not compute those blocks and has no weights there; request 1 hit whole blocks.
     hits = {event["request"] for step in recording["steps"] for event in step["events"] if event["kind"] == "hit"}
     assert hits
-    for position, text in first["attention"].items():
-        data = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-        sums = data.reshape(layers * heads, int(position) + 1).sum(1) / 255.0
+    for position in first["attention"]:
+        sums = weights(first, position).reshape(layers * heads, int(position) + 1).sum(1) / 255.0
         assert (sums - 1).abs().max() < (int(position) + 1) / 2 / 255 + 1e-6
     other = record(small_llm("sdpa"), PROMPTS[:1])
     assert not other["requests"]["0"]["attention"]
@@ -182,11 +317,15 @@ def test_every_event_names_a_place_in_the_source(recording: dict[str, Any]) -> N
 def test_detaching_leaves_the_engine_as_it_was() -> None:
     llm = small_llm()
     engine = llm.engine
-    owners = [engine, engine.scheduler, engine.block_manager, engine.model_runner]
+    owners = [engine, engine.scheduler, engine.block_manager, engine.model_runner, engine.sampler, engine.requests]
+    layers = engine.model_runner.model.attention_layers()
     before = [set(vars(owner)) for owner in owners]
     with Recorder(engine) as recorder:
-        assert "step" in vars(engine)
+        wrapped = set[str]().union(*(set(vars(owner)) - was for owner, was in zip(owners, before)))
+        assert wrapped == {"abort", "plan", "execute", "choose", "update"}
+        assert all(layer._forward_hooks for layer in layers)
     assert [set(vars(owner)) for owner in owners] == before
+    assert not any(layer._forward_hooks for layer in layers)
     llm.generate(["hello"], PARAMS, progress=False)
     assert len(recorder.steps) == 1, "only the last picture"
 
@@ -215,7 +354,7 @@ def test_chrome_trace(recording: dict[str, Any], tmp_path: Path) -> None:
     assert events == json.loads(json.dumps(trace_events(recording)))
     steps = [e for e in events if e["ph"] == "X" and e["name"].startswith("step ")]
     assert len(steps) == len(recording["steps"]) - 1
-    for name in ("schedule", "forward", "sample", "update"):
+    for name in ("schedule", "batch", "forward", "sample", "update"):
         phases = [e for e in events if e["ph"] == "X" and e["name"] == name]
         assert len(phases) == len(steps)
         # 每个阶段都在它那一步之内（取整误差 2 微秒）。
@@ -335,6 +474,42 @@ def test_page_is_one_file_without_addresses(recording: dict[str, Any], tmp_path:
     assert json.loads(data) == recording
 
 
+DRAW_ALL = """
+(() => { const counts = [];
+  for (let l = 0; l < 2; l++) {
+    document.getElementById('language').click();
+    for (let n = 0; n <= lastStep; n++) {
+      go(n);
+      const items = [...document.querySelectorAll('#events li')], text = document.querySelector('main').textContent;
+      if (text.includes('undefined') || text.includes('NaN')) throw n;
+      if (!items.every((i) => i.querySelector('a').href.startsWith('vscode://file/'))) throw n;
+      counts.push(items.length);
+    }
+  }
+  return counts; })()
+"""
+
+
+def test_page_shows_guesses_and_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no chromium here: install it to test the page")
+    recording = guessing_recording(record(small_llm(num_kvcache_blocks=40)), monkeypatch)
+    write_page(recording, tmp_path / "run.html")
+    steps = recording["steps"]
+    with browser(program) as page:
+        page.open((tmp_path / "run.html").as_uri())
+        assert page.run(DRAW_ALL) == [len(step["events"]) for step in steps] * 2
+        for number, step in enumerate(steps):
+            page.run(f"go({number})")
+            shown = [page.run(f"document.querySelectorAll('#rows {what}').length") for what in (".guess", ".top .new")]
+            assert shown == [sum(len(row[each]) for row in step["rows"]) for each in ("guesses", "tokens")]
+        # 走到最后，页面上的文字就是回答。
+        # At the end the page's text is the answer.
+        outputs = page.run("[...document.querySelectorAll('#requests .out')].map((e) => e.textContent)")
+    assert outputs == [request["text"] for request in recording["requests"].values()]
+
+
 def test_page_in_a_browser(recording: dict[str, Any], tmp_path: Path) -> None:
     program = find_chromium()
     if program is None:
@@ -377,15 +552,7 @@ def test_page_in_a_browser(recording: dict[str, Any], tmp_path: Path) -> None:
         assert page.run("state.language") != before and page.run(heading) != title
         # 每一步、两种语言都画得出来；每个事件都有说明和链接。
         # Every step draws in both languages; each event has its explanation and its link.
-        counts = page.run(
-            "(() => { const c = []; for (let l = 0; l < 2; l++) { document.getElementById('language').click();"
-            " for (let n = 0; n <= lastStep; n++) { go(n);"
-            " const items = [...document.querySelectorAll('#events li')];"
-            " if (items.some((i) => i.textContent.includes('undefined') || i.textContent.includes('NaN'))) throw n;"
-            " if (!items.every((i) => i.querySelector('a').href.startsWith('vscode://file/'))) throw n;"
-            " c.push(items.length); } } return c; })()"
-        )
-        assert counts == [len(s["events"]) for s in recording["steps"]] * 2
+        assert page.run(DRAW_ALL) == [len(s["events"]) for s in recording["steps"]] * 2
         # 热图画出来了，点一格有说明。
         # The heat map is drawn, and a click on a cell explains it.
         page.press("End")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from backends.base import AttentionMetadata
-from engine.batch import FlatStep, flatten
+from engine.batch import FlatStep, flatten, on_device
 from engine.block_manager import num_blocks_needed
 from engine.kv_pool import KVPool
 from engine.model_runner import ModelRunner
@@ -87,7 +87,8 @@ class DecodeGraphs:
         # 两份页锁定的主机缓冲区轮流用：上一份可能还在拷贝途中，不能马上覆盖。
         # Two pinned host buffers take turns: the one before may still be on its way and must not be overwritten.
         self.staging = [
-            torch.zeros(len(_COLUMNS), max_num_seqs, dtype=torch.int64, pin_memory=True) for _ in range(2)
+            torch.zeros(len(_COLUMNS), max_num_seqs, dtype=torch.int64, device="cpu", pin_memory=True)
+            for _ in range(2)
         ]
         self.turn = 0
         # 块表常驻设备，一条序列一条（lane）；每步只送新增的表项。
@@ -136,14 +137,17 @@ class DecodeGraphs:
         """
         self.inputs[_COLUMNS.index("slots")] = -1
         pool = None
-        for size in reversed(self.sizes):
-            self._forward(size)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self.logits[size] = self._forward(size)
-            self.graphs[size] = graph
-            pool = pool or graph.pool()
+        # 与 `ModelRunner.execute` 一样，不受外面的 autocast 影响。
+        # Like `ModelRunner.execute`, out of reach of a caller's autocast.
+        with torch.autocast(self.runner.device.type, enabled=False):
+            for size in reversed(self.sizes):
+                self._forward(size)
+                torch.cuda.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    self.logits[size] = self._forward(size)
+                self.graphs[size] = graph
+                pool = pool or graph.pool()
 
     def _lane(self, seq: Sequence, changes: list[tuple[int, int]]) -> int:
         """序列在设备块表里的那一条；把还没送过的表项记进 `changes`。
@@ -260,7 +264,7 @@ class DecodeGraphs:
         # 一条序列写满一个块才多一格，所以大多数步里没有几格要改。
         # A sequence gets another cell only when a block is full, so in most steps few cells change.
         if changes:
-            cells = torch.tensor(changes, dtype=torch.int64).to(self.inputs.device, non_blocking=True)
+            cells = on_device(changes, self.inputs.device)
             self.tables.view(-1)[cells[:, 0]] = cells[:, 1].to(torch.int32)
         # 排进队列就返回：token 和 logits 此刻还没算出来，读它们的命令排在后面，自然读得到。
         # Queued, and back at once: tokens and logits are not there yet, but commands that read them stand behind it.

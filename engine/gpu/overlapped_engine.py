@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from backends.kernels import FusedKernels
-from engine.batch import build_batch, sampling_rows
+from engine.batch import build_batch, on_device, sampling_rows
 from engine.config import EngineConfig, EngineSetup
 from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
 from engine.llm_engine import LLMEngine
@@ -63,7 +63,7 @@ def copy_to_host(tensor: Tensor) -> Tensor:
 
     Copy to pinned memory without waiting, which only pinned memory allows.
     """
-    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     return on_host.copy_(tensor, non_blocking=True)
 
 
@@ -163,6 +163,9 @@ class OverlappedEngine(LLMEngine):
         ready.record()
         return LaunchedStep(schedule, counts, rows, tokens, logprobs, ready)
 
+    # 图的缓冲区就地改写；为什么要在推断模式里，见 `Sampler.draw`。
+    # The graphs' buffers are written in place; why in inference mode, see `Sampler.draw`.
+    @torch.inference_mode()
     def _forward_and_sample(self, schedule: list[ScheduledSequence]) -> tuple[Tensor, list[int], Tensor | None]:
         """小的一步重放 CUDA graph，其余的逐个启动核函数。
 
@@ -181,7 +184,7 @@ class OverlappedEngine(LLMEngine):
             again = [pair for pair in zip(step.samples, step.logits_indices) if pair[0][0].needs_logits]
             if not again:
                 return tokens, step.logits_indices, None
-            where = torch.tensor([row for _, row in again]).to(runner.device, non_blocking=True)
+            where = on_device([row for _, row in again], runner.device)
             chosen, logprobs = self.sampler.draw([sample for sample, _ in again], logits[where])
             tokens[where] = chosen
             return tokens, step.logits_indices, logprobs

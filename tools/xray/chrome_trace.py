@@ -1,9 +1,9 @@
 """把记录导出成 Chrome trace：用 https://ui.perfetto.dev 或 `chrome://tracing` 打开。
 
-一个进程是引擎，每步和它的 4 个阶段是嵌套的条；另一个进程里每个请求一条线：等待、预填充、解码各是一段。
+一个进程是引擎，每步和它的 5 个阶段是嵌套的条；另一个进程里每个请求一条线：等待、预填充、解码各是一段。
 
 Export a recording as a Chrome trace, to be opened by https://ui.perfetto.dev or `chrome://tracing`.
-One process is the engine, where each step holds its 4 phases; in the other each request has a line with its spans of
+One process is the engine, where each step holds its 5 phases; in the other each request has a line with its spans of
 waiting, prefill and decode.
 """
 
@@ -63,10 +63,12 @@ def trace_events(recording: dict[str, Any]) -> list[dict[str, Any]]:
         for request in step["waiting"]:
             change(request, "waiting", start)
         for row in step["rows"]:
-            # 算的是提示词就叫预填充；抢占后的重算也算在内，因为它同样一次算好几个 token。
-            # Prompt tokens are prefill, and so is recomputation after preemption: it takes several tokens at once, too.
+            # 算的是提示词就叫预填充；抢占后的重算也算在内，因为它同样一次算好几个已知的 token。
+            # Prompt tokens are prefill, and so is recomputation after preemption: it also takes several known tokens at
+            # once.
             prompt = row["start"] < recording["requests"][row["request"]]["num_prompt"]
-            change(row["request"], "prefill" if prompt or row["count"] > 1 else "decode", start)
+            known = row["count"] - len(row["guesses"])
+            change(row["request"], "prefill" if prompt or known > 1 else "decode", start)
         for event in step["events"]:
             if event["kind"] in INSTANTS:
                 thread = threads.get(event["request"], 1)

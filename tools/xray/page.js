@@ -16,10 +16,10 @@ const TEXTS = {
     facts: (r) => `${r.backend} 后端 · ${r.device} · ${r.dtype} · ${r.num_blocks} 个块 × ${r.block_size} 个 token · 每步至多 ${r.budget} 个 token · 至多 ${r.max_num_seqs} 个序列同时运行`,
     truncated: "记录到此为止：再长，文件就太大了；运行本身没有受影响。",
     step: (n, last) => `第 ${n} / ${last} 步`, ended: "运行结束", empty: "这一步没有批：运行已经结束，块都已归还。",
-    phases: { schedule: "调度", forward: "前向", sample: "采样", update: "更新" },
+    phases: { schedule: "调度", batch: "摊平", forward: "前向", sample: "采样", update: "更新" },
     free: (n, all) => `空闲 ${n} / ${all}，下一个取走的在最前：`, never: (n) => `另有 ${n} 个块从未用过，没有画出。`,
     block: (b) => `${b} 号块`, refs: (n) => `引用计数 ${n}`, isFree: "空闲", isNamed: "空闲，内容还可命中（上一次属于这个请求）", unused: "没有内容",
-    slot: "槽位", positions: "位置", samples: "采到", chunk: "还没算完提示词，不采样", prompt: "提示词", preempted: "抢占", hits: "命中",
+    slot: "槽位", positions: "位置", samples: "采到", chunk: "还没算完提示词，不采样", guesses: (n, right) => `虚线框是猜测：${n} 个里猜对 ${right} 个；每猜对一个，这一步就多得一个 token`, prompt: "提示词", preempted: "抢占", hits: "命中",
     states: { waiting: "等待", running: "运行", finished: "已结束" },
     reasons: { stop: "停止 token 或停止字符串", length: "长度上限", abort: "被取消" },
     noAttention: "只有 --backend torch 记录注意力权重：别的后端里没有这个中间结果。",
@@ -34,10 +34,10 @@ const TEXTS = {
     facts: (r) => `${r.backend} backend · ${r.device} · ${r.dtype} · ${r.num_blocks} blocks × ${r.block_size} tokens · at most ${r.budget} tokens a step · at most ${r.max_num_seqs} sequences running`,
     truncated: "The recording ends here, or the file would be too large; the run itself was not affected.",
     step: (n, last) => `Step ${n} / ${last}`, ended: "the run has ended", empty: "No batch in this step: the run has ended and all blocks went back.",
-    phases: { schedule: "schedule", forward: "forward", sample: "sample", update: "update" },
+    phases: { schedule: "schedule", batch: "flatten", forward: "forward", sample: "sample", update: "update" },
     free: (n, all) => `Free ${n} / ${all}, the next to be taken first: `, never: (n) => `${n} more blocks were never used and are not drawn.`,
     block: (b) => `Block ${b}`, refs: (n) => `reference count ${n}`, isFree: "free", isNamed: "free, contents can still be hit (last owned by this request)", unused: "no contents",
-    slot: "slot", positions: "positions", samples: "sampled", chunk: "the prompt is not complete yet: nothing is sampled", prompt: "prompt", preempted: "preemptions", hits: "hits",
+    slot: "slot", positions: "positions", samples: "sampled", chunk: "the prompt is not complete yet: nothing is sampled", guesses: (n, right) => `dashed: guesses, ${right} of ${n} right; each right one is a token more in this step`, prompt: "prompt", preempted: "preemptions", hits: "hits",
     states: { waiting: "waiting", running: "running", finished: "finished" },
     reasons: { stop: "a stop token or stop string", length: "a length limit", abort: "cancelled" },
     noAttention: "Only --backend torch records attention weights: in the other backends this intermediate result never exists.",
@@ -128,18 +128,20 @@ function chip(name) {
 // ---- 从事件推出每一步的状态 ----
 // ---- each step's state, from the events ----
 
-// `known[n][request]`：第 n 步开始时已知的 token 数。
-// `known[n][request]`: tokens known as step n begins.
-const known = [], lastStep = R.steps.length - 1;
-const ended = {};
-{
-  const now = {};
-  R.steps.forEach((step, n) => {
-    for (const name of [...step.running, ...step.waiting]) now[name] ??= R.requests[name].num_prompt;
-    known.push({ ...now });
-    for (const row of step.rows) if (row.token !== null) now[row.request] += 1;
-    for (const e of step.events) if (e.kind === "finish" || e.kind === "abort") ended[e.request] = n;
-  });
+// 请求在哪一步结束或取消。
+// The step in which a request finished or was cancelled.
+const lastStep = R.steps.length - 1, ended = {};
+R.steps.forEach((step, n) => {
+  for (const e of step.events) if (e.kind === "finish" || e.kind === "abort") ended[e.request] = n;
+});
+// 第 n 步开始时已知的 token 数；还没到来的请求是 undefined。
+// The tokens known as step n begins; undefined for a request that is not here yet.
+function known(n, name) { return R.steps[n].known[name] ?? (ended[name] <= n ? R.requests[name].tokens.length : undefined); }
+// 某个位置在这一步的 token：已知的后面是猜测，猜测不在请求的 token 里。
+// The token at a position in this step: guesses follow the known ones, and are no tokens of the request.
+function tokenAt(step, name, position) {
+  const row = step.rows.find((r) => r.request === name);
+  return row?.guesses[position - step.known[name]] ?? R.requests[name].tokens[position];
 }
 // 只画用过的块：默认的块池有上万个，画出来都是空格。
 // Only blocks ever used are drawn: a default pool has tens of thousands, nearly all of them blank.
@@ -204,9 +206,9 @@ function drawDetail(step) {
   if (users.length) head.append(...users.map(chip), t("refs")(step.refs[block]));
   else head.append(...(from ? [chip(from[1])] : []), named ? t("isNamed") : `${t("isFree")}, ${t("unused")}`);
   if (from) {
-    const [, after, offset] = fill(from[0], from[1], block), tokens = R.requests[from[1]].tokens;
+    const [, after, offset] = fill(from[0], from[1], block);
     const count = users.length ? after : R.block_size;
-    const slots = [...Array(R.block_size).keys()].map((i) => i < count ? piece(tokens[offset + i], block * R.block_size + i)
+    const slots = [...Array(R.block_size).keys()].map((i) => i < count ? piece(tokenAt(from[0], from[1], offset + i), block * R.block_size + i)
       : make("span", "token empty", block * R.block_size + i));
     parts.push(make("div", "slots", null, slots));
   }
@@ -223,23 +225,29 @@ function drawQueues(step) {
 function drawBatch(step) {
   if (!step.rows.length) return put("rows", make("p", "hint", t("empty")));
   put("rows", ...step.rows.map((row) => {
-    const tokens = R.requests[row.request].tokens.slice(row.start, row.start + row.count);
+    const inputs = [...Array(row.count).keys()].map((i) => {
+      const input = piece(tokenAt(step, row.request, row.start + i), row.start + i);
+      if (i >= row.count - row.guesses.length) input.classList.add("guess");
+      return input;
+    });
     const line = make("div", "row", null, [
       chip(row.request),
       make("span", "what", ` ${t("positions")} ${span(row.start, row.count)} → ${t("slot")} ${runs(row.slots)}`),
-      make("div", "", null, tokens.map((token, i) => piece(token, row.start + i))),
+      make("div", "", null, inputs),
     ]);
-    if (row.token === null) line.append(make("div", "what", t("chunk")));
-    else {
-      const shown = row.top.some(([id]) => id === row.token) ? row.top : [...row.top, [row.token, row.probability]];
-      line.append(make("div", "top", null, shown.flatMap(([id, p]) => {
-        const bar = make("i", id === row.token ? "chosen" : "");
+    const right = row.guesses.filter((guess, i) => guess === row.tokens[i]).length;
+    if (row.guesses.length) line.append(make("div", "what", t("guesses")(row.guesses.length, right)));
+    if (!row.num_logits) line.append(make("div", "what", t("chunk")));
+    line.append(...row.tokens.map((token, i) => {
+      const top = row.top[i], shown = top.some(([id]) => id === token) ? top : [...top, [token, row.probabilities[i]]];
+      return make("div", "top", null, shown.flatMap(([id, p]) => {
+        const bar = make("i", id === token ? "chosen" : "");
         bar.style.width = `${100 * p}%`;
         const name = piece(id);
-        if (id === row.token) name.classList.add("new");
+        if (id === token) name.classList.add("new");
         return [name, make("span", "bar", null, [bar]), make("span", "", `${percent(p)}%`)];
-      })));
-    }
+      }));
+    }));
     return line;
   }));
 }
@@ -257,19 +265,18 @@ function drawEvents(step) {
 }
 
 function drawTexts(step) {
-  put("requests", ...names.filter((name) => known[state.step][name] !== undefined).map((name) => {
-    const request = R.requests[name], row = step.rows.find((r) => r.request === name && r.token !== null);
-    const count = known[state.step][name] - request.num_prompt;
+  put("requests", ...names.filter((name) => known(state.step, name) !== undefined).map((name) => {
+    const request = R.requests[name], row = step.rows.find((r) => r.request === name);
+    const count = known(state.step, name) - request.num_prompt;
     const letters = Array.from(request.text), end = (n) => (n > 0 ? request.ends[n - 1] ?? letters.length : 0);
-    const done = ended[name] !== undefined && ended[name] < state.step;
-    const status = done ? "finished" : step.running.includes(name) ? "running" : "waiting";
+    const status = step.running.includes(name) ? "running" : step.waiting.includes(name) ? "waiting" : "finished";
     const box = make("div", "request" + (state.request === name ? " selected" : ""), null, [
       chip(name),
-      make("span", "state", ` ${t("states")[status]}${done ? ` · ${t("reasons")[request.finish_reason]}` : ""}`),
+      make("span", "state", ` ${t("states")[status]}${status === "finished" ? ` · ${t("reasons")[request.finish_reason]}` : ""}`),
       make("details", "", null, [make("summary", "state", `${t("prompt")} (${request.num_prompt})`),
         make("div", "", null, request.tokens.slice(0, request.num_prompt).map((token, i) => piece(token, i)))]),
       make("div", "out", null, [letters.slice(0, end(count)).join(""),
-        ...(row ? [make("mark", "", letters.slice(end(count), end(count + 1)).join(""))] : [])]),
+        ...(row ? [make("mark", "", letters.slice(end(count), end(count + row.tokens.length)).join(""))] : [])]),
     ]);
     box.style.borderColor = colour(name);
     if (state.request === name) box.querySelector("details").open = true;
@@ -301,12 +308,12 @@ function drawHeat() {
   // 到这一步为止已知的 token；还没到来的请求画一个空格。
   // The tokens known up to this step; a request that is not here yet draws one empty cell.
   const step = R.steps[state.step], row = step.rows.find((r) => r.request === name);
-  const known_ = known[state.step][name] ?? 0;
-  const size = Math.max(1, Math.min(known_, Math.max(...Object.keys(R.requests[name].attention).map(Number)) + 1));
+  const count = known(state.step, name) ?? 0;
+  const size = Math.max(1, Math.min(count, Math.max(...Object.keys(R.requests[name].attention).map(Number)) + 1));
   const canvas = $("heat-map"), context = canvas.getContext("2d");
   canvas.width = canvas.height = size;
   const image = context.createImageData(size, size);
-  const limit = row ? row.start + row.count : known_ - (known_ > R.requests[name].num_prompt ? 1 : known_);
+  const limit = row ? row.start + row.count : count - (count > R.requests[name].num_prompt ? 1 : count);
   for (let q = 0; q < size; q++) {
     const values = q < limit || ended[name] < state.step ? weights(name, q, layer, head) : null;
     for (let k = 0; k < size; k++) {

@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tools.xray.recorder import Recorder, Step
+from tools.xray.events import Step
+from tools.xray.recorder import Recorder
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 MAX_CELLS = 512
@@ -81,7 +82,7 @@ class Watch:
             row = rows.get(name)
             positions = f"{row.start}–{row.start + row.count - 1}" if row else "-"
             tokenizer = recorder.engine.tokenizer
-            token = repr(tokenizer.decode_token(row.token)) if row and row.token is not None else "-"
+            tokens = " ".join(repr(tokenizer.decode_token(token)) for token in row.tokens) if row else ""
             text = tokenizer.decode(seq.output_token_ids)[-60:].replace("\n", " ")
-            table.add_row(Text(name, style=colours[name]), positions, Text(token), Text(text))
+            table.add_row(Text(name, style=colours[name]), positions, Text(tokens or "-"), Text(text))
         return Group(head, pool, queues, table)
