@@ -108,7 +108,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
                 with safe_open(str(path), framework="pt", device="cpu"):
                     header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.200}): download it again") from None
+            raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
         header.pop("__metadata__", None)
         for name, entry in header.items():
             if name in stored:
@@ -250,7 +250,7 @@ def _iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                 # so it is never mistaken for a damaged file.
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.200}): download it again") from None
+        raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
 
 
 def _fill(name: str, target: Tensor, tensor: Tensor) -> None:
