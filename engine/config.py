@@ -64,8 +64,9 @@ class EngineConfig:
     # 写 None 的几项由机器决定：块大小问后端，块数看内存，长度看模型和块数。
     # What is None the machine decides: block size by backend, blocks by memory, length by model and blocks.
     max_model_len: int | None = None
-    # 类似连接池的上限：同时运行的请求至多 256 个，其余在 `waiting` 里排队，而不是被拒绝。
-    # Like a connection pool's cap: at most 256 requests run, the others wait in `waiting` and are not refused.
+    # 类似连接池的上限：同时运行的序列至多 256 个（请求的每份输出算一个），其余在 `waiting` 里排队，而不是被拒绝。
+    # Like a connection pool's cap: at most 256 sequences run (each output of a request is one), the others wait in
+    # `waiting` and are not refused.
     # 调大则吞吐高，但每个请求分到的块少，抢占也多；块不够时，真正的上限是块数而不是它。
     # More means more throughput, but fewer blocks for each and more preemption;
     # when blocks are short, they are the limit.

@@ -140,11 +140,12 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
     Returns:
         [head_dim // 2] float32
     """
-    # 先转 float32 再除：建模型时默认 dtype 可能是 bf16，整数张量直接相除会得到 bf16，频率只剩 8 位有效数字。
-    # To float32 before dividing: the default dtype may be bf16 while a model is built, and dividing an int tensor would
-    # give bf16, frequencies of 8 significant bits.
-    # 固定在 CPU 上算：不同设备的 pow 可能差最后一位，位置一大，角度就差得多。
-    # Always on the CPU: pow may differ by the last bit between devices, and a large position magnifies that.
+    # 先转 float32 再除：整数张量相除得到默认 dtype，调用者的程序若把它设成 bf16，频率就只剩 8 位有效数字。
+    # To float32 before dividing: a quotient of int tensors has the default dtype, and where the caller's program has
+    # set that to bf16, frequencies would keep 8 significant bits.
+    # 写明 CPU：不同设备的 pow 可能差最后一位，位置一大，角度就差得多；搭架子用的 `meta` 设备则什么也不算。
+    # The CPU by name: pow may differ by the last bit between devices, which a large position magnifies; and the `meta`
+    # device, on which a model's frame is built, computes nothing.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim  # [D // 2]
     # Llama-3.2-1B（64 维、theta 500000）：第 0 对 6.28 个位置一圈，第 31 对要 2084765 个位置才转一圈。
     # Llama-3.2-1B (64 dims, theta 500000): pair 0 makes a full turn in 6.28 positions; pair 31 needs 2084765.

@@ -153,11 +153,11 @@ class SlotModel:
         return seq.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
     def prefix(self, seq: Sequence, length: int) -> tuple[int, ...]:
-        """序列的前 `length` 个 token。
+        """序列的前 `length` 个 token，猜测接在已知的后面。
 
-        The sequence's first `length` tokens.
+        The sequence's first `length` tokens, guesses behind the known ones.
         """
-        return tuple(seq.token_ids[:length])
+        return (*seq.token_ids, *seq.draft_ids)[:length]
 
     def execute(self, schedule: list[ScheduledSequence], manager: BlockManager) -> None:
         """先写后读，与注意力层的次序相同。
@@ -179,6 +179,20 @@ class SlotModel:
                 expected = self.prefix(seq, position + 1)
                 found = self.content.get(self.slot(seq, position))
                 assert found == expected, f"{seq!r} attends to {found} at {position}, its prefix is {expected}"
+
+    def check_registered(self, manager: BlockManager) -> None:
+        """每个登记在册的块，内容就是它名字所说的那段前缀。
+
+        Each registered block holds just the prefix that its name says.
+        """
+        for block_id in manager.cached.values():
+            key, prefix = manager.blocks[block_id].key, ()
+            while key is not None:
+                prefix, key = key.token_ids + prefix, key.parent
+            first = len(prefix) - self.block_size
+            for offset in range(self.block_size):
+                found = self.content.get(block_id * self.block_size + offset)
+                assert found == prefix[: first + offset + 1], f"block {block_id} holds {found}, its name is {prefix}"
 
 
 # ---- 带模型 ----
@@ -375,7 +389,12 @@ def assert_well_ended(llm: LLM, request: Request, output: RequestOutput) -> None
     assert output.prompt_token_ids == request.prompt
     stops = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else set(llm.engine.requests.eos_token_ids))
     assert not stops & set(completion.token_ids[:-1]), "went on after a stop token"
-    if completion.finish_reason == "stop":
+    if isinstance(completion.stop_reason, str):
+        decode = llm.engine.tokenizer.decode
+        assert completion.stop_reason in (params.stop or ()) and completion.finish_reason == "stop"
+        assert completion.stop_reason in decode(completion.token_ids)
+        assert completion.stop_reason not in decode(completion.token_ids[:-1])
+    elif completion.finish_reason == "stop":
         assert completion.token_ids[-1] in stops
     else:
         assert completion.finish_reason == "length"
