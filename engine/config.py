@@ -160,13 +160,11 @@ class EngineConfig:
         # Beyond `limit` the model has never seen RoPE's angles: no error, just worse and worse text, so refuse here.
         limit, window = model_config.max_position_embeddings, model_config.sliding_window
         if self.max_model_len is None and window:
-            text = "max_model_len is the model's sliding window, %d, as windows are not implemented"
-            logger.warning(f"{text}. / 最大长度取模型的滑动窗口 %d：窗口没有实现。", limit, limit)
-        kind = "sliding window (windows are not implemented)" if window else "limit"
+            logger.warning("max_model_len is the model's sliding window, %d. / 最大长度取模型的滑动窗口。", limit)
         if self.max_model_len is not None and self.max_model_len > limit:
             raise ValueError(
-                f"max_model_len={self.max_model_len} exceeds the model's {kind} of {limit} positions: "
-                f"use at most {limit}"
+                f"max_model_len={self.max_model_len} exceeds the model's {'sliding window' if window else 'limit'} "
+                f"of {limit} positions: use at most {limit}"
             )
         # 块数写明了，装不装得下现在就知道。
         # With the number of blocks given, whether it fits is known now.

@@ -29,12 +29,8 @@ _QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_slidi
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"max_position_embeddings": 2048},
     "MistralForCausalLM": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    "Qwen2ForCausalLM": _QWEN,
-    "Qwen3ForCausalLM": {**_QWEN, "head_dim": 128},
-}
-# 真模型远远不到这些；再大，连空架子都要搭上几个小时，或者光是频率表就有几 GB。
-# No real model comes near; beyond, even the empty frame takes hours, or the table of frequencies alone gigabytes.
-_LIMITS = {"num_hidden_layers": 1 << 12, "head_dim": 1 << 16}
+    "Qwen2ForCausalLM": _QWEN, "Qwen3ForCausalLM": {**_QWEN, "head_dim": 128},
+}  # fmt: skip
 
 
 class ModelLoadError(ValueError):
@@ -164,7 +160,9 @@ def _positive_int(raw: dict[str, Any], key: str, default: int | None = None) -> 
     # 上限是 int32：长度之后要存进 int32 张量（如 `cache_seqlens`），放不下的值现在就拒绝，免得到时回绕成负数。
     # The limit is int32: lengths end up in int32 tensors such as `cache_seqlens`, so what does not fit is refused here
     # rather than wrapping to a negative number.
-    limit = _LIMITS.get(key, 1 << 31)
+    # 层数和头宽远远用不到那么大；再大，连空架子都要搭上几个小时，或者光是频率表就有几 GB。
+    # Layers and heads come nowhere near; beyond, even the empty frame takes hours, or the frequencies alone gigabytes.
+    limit = {"num_hidden_layers": 1 << 12, "head_dim": 1 << 16}.get(key, 1 << 31)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < limit:
         raise ModelLoadError(f"config.json: {key} must be a positive integer below {limit}, got {value!r:.60}")
     return value
@@ -242,8 +240,9 @@ def _read_scaling(raw: dict[str, Any], rope: dict[str, Any], theta: float) -> Ro
     # dynamic、longrope 等其他规则会改变频率；当作没看见的话，短提示词看不出毛病，长提示词才出错。
     # Other rules, such as dynamic or longrope, change the frequencies; ignored, only long prompts would show it.
     if rope_type not in ("linear", "llama3", "yarn"):
-        known = "default, linear, llama3 and yarn"
-        raise ModelLoadError(f"config.json: rope type {rope_type!r:.60} is not supported, only {known} are")
+        raise ModelLoadError(f"config.json: rope type {rope_type!r:.60} is none of default, linear, llama3 and yarn")
+    if "factor" not in rope:
+        raise ModelLoadError(f"config.json: rope type {rope_type!r} needs a factor: see the model's card")
     factor = _positive_number(rope, "factor")
     if rope_type == "linear":
         return RopeScaling(factor)

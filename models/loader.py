@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,30 +60,20 @@ def shard_files(folder: Path) -> list[Path]:
     # 先逐个检查，最后才取集合：值若是列表，`set` 会抛出 `TypeError`，用户就看不到下面那句说明。
     # Check one by one and build the set last:
     # for a list as a value `set` raises `TypeError`, and the message below is lost.
-    names = list(weight_map.values())
+    names, present = list(weight_map.values()), {path.name for path in folder.iterdir()}
     for name in names:
         # 索引是外来数据：“../../别处”这样的名字会读到文件夹外面去，只接受单纯的文件名。
         # The index is foreign data: a name such as "../../elsewhere" would leave the folder; plain names only.
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors") or len(name) > 200:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelLoadError(
                 f"{folder / _INDEX_FILE}: shard name {name!r:.100} is not a plain file name that ends in .safetensors"
             )
-        if not (folder / name).exists():
-            raise ModelLoadError(f"{folder}: {name!r} is missing: {_INDEX_FILE} lists it; download it again")
+        if name not in present:
+            raise ModelLoadError(f"{folder}: {name!r:.100} is missing: {_INDEX_FILE} lists it; download it again")
     # 几百个张量只在几片里，取集合，每片只读一次；排序让每次加载的次序都相同。
     # Hundreds of tensors lie in a few shards: the set reads each shard once,
     # the sort makes every load go in the same order.
     return [folder / name for name in sorted(set(names))]
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON 里同一个键写两遍，后一个会悄悄盖住前一个。
-
-    A key that comes twice in JSON: the second would quietly hide the first.
-    """
-    if len(content := dict(pairs)) < len(pairs):
-        raise ValueError("a name comes twice in its header")
-    return content
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
@@ -106,14 +95,16 @@ def read_headers(folder: Path) -> dict[str, Stored]:
                 # 打开就是检查：每个张量的字节区间（不重叠、不留空）和文件的大小，都由库来核对。
                 # To open is to check: the library compares the byte ranges (no overlap, no gap) and the file's size.
                 with safe_open(str(path), framework="pt", device="cpu"):
-                    header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+                    header = json.loads(file.read(length), object_pairs_hook=list)
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
+        # 读成列表而不是字典：同一个名字写两遍，字典里后一个会悄悄盖住前一个。
+        # A list and no dict: in a dict a name's second entry would quietly hide the first.
+        for name, entry in header:
             if name in stored:
-                raise ModelLoadError(f"{path} holds {name!r:.100}, and so does {stored[name][0]}: download both again")
-            stored[name] = path.name, entry["shape"], entry["dtype"]
+                raise ModelLoadError(f"{path} holds {name!r:.60}, and so does {stored[name][0]}: download it again")
+            if name != "__metadata__":
+                stored[name] = path.name, dict(entry)["shape"], dict(entry)["dtype"]
     return stored
 
 
@@ -185,10 +176,10 @@ def _places(names: Collection[str], tied: bool) -> dict[str, str]:
     """
     embedding = next((name for name in names if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
     trunk = embedding.removesuffix("embed_tokens.weight")
-    head = trunk.removesuffix("model.") + "lm_head.weight"
     # 共用权重的模型有时也存了一份 `lm_head.weight`，它和词嵌入是同一个参数。
     # A tied model may store `lm_head.weight` as well; it is the same parameter as the embedding.
-    places = {head: "model.embed_tokens.weight" if tied else "lm_head.weight"}
+    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    places = {trunk.removesuffix("model.") + "lm_head.weight": head}
     for name in names:
         if not _DERIVED.search(name):
             places.setdefault(name, "model." + name.removeprefix(trunk) if name.startswith(trunk) else name)
@@ -228,10 +219,11 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
     # An unfilled parameter holds what `torch.empty` left: the model would run and talk nonsense, so any gap fails the
     # load.
     if missing := sorted(targets.keys() - places.values()):
-        first, remedy = f"{missing[0]} {list(targets[missing[0]].shape)}", "download the model again"
-        if missing == ["lm_head.weight"]:
-            remedy += ", or set tie_word_embeddings to true if the embedding is its head"
-        raise ModelLoadError(f"{len(missing)} tensors are missing in {folder}, first {first}: {remedy}")
+        first = f"{missing[0]} {list(targets[missing[0]].shape)}"
+        tie = "set tie_word_embeddings to true, or " if missing == ["lm_head.weight"] else ""
+        raise ModelLoadError(
+            f"{len(missing)} tensors are missing in {folder}, first {first}: {tie}download the model again"
+        )
     return places
 
 
@@ -293,7 +285,8 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
             # Where both the embedding and `lm_head.weight` are stored, they must be equal, or nobody knows which to
             # believe.
             if place in loaded and not torch.equal(targets[place], tensor.to(targets[place])):
-                raise ModelLoadError(f"{place} is stored twice with different values: config.json or the file is wrong")
+                remedy = "set tie_word_embeddings to false in config.json to use both"
+                raise ModelLoadError(f"{place} is stored twice with different values (lm_head.weight): {remedy}")
             _fill(name, targets[place], tensor)
             loaded.add(place)
             if on_progress:

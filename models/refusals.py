@@ -36,8 +36,8 @@ UNUSABLE: Rows = (
     ("config_sentence_transformers.json", "", _EMBEDS),
     ("quantize_config.json", "", f"holds GPTQ weights; such {_FLOATS}"),
     ("quant_config.json", "", f"holds AWQ weights; such {_FLOATS}"),
-    ("tokenizer.model", "tokenizer.json", "has tokenizer.model but no tokenizer.json; convert: pip install "
-     f"sentencepiece protobuf; {_CONVERT.format('AutoTokenizer')}"),
+    *((name, "tokenizer.json", f"has {name} but no tokenizer.json; convert: pip install sentencepiece protobuf; "
+       f"{_CONVERT.format('AutoTokenizer')}") for name in ("tokenizer.model", "vocab.json")),
 )  # fmt: skip
 # 没有能读的权重文件时，有的是什么。
 # What there is where no weight file can be read.
@@ -103,10 +103,10 @@ def why_not(folder: Path, known: Collection[str]) -> str | None:
     """
     try:
         for path in folder.iterdir():
-            # 管道和设备会让读取永远等下去，几百 MB 的 JSON 会吃光内存，所以打开任何文件之前，先看一遍。
-            # A pipe or a device makes a read wait for ever, hundreds of MB of JSON eat up the memory: look at all
-            # before any is opened.
-            if not (path.is_file() or path.is_dir()) or (path.suffix == ".json" and path.stat().st_size > 1 << 28):
+            # 管道和设备会让读取永远等下去，64 MB 以上的 JSON 会吃光内存，所以打开任何文件之前，先看一遍。
+            # A pipe or a device makes a read wait for ever, over 64 MB of JSON eat up the memory: look at all before
+            # any is opened.
+            if not (path.is_file() or path.is_dir()) or (path.suffix == ".json" and path.stat().st_size > 1 << 26):
                 return f"{folder}: {path.name!r} is a pipe, a device, a broken link or too large: download it again"
         if reason := first_match(folder, FOREIGN):
             return reason
@@ -126,8 +126,8 @@ def unknown_architecture(name: str, raw: Mapping[str, Any], known: Collection[st
 
     An unknown architecture: its name, its kind, and which are known.
     """
-    kinds = (kind for pattern, keys, kind in _KINDS if re.search(pattern, name) or any(raw.get(key) for key in keys))
-    what = next((f" ({kind})" for kind in kinds), "")
+    found = {key for key, value in raw.items() if value not in (None, False, 0)}
+    what = next((f" ({kind})" for pattern, keys, kind in _KINDS if re.search(pattern, name) or found & {*keys}), "")
     return f"unknown architecture {name!r:.80}{what}: supported are {', '.join(known)}; use transformers for it"
 
 
@@ -155,5 +155,5 @@ def packed_weights(raw: Mapping[str, Any]) -> str | None:
     fields = found[0] if isinstance(found[0], dict) else {}
     guess = "MLX" if "bits" in fields else "bitsandbytes" if any("load_in" in key for key in fields) else "packed"
     name = str(fields.get("quant_method", guess))
-    name = {"awq": "AWQ", "gptq": "GPTQ"}.get(name, name)
+    name = name.upper() if name.lower() in ("awq", "gptq") else name
     return f"quantization_config: {name!r:.40} {_FLOATS}"

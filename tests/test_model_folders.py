@@ -209,6 +209,16 @@ def test_without_a_dtype_in_the_file_the_weights_tell(folder: Path, stored: torc
     assert EngineConfig(folder, device="cpu", load_format="dummy").resolve().dtype == torch.float32
 
 
+def test_a_head_that_differs_from_its_embedding_is_a_question(tmp_path: Path) -> None:
+    # transformers 5 读成不共用，4 读成共用：不知道该信哪个，所以问，照着改了就能加载。
+    # transformers 5 reads it as untied, 4 as tied: nobody knows, so ask; and what the remedy says loads.
+    folder = make_folder(tmp_path / "model", tie_word_embeddings=False)
+    edit_config(folder, tie_word_embeddings=True)
+    refused(folder, EMBED, "twice", "lm_head.weight", "set tie_word_embeddings to false")
+    edit_config(folder, tie_word_embeddings=False)
+    assert_as_good_as_transformers(folder, random_tokens(21))
+
+
 # ---- 长度与滑动窗口 ----
 # ---- lengths and sliding windows ----
 
@@ -310,6 +320,9 @@ ARCHITECTURES: dict[str, tuple[Raw, str]] = {
     "DeepseekV3ForCausalLM": ({"n_routed_experts": 256, "quantization_config": {"quant_method": "fp8"}}, "mixture"),
     "LlavaForConditionalGeneration": ({"vision_config": {}}, "vision"),
     "Qwen3VLForConditionalGeneration": ({"text_config": {}, "vision_config": {"depth": 1}}, "vision"),
+    "Gemma3ForConditionalGeneration": ({"text_config": {}, "vision_config": {}}, "vision"),
+    "GptOssForCausalLM": ({"num_local_experts": 32, "is_encoder_decoder": False}, "mixture of experts"),
+    "OlmoForCausalLM": ({"is_encoder_decoder": False, "num_experts": 0, "vision_config": None}, "'OlmoForCausalLM': "),
     "WhisperForConditionalGeneration": ({"encoder_layers": 4}, "speech"),
     "T5ForConditionalGeneration": ({"is_encoder_decoder": True}, "encoder-decoder"),
     "BartForConditionalGeneration": ({"encoder_layers": 2}, "encoder-decoder"),
@@ -336,6 +349,7 @@ def test_an_unknown_architecture_is_named_before_anything_else(tmp_path: Path, n
 MLX: Raw = {"group_size": 64, "bits": 4, **{f"model.layers.{i}.mlp": {"group_size": 64} for i in range(40)}}
 PACKED: dict[str, Raw] = {
     "AWQ": {"quantization_config": {"bits": 3, "quant_method": "awq", "version": "gemv"}},
+    "AWQ, in capitals": {"quantization_config": {"quant_method": "AWQ"}},
     "GPTQ": {"quantization_config": {"bits": 3, "quant_method": "gptq", "desc_act": True}},
     "fp8": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
     "fbgemm_fp8": {"quantization_config": {"quant_method": "fbgemm_fp8"}},
@@ -389,6 +403,10 @@ FOLDERS: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "sentencepiece": (
         lambda f: (f / "tokenizer.json").rename(f / "tokenizer.model"),
         ("tokenizer.model", "AutoTokenizer", "save_pretrained('DIR')"),
+    ),
+    "vocab.json": (
+        lambda f: (f / "tokenizer.json").rename(f / "vocab.json"),
+        ("vocab.json", "AutoTokenizer", "save_pretrained('DIR')"),
     ),
     "pickle": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
@@ -595,7 +613,7 @@ def test_a_huge_json_file_is_not_read(folder: Path) -> None:
     refused(folder, "config.json", "too large")
 
 
-ODD_NAMES = ["a\nb", "a\x1b[31m", "x" * 5000, "\ud800", "a\0b", "../x"]
+ODD_NAMES = ["a\nb", "a\x1b[31m", "x" * 5000, "字" * 150, "\ud800", "a\0b", "../x"]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: ascii(name[:9]))
