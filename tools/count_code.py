@@ -59,7 +59,11 @@ ROOMS: Final = (
     Room(
         "capabilities",
         800,
-        (*_in("engine", "drafters guides"), *_in("layers", "ranks quantized"), *_in("models", "checkpoint_formats")),
+        (
+            *_in("engine", "drafters guides"),
+            *_in("layers", "ranks quantized"),
+            *_in("models", "checkpoint_formats refusals qwen2"),
+        ),
     ),
 )
 
