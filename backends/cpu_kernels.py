@@ -66,8 +66,8 @@ class CPUKernels(FusedKernels):
         With many rows the default product is only half as fast on some CPUs. The same float32 numbers are packed, with
         the same error.
         """
-        # 另存一份要占内存，所以只为小模型做：几百万个元素不过十几 MB，大模型的权重却有好几 GB。
-        # The second copy takes memory, so it is for small models only: theirs are MBs, a large model's weights are GBs.
+        # 另存一份要占内存，所以只为小权重做：不到 4194304 个元素，一份最多 16 MiB。
+        # The second copy takes memory, so it is for small weights only: below 4194304 elements, at most 16 MiB each.
         small_float = weight.dtype == torch.float32 and weight.numel() < 1 << 22
         if small_float and torch.backends.mkldnn.is_available():
             return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 32)

@@ -6,6 +6,7 @@ EngineConfig: all that a user may set, listed and checked here and nowhere else;
 and this model.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from backends.kernels import FusedKernels
 from engine.block_manager import num_blocks_needed
 from engine.validation import check_flag, check_seed, is_int, is_number
 from models.config import DTYPES, ModelConfig, ModelLoadError, load_config
+from models.loader import stored_dtype
+from models.registry import check_folder
+
+logger = logging.getLogger(__name__)
 
 # 从本文件的位置推出，不看当前目录：在哪里启动都找得到。
 # Derived from this file's place and not the current directory, so it is found wherever one starts.
@@ -59,8 +64,9 @@ class EngineConfig:
     # 写 None 的几项由机器决定：块大小问后端，块数看内存，长度看模型和块数。
     # What is None the machine decides: block size by backend, blocks by memory, length by model and blocks.
     max_model_len: int | None = None
-    # 类似连接池的上限：同时运行的请求至多 256 个，其余在 `waiting` 里排队，而不是被拒绝。
-    # Like a connection pool's cap: at most 256 requests run, the others wait in `waiting` and are not refused.
+    # 类似连接池的上限：同时运行的序列至多 256 个（请求的每份输出算一个），其余在 `waiting` 里排队，而不是被拒绝。
+    # Like a connection pool's cap: at most 256 sequences run (each output of a request is one), the others wait in
+    # `waiting` and are not refused.
     # 调大则吞吐高，但每个请求分到的块少，抢占也多；块不够时，真正的上限是块数而不是它。
     # More means more throughput, but fewer blocks for each and more preemption;
     # when blocks are short, they are the limit.
@@ -133,7 +139,10 @@ class EngineConfig:
         """
         device, folder = self.resolve_device(), self.resolve_model_folder()
         model_config = load_config(folder)
-        dtype = self.resolve_dtype(model_config.dtype, device)
+        # 配置没写 dtype，就看权重自己是什么；随机的权重没有文件可问，用 float32。
+        # Where the configuration names no dtype the weights tell; random ones have no file to ask and take float32.
+        stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
+        dtype = self.resolve_dtype(stored, device)
         name = self.backend
         if name == "auto":
             name = choose_backend(device, model_config.head_dim, dtype)
@@ -149,11 +158,13 @@ class EngineConfig:
         backend.check_block_size(block_size)
         # 超过 `limit` 的位置，RoPE 的角度模型没有见过：不会报错，只会越说越乱，所以在这里拒绝。
         # Beyond `limit` the model has never seen RoPE's angles: no error, just worse and worse text, so refuse here.
-        limit = model_config.max_position_embeddings
+        limit, window = model_config.max_position_embeddings, model_config.sliding_window
+        if self.max_model_len is None and window:
+            logger.warning("max_model_len is the model's sliding window, %d. / 最大长度取模型的滑动窗口。", limit)
         if self.max_model_len is not None and self.max_model_len > limit:
             raise ValueError(
-                f"max_model_len={self.max_model_len} exceeds the model's limit of {limit} positions: "
-                f"use at most {limit}"
+                f"max_model_len={self.max_model_len} exceeds the model's {'sliding window' if window else 'limit'} "
+                f"of {limit} positions: use at most {limit}"
             )
         # 块数写明了，装不装得下现在就知道。
         # With the number of blocks given, whether it fits is known now.
@@ -245,7 +256,7 @@ class EngineConfig:
         # A path that does not exist is returned too: reading `config.json` then names the full path,
         # which beats guessing here.
         if exists or name.count("/") != 1 or name.startswith((".", "/", "~")):
-            return folder
+            return check_folder(folder)
         # 用到才导入：内置模型和本地文件夹用不着它，启动也就更快。
         # Imported only when needed: the embedded model and local folders do without it and start faster.
         from huggingface_hub import snapshot_download
@@ -255,7 +266,7 @@ class EngineConfig:
             # `local_files_only=True`：只查本地缓存，从不联网；下载几 GB 的东西该由用户自己决定。
             # `local_files_only=True`: only the local cache, never the network;
             # downloading gigabytes is for the user to decide.
-            return Path(snapshot_download(name, local_files_only=True))
+            return check_folder(Path(snapshot_download(name, local_files_only=True)))
         except (OSError, HFValidationError):
             raise ModelLoadError(
                 f"model {name} is neither a folder nor in the local cache: download it with 'hf download {name}'"

@@ -1,7 +1,7 @@
-"""交给用户的结果，字段名与 vLLM 相同。这里什么也不导入：序列和调度器要用其中的几个类。
+"""交给用户的结果，字段名与 vLLM 相同。这里不导入引擎的任何东西：序列和调度器要用其中的几个类。
 
-What the user gets back; fields are named as in vLLM. Nothing is imported here, as sequence and scheduler use some of
-its classes.
+What the user gets back; fields are named as in vLLM. Nothing of the engine is imported here, as sequence and scheduler
+use some of its classes.
 """
 
 from dataclasses import dataclass, field

@@ -154,11 +154,6 @@ class Scheduler:
             # 停在这里看 `seq`：`computed 12/20` 表示已知 20 个 token，算了 12 个。
             # Stop here and look at `seq`: `computed 12/20` says that 20 tokens are known and 12 are computed.
             num_new = min(seq.num_tokens - seq.num_computed_tokens, budget)
-            # 猜测只用剩下的：预算、块、长度上限不够就裁掉，不为它抢占别人；一般的请求没有猜测，这里什么也不做。
-            # Guesses take only what is left: they are cut by budget, blocks and lengths, and nobody is preempted for
-            # them; ordinary requests have none, and this does nothing.
-            if seq.draft_ids:
-                num_new += self._cut_drafts(seq, num_new, budget - num_new)
             # 没有空闲块：牺牲最后接纳的那个，再试；牺牲者可能就是自己，那么它退出 `running`，循环也到了尽头。
             # No block free: sacrifice the one admitted last and try again; if that is this one, it leaves `running`.
             # 例，共 4 个块，块大小 4：A 要第 3 个块，空闲 0 个，抢占末尾的 B；B 归还 2 个，A 取走 1 个。
@@ -219,6 +214,15 @@ class Scheduler:
             scheduled.append(ScheduledSequence(seq, num_new))
             budget -= num_new
 
+        # 3. 猜测放在最后，只用别人剩下的预算和块：猜不中也不耽误谁，更不会抢占谁；一般的请求没有猜测，这里什么也不做。
+        # 3. Guesses come last and take only the budget and the blocks that others leave: wrong ones delay nobody and
+        # preempt nobody; ordinary requests have none, and this does nothing.
+        for index, (seq, num_new) in enumerate(scheduled):
+            if seq.draft_ids:
+                num_guesses = self._fit_drafts(seq, num_new, budget)
+                scheduled[index] = ScheduledSequence(seq, num_new + num_guesses)
+                budget -= num_guesses
+
         # 只有 1 个新 token 的行排到前面，走解码函数，其余走变长函数；排序是稳定的，组内次序不变。
         # 提示词只剩 1 个 token 要算的行，也按解码行处理。
         # Rows with 1 new token come first and take the decode function, the rest the varlen one; the sort is stable.
@@ -232,10 +236,10 @@ class Scheduler:
             self._check(scheduled)
         return scheduled
 
-    def _cut_drafts(self, seq: Sequence, num_known: int, budget: int) -> int:
-        """把猜测裁到用得上、放得下的个数，返回剩几个。
+    def _fit_drafts(self, seq: Sequence, num_known: int, budget: int) -> int:
+        """把猜测裁到用得上、放得下的个数，占好块，返回剩几个。
 
-        Cut the guesses to what can be used and has room, and return how many are left.
+        Cut the guesses to what can be used and has room, take their blocks, and return how many are left.
 
         Args:
             num_known: its known tokens that are scheduled in this step
@@ -249,6 +253,7 @@ class Scheduler:
         while count > 0 and not self.block_manager.can_grow(seq, end + count):
             count -= 1
         seq.draft_ids = seq.draft_ids[: max(count, 0)]
+        self.block_manager.grow(seq, end + len(seq.draft_ids))
         return len(seq.draft_ids)
 
     def _preempt_last(self) -> Sequence:
@@ -266,7 +271,6 @@ class Scheduler:
         self.block_manager.free(seq)
         seq.status = SequenceStatus.WAITING
         seq.num_preemptions += 1
-        seq.draft_ids = []
         self.num_preemptions += 1
         # 插在最前面：一步抢占多个时从后往前弹，再依次插到前面，先来后到正好还原。
         # At the very front: several are popped from the back and pushed to the front in turn, which keeps their order.

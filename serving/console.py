@@ -268,7 +268,7 @@ def print_comparison(
         # 用 `!r` 打印并保留特殊 token：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
         # Printed by `!r` with special tokens, or blanks, line breaks and BOS are invisible and both sides look alike.
         different = "; ".join(
-            f"#{request_id}: {tokenizer.decode([a], False)!r} / {tokenizer.decode([b], False)!r}"
+            f"#{request_id}: {tokenizer.decode_token(a)!r} / {tokenizer.decode_token(b)!r}"
             for request_id, a, b in result.different
         )
         difference = f"{result.max_difference:.2e}"

@@ -118,7 +118,8 @@ class LLM:
     def chat(
         self, messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None, progress: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None, add_generation_prompt: bool = True,
+        continue_final_message: bool = False, progress: bool = True,
     ) -> list[RequestOutput]:
         """回答一段或几段对话，每段套上模型的对话模板。
 
@@ -127,6 +128,8 @@ class LLM:
         Args:
             messages: [{"role": "user", "content": "..."}, ...], or a list of such lists
             chat_template_kwargs: extra variables for the template
+            add_generation_prompt: end with the mark "the assistant speaks now"
+            continue_final_message: have the model write on at the last message; needs add_generation_prompt=False
 
         Raises:
             ValueError: no template, bad messages, or a request that is not valid
@@ -145,7 +148,10 @@ class LLM:
         tokenizer = self.engine.tokenizer
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
-        prompts: list[Prompt] = [tokenizer.encode_chat(c, chat_template_kwargs) for c in conversations]
+        prompts: list[Prompt] = [
+            tokenizer.encode_chat(c, chat_template_kwargs, add_generation_prompt, continue_final_message)
+            for c in conversations
+        ]
         return self._run(prompts, sampling_params, progress)
 
     def stream(
@@ -173,13 +179,17 @@ class LLM:
 
     def stream_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None, add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> Generator[str, None, str | None]:
-        """回答一段对话，其余同 `stream`。
+        """回答一段对话；参数同 `chat`，其余同 `stream`。
 
-        Answer one conversation; the rest is as in `stream`.
+        Answer one conversation; the arguments are those of `chat`, the rest is as in `stream`.
         """
-        return self.stream(self.engine.tokenizer.encode_chat(messages, chat_template_kwargs), sampling_params)
+        prompt = self.engine.tokenizer.encode_chat(
+            messages, chat_template_kwargs, add_generation_prompt, continue_final_message
+        )
+        return self.stream(prompt, sampling_params)
 
     def _stream(self, seq: Request) -> Generator[str, None, str | None]:
         """走一步，交出新的文字，直到结束。

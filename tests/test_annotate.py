@@ -129,7 +129,7 @@ def test_files_import_only_what_is_below() -> None:
 def test_docs_lead_to_code_and_back(pages: dict[str, Page]) -> None:
     for chapter in find_chapters():
         text = "".join(path.read_text(encoding="utf-8") for path in chapter.files.values())
-        sources = set(re.findall(r"`((?:engine|layers|models|backends)/[\w/]+\.py)::", text))
+        sources = set(re.findall(r"`((?:serving|engine|layers|models|backends)/[\w/]+\.py)::", text))
         for source in sources:
             assert any(f"{source}.html" in link for link in pages[chapter.page].links), (chapter.name, source)
             assert any(link.endswith(chapter.page) for link in pages[f"{source}.html"].links), (source, chapter.name)

@@ -277,7 +277,7 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import mini_llama
 from engine.llm_engine import LLMEngine
-from engine import kv_pool
+from engine.model_runner import ModelRunner
 engines, steps, real = [], [], ModelRunner.execute
 start = LLMEngine.__init__
 def init(self, *arguments):

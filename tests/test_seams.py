@@ -8,6 +8,7 @@ import ast
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def spying() -> Iterator[set[str]]:
         return lambda *args, **kwargs: seen.add(name) or method(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch, FunctionSpy(seen), Spy(seen):
-        for kernels in (FusedKernels, CPUKernels):
+        for kernels in (FusedKernels, *FusedKernels.__subclasses__()):
             for name, method in vars(kernels).items():
                 if inspect.isfunction(method):
                     patch.setattr(kernels, name, recorded(f"{kernels.__name__}.{name}", method))
@@ -119,7 +120,7 @@ def answer(folder: Path, **options: Any) -> None:
     make_llm(folder, **options).generate([[1, 2, 3]], SamplingParams(max_tokens=3, ignore_eos=True), progress=False)
 
 
-METHODS = {f"CPUKernels.{name}" for name in ("pack", "linear", "add_rms_norm", "silu_and_mul", "qk_norm_rope_store")}
+METHODS = {f"CPUKernels.{name}" for name, method in vars(CPUKernels).items() if inspect.isfunction(method)}
 
 
 def test_the_spy_sees_the_fast_path(folder: Path) -> None:
@@ -127,7 +128,7 @@ def test_the_spy_sees_the_fast_path(folder: Path) -> None:
     # First prove that it sees something; only then does it count that below it sees nothing.
     with spying() as seen:
         answer(folder, backend="sdpa")
-    assert {"mkldnn", "scaled_dot_product", "embedding", *METHODS, "CPUKernels.rotary"} <= seen
+    assert len(METHODS) > 5 and {"mkldnn", "scaled_dot_product", "embedding", *METHODS} <= seen
     with spying() as seen:
         answer(folder, backend="sdpa", enforce_eager=True)
     assert "scaled_dot_product" in seen and "mkldnn" not in seen
@@ -137,7 +138,11 @@ def test_the_spy_sees_the_fast_path(folder: Path) -> None:
     assert "rms_norm" in seen
 
 
-@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"enforce_eager": True}, pytest.param({"device": "cuda", "enforce_eager": True}, marks=pytest.mark.gpu)],
+    ids=str,
+)
 def test_the_reference_runs_nothing_but_plain_lines(folder: Path, options: dict[str, Any]) -> None:
     with spying() as seen:
         answer(folder, backend="torch", **options)
@@ -204,6 +209,14 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
+def autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+            stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
+        yield
+
+
+@contextmanager
 def everything() -> Iterator[None]:
     with ExitStack() as stack:
         for name, make in SURROUNDINGS.items():
@@ -215,7 +228,7 @@ def everything() -> Iterator[None]:
 SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "float64": lambda: default_dtype(torch.float64),
     "bfloat16": lambda: default_dtype(torch.bfloat16),
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "autocast": autocast,
     "inference mode": torch.inference_mode,
     # `meta` 上的张量没有内容：哪里漏写了设备，马上就会出错。
     # Tensors on `meta` have no contents: wherever a device is not named, it fails at once.
@@ -232,6 +245,7 @@ def settings() -> list[Any]:
     return [
         torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(),
         torch.get_num_interop_threads(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.backends.cuda.matmul.allow_tf32,
         torch.is_autocast_cache_enabled(), torch.is_inference_mode_enabled(), torch.is_grad_enabled(),
         torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
         torch.get_rng_state().tolist(),
@@ -242,21 +256,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "torch": {"backend": "torch"},
     "sdpa": {"backend": "sdpa"},
     "bfloat16": {"backend": "sdpa", "dtype": "bfloat16"},
+    # 重叠循环、CUDA graph、核函数，都在里面。
+    # The overlapped loop, CUDA graphs and kernels are all in it.
+    "cuda": {"backend": "triton", "device": "cuda", "dtype": "float32", "max_num_seqs": 4},
 }
 
 
 @pytest.fixture(scope="module")
-def plain_answers(folder: Path) -> dict[str, list[Any]]:
-    return {name: answers(make_llm(folder, max_num_batched_tokens=32, **options)) for name, options in OPTIONS.items()}
+def plain_answers(folder: Path) -> Callable[[str], list[Any]]:
+    """没有别人的设置时的输出。
+
+    The outputs without other people's settings.
+    """
+    return cache(lambda name: answers(make_llm(folder, max_num_batched_tokens=32, **OPTIONS[name])))
 
 
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
 @pytest.mark.parametrize("where", ["made and run inside", "made inside", "run inside"])
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [*list(OPTIONS)[:-1], pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_foreign_settings_change_nothing_and_are_not_changed(
-    folder: Path, plain_answers: dict[str, list[Any]], surroundings: str, where: str, options: str
+    folder: Path, plain_answers: Callable[[str], list[Any]], surroundings: str, where: str, options: str
 ) -> None:
-    surround = SURROUNDINGS[surroundings]
+    surround, expected = SURROUNDINGS[surroundings], plain_answers(options)
     outside = settings()
     with surround() if where != "run inside" else nullcontext():
         before = settings()
@@ -267,7 +288,7 @@ def test_foreign_settings_change_nothing_and_are_not_changed(
         before = settings()
         found = answers(llm)
         assert settings() == before
-    assert found == plain_answers[options]
+    assert found == expected
     assert settings() == outside
 
 

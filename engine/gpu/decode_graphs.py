@@ -248,8 +248,8 @@ class DecodeGraphs:
         # 0 costs least.
         host[len(columns) :, :count] = 0
         # 最后三列只填要采样的行；断点停在这里看 `host[:, :size]`，次序就是 `_COLUMNS`。
-        # The last three columns are filled for rows that sample; stop here and look at `host[:, :size]`, in the order of
-        # `_COLUMNS`.
+        # The last three columns are filled for rows that sample; stop here and look at `host[:, :size]`, whose order is
+        # that of `_COLUMNS`.
         seeds, output_indices, temperatures = sampling_columns(step.samples)
         host[-3, step.logits_indices] = seeds
         host[-2, step.logits_indices] = output_indices
@@ -259,7 +259,7 @@ class DecodeGraphs:
         host[:, count:size] = 0
         host[_COLUMNS.index("slots"), count:size] = -1
         # 一次拷贝送去全部的列，只留下最后一列不动：那里是上一步采到的 token，图马上要读。
-        # One copy sends all columns but the last, which holds the tokens sampled in the last step: the graph reads them.
+        # One copy sends all columns but the last, which holds the tokens of the step before: the graph reads them.
         self.inputs[:-1].copy_(staging, non_blocking=True)
         # 一条序列写满一个块才多一格，所以大多数步里没有几格要改。
         # A sequence gets another cell only when a block is full, so in most steps few cells change.
