@@ -27,8 +27,6 @@ from engine.sequence import Sequence
 from serving.llm import LLM, Prompt
 from serving.turns import EngineDeadError
 
-_SHUT_DOWN = "the engine was shut down: make a new AsyncLLM"
-
 
 class _Stream:
     """一个请求的信箱：只留最新的一份结果，因为文字是累计的；读得慢的人不会积压内存。
@@ -149,8 +147,7 @@ class AsyncLLM:
                 yield item
         finally:
             self._streams.pop(request_id, None)
-            if stream.seq is not None and not stream.seq.request_finished:
-                self._inbox.put(partial(self._give_up, stream.seq))
+            self._inbox.put(partial(self._abort, stream))
 
     async def abort(self, request_id: str) -> None:
         """取消一个请求；它的消费者随后得到最后一份结果，`finish_reason` 是 "abort"。不存在就什么也不做。
@@ -193,7 +190,7 @@ class AsyncLLM:
 
         The thread's loop: take messages, step, send results; at the end tell everybody who still waits.
         """
-        death = _SHUT_DOWN
+        death = "the engine was shut down: make a new AsyncLLM"
         try:
             while self._take_messages():
                 self._publish(self.engine.step())
@@ -211,7 +208,7 @@ class AsyncLLM:
             # Returning blocks is best effort: the engine has failed, and failing again must not keep others waiting.
             with suppress(BaseException):
                 self._send(stream, self._dead())
-                self._give_up(stream.seq)
+                self.engine.abort(stream.request_id)
 
     def _take_messages(self) -> bool:
         """处理收件箱里的信；没有请求时睡在这里。收到 None 返回假，线程该结束了。
@@ -234,14 +231,12 @@ class AsyncLLM:
             stream.seq = None
             self._send(stream, error)
 
-    def _give_up(self, seq: Sequence | None) -> None:
-        if seq is not None and not seq.request_finished:
-            self.engine.abort(seq.request_id)
-
     def _abort(self, stream: _Stream) -> None:
-        # 取消之后引擎可能就闲下来了，不会再有下一步来发结果，所以这里就发。
-        # After an abort the engine may be idle, and no step would follow to send the result, so it is sent here.
-        self._give_up(stream.seq)
+        # 已经结束的不取消，它的 id 可能已另有主人；取消之后引擎可能就闲下来了，不会再有下一步来发结果，所以这里就发。
+        # What has ended is left alone, its id may have a new owner. After an abort the engine may be idle, and no step
+        # would follow to send the result, so it is sent here.
+        if stream.seq is not None and not stream.seq.request_finished:
+            self.engine.abort(stream.request_id)
         self._publish_one(stream)
 
     def _publish(self, finished: list[RequestOutput]) -> None:
@@ -259,8 +254,7 @@ class AsyncLLM:
                 self._publish_one(stream)
 
     def _publish_one(self, stream: _Stream) -> None:
-        seq = stream.seq
-        if seq is None:
+        if (seq := stream.seq) is None:
             return
         lengths = [each.num_output_tokens - each.num_pending_tokens for each in seq.siblings or [seq]]
         state = (sum(lengths), seq.request_finished)
@@ -275,7 +269,7 @@ class AsyncLLM:
             # 它的事件循环已经关了，没人会来读：取消它，别人照常。
             # Its event loop is closed and nobody will read: abort it, and the others go on.
             self._streams.pop(stream.request_id, None)
-            self._give_up(stream.seq)
+            self._abort(stream)
 
 
 def _stop(inbox: "SimpleQueue[Callable[[], object] | None]", thread: threading.Thread) -> None:

@@ -14,12 +14,15 @@ from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
 from engine.tokenizer import Message
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
-from serving.console import describe_error, generation_progress, loading_progress
+from serving.console import MARKS, generation_progress, loading_progress
 from serving.turns import Turns, ctrl_c_noted
 
 # 文字，或已经分好的 token id；后者绕过分词器，测试和测速用它来固定输入。
 # Text, or token ids; ids bypass the tokenizer, and tests and benchmarks use them to fix the input.
 Prompt = str | list[int]
+# 一段段文字；生成器的返回值是 `finish_reason`。
+# Pieces of text; the generator's return value is the `finish_reason`.
+Pieces = Generator[str, None, str | None]
 
 
 def list_of_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -154,9 +157,7 @@ class LLM:
         ]
         return self._run(prompts, sampling_params, progress)
 
-    def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
-    ) -> Generator[str, None, str | None]:
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Pieces:
         """边生成边交出文字；各段接起来就是 `generate` 的 `text`，从不切开一个字符。
 
         提前关闭迭代器（`break`、异常、Ctrl-C）就取消请求，归还它的块。引擎里的其他请求同步前进。
@@ -181,7 +182,7 @@ class LLM:
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None, add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-    ) -> Generator[str, None, str | None]:
+    ) -> Pieces:
         """回答一段对话；参数同 `chat`，其余同 `stream`。
 
         Answer one conversation; the arguments are those of `chat`, the rest is as in `stream`.
@@ -191,7 +192,7 @@ class LLM:
         )
         return self.stream(prompt, sampling_params)
 
-    def _stream(self, seq: Request) -> Generator[str, None, str | None]:
+    def _stream(self, seq: Request) -> Pieces:
         """走一步，交出新的文字，直到结束。
 
         Step and yield what is new, until the end.
@@ -204,18 +205,17 @@ class LLM:
             with ctrl_c_noted():
                 self.turns.abort([seq])
 
-    def _pieces(self, seq: Request) -> Generator[str, None, str | None]:
+    def _pieces(self, seq: Request) -> Pieces:
         assert seq.output_text is not None
-        shown, started, finished = 0, False, False
+        shown, finished = 0, False
         try:
+            with ctrl_c_noted():
+                self.turns.add(seq)
             while not finished:
                 # 只护住走步，不护住 `yield`：两段文字之间是用户自己的代码，Ctrl-C 该怎样就怎样。
                 # The step is protected, the `yield` is not: between two pieces runs the user's own code, where Ctrl-C
                 # does what it always does.
                 with ctrl_c_noted():
-                    if not started:
-                        self.turns.add(seq)
-                        started = True
                     # 两段文字之间，别人（另一个 `stream`）可能已经把引擎走到了这个请求的结尾。
                     # Between two pieces somebody else, another `stream` say, may have stepped this request to its end.
                     if seq.finish_reason is None:
@@ -233,7 +233,7 @@ class LLM:
             with ctrl_c_noted():
                 self.turns.abort([seq])
         if seq.finish_reason == "error":
-            raise ValueError(describe_error(seq.request_id))
+            raise ValueError(f"request {seq.request_id} {MARKS['error']}")
         return seq.finish_reason
 
     def _run(

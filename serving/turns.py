@@ -27,12 +27,13 @@ _pressed: list[int] = []
 
 
 class EngineDeadError(RuntimeError):
-    """引擎不能再用了：出错，半步被打断，或已 `shutdown`；起因在 `__cause__` 里。
+    """引擎不能再用了：出错，半步被打断，或者关闭了；起因在 `__cause__` 里。
 
     The engine is of no more use: it failed, was broken off in mid-step, or was shut down; `__cause__` has the cause.
     """
 
 
+# ---- 按下 Ctrl-C ----
 # ---- Ctrl-C ----
 
 
@@ -118,14 +119,14 @@ class Turns:
         self.check_alive()
         queue = self.engine.requests.open(seq)
         self._added.add(seq)
-        self._post(partial(self._queue, queue))
+        self._post(*(partial(self.engine.scheduler.add, each) for each in queue))
 
     def abort(self, sequences: list[Sequence]) -> None:
         """放手：没有结束的取消，块归还；对同一个请求可以再做一次。
 
         Let go: what has not ended is cancelled and its blocks return; doing it again does no harm.
         """
-        self._post(*(partial(self._abort, seq) for seq in sequences), self._settle)
+        self._post(partial(self._let_go, sequences))
 
     def step(self) -> list[RequestOutput]:
         """走一步；别人正在走，就等他一会儿。
@@ -185,29 +186,21 @@ class Turns:
                 self.death = error
                 raise
 
-    def _queue(self, sequences: list[Sequence]) -> None:
-        for seq in sequences:
-            self.engine.scheduler.add(seq)
-
-    def _abort(self, seq: Sequence) -> None:
-        if seq in self._added:
+    def _let_go(self, sequences: list[Sequence]) -> None:
+        for seq in filter(self._added.__contains__, sequences):
             self._added.remove(seq)
             if not seq.request_finished:
                 self.engine.abort(seq.request_id)
-
-    def _settle(self) -> None:
-        """某一步半途出错、出错者的请求也已取消之后：引擎里还有别人的，或者账不对，引擎就不能再用了。
-
-        After a step has failed halfway and the requests of its caller are gone: with requests of others left, or books
-        that are wrong, the engine is of no more use.
-        """
+        # 某一步曾半途出错：出错者的请求都取消之后，引擎里若还有别人的，或者账不对，引擎就不能再用了。
+        # A step has failed halfway: with the requests of its caller gone, if there are others left or the books are
+        # wrong, the engine is of no more use.
         failure, self._failure = self._failure, None
-        if failure is None:
-            return
+        if failure is not None and not self._is_sound():
+            self.death = self.death or failure
+
+    def _is_sound(self) -> bool:
         try:
             self.engine.block_manager.check_integrity(())
-            sound = not self.engine.requests.ids_in_use
         except RuntimeError:
-            sound = False
-        if not sound:
-            self.death = self.death or failure
+            return False
+        return not self.engine.requests.ids_in_use
