@@ -152,7 +152,7 @@ def test_its_id_belongs_to_the_next_owner_once_it_has_ended(llm: LLM) -> None:
     with pytest.raises(ValueError, match="taken"):
         next(late)
     pieces.close()
-    assert llm.engine.requests._ids_in_use == {name}
+    assert llm.engine.requests.ids_in_use == {name}
     llm.engine.abort(name)
     while llm.engine.has_unfinished():
         llm.engine.step()
