@@ -50,7 +50,7 @@ ROOMS: Final = (
             *_in("backends", "__init__ base kv_cache kernels torch_backend"),
         ),
     ),
-    Room("serving", 650, ("serving/*.py",)),
+    Room("serving", 900, ("serving/*.py",)),
     Room("engine/gpu", 260, ("engine/gpu/*.py",)),
     Room("fast kernels", 1250, (*_in("backends", "sdpa cpu_kernels flash"), "backends/triton/*.py")),
     Room("mini_llama.py", 200, ("mini_llama.py",)),
