@@ -61,7 +61,7 @@ ROOMS: Final = (
         800,
         (
             *_in("engine", "drafters guides"),
-            *_in("layers", "ranks quantized"),
+            *_in("layers", "ranks quantized yarn"),
             *_in("models", "checkpoint_formats refusals qwen2"),
         ),
     ),
