@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
+from engine.chat_template import Message
 from engine.sampling_params import SamplingParams
-from engine.tokenizer import Message
 from serving.console import format_hits
 from serving.llm import LLM
 

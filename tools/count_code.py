@@ -60,7 +60,7 @@ ROOMS: Final = (
         "capabilities",
         800,
         (
-            *_in("engine", "drafters guides"),
+            *_in("engine", "drafters guides chat_template"),
             *_in("layers", "ranks quantized yarn"),
             *_in("models", "checkpoint_formats refusals qwen2"),
         ),
