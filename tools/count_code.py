@@ -60,8 +60,8 @@ ROOMS: Final = (
         "capabilities",
         800,
         (
-            *_in("engine", "drafters guides"),
-            *_in("layers", "ranks quantized"),
+            *_in("engine", "drafters guides chat_template"),
+            *_in("layers", "ranks quantized yarn"),
             *_in("models", "checkpoint_formats refusals qwen2"),
         ),
     ),
