@@ -139,7 +139,7 @@ class LLMEngine:
         # `list` 一次拷完，别的线程读它时，引擎可以照常走步。
         # `list` copies at once, so that another thread may read while the engine steps.
         running = {seq.request_id for seq in list(scheduler.running)}
-        waiting = {seq.request_id for seq in scheduler.waiting} - running
+        waiting = {seq.request_id for seq in list(scheduler.waiting)} - running
         # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
         # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
         usage = 1 - manager.num_free_blocks / manager.num_blocks

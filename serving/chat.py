@@ -8,8 +8,8 @@ import sys
 import time
 from contextlib import closing, suppress
 
+from engine.chat_template import Message
 from engine.sampling_params import SamplingParams
-from engine.tokenizer import Message
 from serving.console import MARKS, format_hits, printable
 from serving.llm import LLM, Pieces
 from serving.turns import ctrl_c_noted

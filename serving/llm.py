@@ -7,12 +7,12 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.chat_template import Message
 from engine.config import EngineConfig
 from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
-from engine.tokenizer import Message
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from serving.console import MARKS, generation_progress, loading_progress
 from serving.turns import Turns, ctrl_c_noted
