@@ -25,14 +25,20 @@ from engine_helpers import (
     run_requests,
     small_model_folder,
 )
-from overlap_helpers import add_graphs, assert_drained, poison, run_overlapped
+from overlap_helpers import (
+    add_graphs,
+    assert_drained,
+    assert_nothing_kept,
+    collect_at_once,
+    poison,
+    run_overlapped,
+)
 
 import serving.llm
 from engine.batch import build_batch, flatten
 from engine.gpu import decode_graphs
 from engine.gpu.decode_graphs import graph_sizes
 from engine.gpu.overlapped_engine import OverlappedEngine
-from engine.outputs import RequestOutput
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 from serving.llm import LLM
@@ -122,24 +128,6 @@ def test_64_mixed_requests_give_equal_tokens(folder: Path, requests: list[Reques
 # ---- rows with guesses ----
 
 
-def collect_at_once(engine: OverlappedEngine) -> None:
-    """每一步都取回结果再安排下一步：有猜测时必须如此，因为猜对几个决定了下一步算什么。
-
-    Collect each step before the next is planned, as guesses require: how many were right decides what comes next.
-    """
-
-    def step() -> list[RequestOutput]:
-        schedule = engine.plan()
-        tokens, chosen, logprobs = engine._forward_and_sample(schedule)
-        engine.sampled = tokens
-        drawn = tokens.tolist()
-        counts = [(row.seq, row.num_logits) for row in schedule]
-        token_ids = engine.sampler.read(counts, [drawn[row] for row in chosen], logprobs)
-        return engine.record(schedule, token_ids, engine.scheduler.update(schedule, token_ids))
-
-    engine.step = step  # type: ignore[method-assign]
-
-
 @pytest.mark.parametrize("kind", ["right", "wrong", "mixed"])
 @pytest.mark.parametrize("name", ["plain", "tiny pool", "budget of 40 tokens"])
 def test_rows_with_guesses_equal_the_eager_path(
@@ -219,17 +207,6 @@ def test_a_graph_gets_the_step_laid_flat(folder: Path, requests: list[Request]) 
 
 # ---- 结束的序列不留下 ----
 # ---- nothing is kept of a sequence that has ended ----
-
-
-def assert_nothing_kept(engine: OverlappedEngine) -> None:
-    """图和采样器里，一个序列也不剩，每一条、每一行都空出来了。
-
-    No sequence is left in the graphs or the sampler, and all lanes and rows are free.
-    """
-    assert engine.graphs is not None
-    assert engine.graphs.lanes == {} and sorted(engine.graphs.free_lanes) == list(range(len(engine.graphs.tables)))
-    assert engine.sampler.rows == {}
-    assert sorted(engine.sampler.free_rows) == list(range(engine.sampler.counts.shape[1]))
 
 
 def count_sequences() -> int:
