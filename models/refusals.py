@@ -44,6 +44,8 @@ UNUSABLE: Rows = (
 WEIGHTS: Rows = (
     ("*.bin", "", "has pickle weights, and only safetensors are read: download model.safetensors, or convert: "
      f"{_CONVERT.format('AutoModelForCausalLM')}"),
+    *((kind, "", f"has pickle weights ({kind[1:]}), and only safetensors are read: download model.safetensors, or "
+       "convert: load them in transformers, then save_pretrained") for kind in ("*.pth", "*.pt", "*.ckpt")),
     ("*", "", "has neither model.safetensors nor model.safetensors.index.json: download the model again "
      "(only safetensors are read, not .bin or .pth)"),
 )  # fmt: skip
@@ -128,7 +130,7 @@ def unknown_architecture(name: str, raw: Mapping[str, Any], known: Collection[st
     """
     found = {key for key, value in raw.items() if value not in (None, False, 0)}
     what = next((f" ({kind})" for pattern, keys, kind in _KINDS if re.search(pattern, name) or found & {*keys}), "")
-    return f"unknown architecture {name!r:.80}{what}: supported are {', '.join(known)}; use transformers for it"
+    return f"unknown architecture {name!r:.60}{what}: supported are {', '.join(known)}; use transformers for it"
 
 
 def unsupported_option(values: Mapping[str, Any], options: Mapping[str, tuple[Any, ...]]) -> str | None:

@@ -342,7 +342,7 @@ def test_an_unknown_architecture_is_named_before_anything_else(tmp_path: Path, n
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [name], **raw}))
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     (tmp_path / "tokenizer.model").write_bytes(b"sentencepiece")
-    message = refused(tmp_path, "unknown architecture", kind, name[:60].replace("\n", "\\n"), "transformers")
+    message = refused(tmp_path, "unknown architecture", kind, name[:50].replace("\n", "\\n"), "transformers")
     assert all(known in message for known in MODEL_REGISTRY)
 
 
@@ -416,7 +416,7 @@ FOLDERS: dict[str, tuple[Edit, tuple[str, ...]]] = {
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model-00001-of-00002.bin"),
         ("pickle", "AutoModelForCausalLM"),
     ),
-    ".pth": (lambda f: (f / "model.safetensors").rename(f / "consolidated.00.pth"), (".pth", "safetensors")),
+    ".pth": (lambda f: (f / "model.safetensors").rename(f / "model.pth"), (".pth", "safetensors", "convert")),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), ("model.safetensors", "download")),
     "shards without an index": (
         lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"),
