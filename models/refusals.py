@@ -46,7 +46,7 @@ WEIGHTS: Rows = (
      f"{_CONVERT.format('AutoModelForCausalLM')}"),
     *((kind, "", f"has pickle weights ({kind[1:]}), and only safetensors are read: download model.safetensors, or "
        "convert: load them in transformers, then save_pretrained") for kind in ("*.pth", "*.pt", "*.ckpt")),
-    ("*", "", "has neither model.safetensors nor model.safetensors.index.json: download the model again "
+    ("", "", "has neither model.safetensors nor model.safetensors.index.json: download the model again "
      "(only safetensors are read, not .bin or .pth)"),
 )  # fmt: skip
 
@@ -81,7 +81,7 @@ def first_match(folder: Path, rows: Rows) -> str | None:
     """
     names = [path.name for path in folder.iterdir()]
     for present, absent, text in rows:
-        if matching(names, present) and not matching(names, absent):
+        if (not present or matching(names, present)) and not matching(names, absent):
             return f"{folder} {text.format(folder, _adapter_base(folder))}"
     return None
 

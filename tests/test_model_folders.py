@@ -431,6 +431,12 @@ FOLDERS: dict[str, tuple[Edit, tuple[str, ...]]] = {
 }
 
 
+def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
+    refused(tmp_path, "config.json is missing", "download")
+    with pytest.raises(ModelLoadError, match=r"has neither model.safetensors nor"):
+        models.loader.shard_files(tmp_path)
+
+
 def replace_all(folder: Path, files: dict[str, Any]) -> None:
     """只留这些文件。
     Keep these files alone.
