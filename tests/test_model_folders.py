@@ -99,7 +99,7 @@ def refused(folder: Path, *parts: str, **options: Any) -> str:
     """整个引擎拒绝它：恰好是 `ModelLoadError`，一行，不长，含有全部 `parts`，没有印出字典。
     The whole engine refuses it: exactly a `ModelLoadError`, one short line with all `parts` and no dictionary in it.
     """
-    with within(30), pytest.raises(ModelLoadError) as caught:
+    with within(60), pytest.raises(ModelLoadError) as caught:
         LLM(folder, device="cpu", num_kvcache_blocks=16, **options)
     message = str(caught.value).replace(str(folder), "DIR")
     assert message.isprintable() and len(message) <= 250 and "{" not in message, message
