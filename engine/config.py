@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from backends import choose_backend, create_backend, create_kernels
+from backends import create_backend, create_kernels
 from backends.base import AttentionBackend
 from backends.kernels import FusedKernels
 from engine.block_manager import num_blocks_needed
@@ -117,9 +117,7 @@ class EngineConfig:
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         share = self.gpu_memory_utilization
         if not is_number(share) or not 0 < share <= 1:
-            raise ValueError(
-                f"gpu_memory_utilization={self.gpu_memory_utilization!r} is out of range: use a share in (0, 1]"
-            )
+            raise ValueError(f"gpu_memory_utilization={share!r} is out of range: use a share in (0, 1]")
         if self.load_format not in ("auto", "dummy"):
             raise ValueError(f"load_format={self.load_format!r} is unknown: use auto or dummy")
         if self.dtype not in ("auto", *DTYPES):
@@ -143,10 +141,7 @@ class EngineConfig:
         # Where the configuration names no dtype the weights tell; random ones have no file to ask and take float32.
         stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
         dtype = self.resolve_dtype(stored, device)
-        name = self.backend
-        if name == "auto":
-            name = choose_backend(device, model_config.head_dim, dtype)
-        backend = create_backend(name, device)
+        backend = create_backend(self.backend, device, model_config.head_dim, dtype)
         # “能在这台机器上跑”和“支持这个模型”是两回事：前者 `create_backend` 已查过，后者要知道 `head_dim` 才能查。
         # Two questions: `create_backend` answered "does it run here"; "does it suit this model" needs `head_dim`.
         reason = backend.why_unsupported(model_config.head_dim, dtype)

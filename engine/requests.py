@@ -20,7 +20,7 @@ from engine.block_manager import BlockManager
 from engine.detokenizer import Detokenizer, OutputText
 from engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
-from engine.sequence import Sequence, SequenceStatus
+from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import is_int
 from models.config import ModelConfig, ModelLoadError, parse_token_ids, read_json
@@ -75,6 +75,7 @@ class Requests:
     Attributes:
         defaults: what the model's `generation_config` asks for, used where a request brings no parameters
         eos_token_ids: the ids that end an output unless `ignore_eos`
+        ids_in_use: of the requests that are unfinished, to find duplicates; `finish` frees an id again
     """
 
     def __init__(
@@ -94,16 +95,14 @@ class Requests:
         # A token is rarely longer than 64 characters: text that is hopelessly long is refused before it is tokenized,
         # which would take seconds and gigabytes.
         tokenizer.max_chars = 64 * max_model_len
-        # 未完成请求的 id，用来查重；`finish` 会删掉它，id 便可再用。
-        # The ids of unfinished requests, to find duplicates; `finish` frees an id again.
-        self._ids_in_use: set[str] = set()
+        self.ids_in_use: set[str] = set()
         # 等第 1 份算完提示词的其余各份，按请求 id；见 `take_released`。
         # The outputs of a request that wait until number 1 has computed the prompt, by request id; see `take_released`.
         self.held: dict[str, list[Sequence]] = {}
         self._ids = count()
         # 引擎的种子只管发种子：`seed` 相同、加入顺序相同，第几个请求就拿到同样的种子；None 则每次启动都不同。
         # The engine's seed only deals out seeds: same `seed` and order, same seed for each request; None varies.
-        self._seeds = random.Random(seed)
+        self._seeds = random.Random(seed if seed is None else int(seed))
 
     # ---- 进门 ----
     # ---- at the door ----
@@ -134,7 +133,7 @@ class Requests:
         if request_id is None:
             # `_ids` 只往前走：`generate` 一次检查几个、都还没加入时，编号也不会重复。
             # `_ids` only moves forward: requests validated by `generate` and not added yet get distinct numbers too.
-            request_id = next(name for name in map(str, self._ids) if name not in self._ids_in_use)
+            request_id = next(name for name in map(str, self._ids) if name not in self.ids_in_use)
         if isinstance(prompt, str):
             # 纯文本由分词器加 BOS；对话是以 id 传来的，模板已写好 BOS，走下面的分支，不会加第二遍。
             # Plain text gets its BOS from the tokenizer; a chat comes as ids, with the template's BOS, below.
@@ -206,9 +205,9 @@ class Requests:
         """
         # 查重放在登记时做，不在 `prepare` 里：检查和加入之间，这个 id 可能被别人先用了。
         # Duplicates are checked here, not in `prepare`: between validating and adding somebody may take the id.
-        if seq.request_id in self._ids_in_use:
+        if seq.request_id in self.ids_in_use:
             raise ValueError(f"request {seq.request_id}: this id is already running; choose another")
-        self._ids_in_use.add(seq.request_id)
+        self.ids_in_use.add(seq.request_id)
         # 计时从入队算起，用户等待的排队时间也在内；用 `monotonic`，系统校时不会让时间倒流。
         # Counted from queueing, so the wait is included; `monotonic` never runs backwards when the clock is adjusted.
         seq.metrics.arrival_time = time.monotonic()
@@ -217,8 +216,11 @@ class Requests:
         # `n` 份输出就是 `n` 个序列，各自调度、抢占、结束，只在交出结果时合在一起。
         # `n` outputs are `n` sequences, each scheduled, preempted and ended on its own; the result puts them together.
         siblings = [seq.sibling(index) for index in range(1, seq.params.n)]
-        for each in (seq, *siblings):
-            each.siblings = [seq, *siblings]
+        # 大家共用一个列表：各存一份就是 `n` 的平方。
+        # All share one list: a copy each would be the square of `n`.
+        group = [seq, *siblings]
+        for each in group:
+            each.siblings = group
             # 文字各有各的。
             # Each has its own text.
             each.output_text = seq.output_text and OutputText(self.tokenizer, seq.params, each.token_ids)
@@ -226,7 +228,7 @@ class Requests:
         # In the same step they would not find each other and compute the prompt `n` times; if there are whole blocks to
         # share, number 1 computes them first and the others hit its blocks.
         if not self._num_shareable_blocks(seq):
-            return [seq, *siblings]
+            return group
         self.held[seq.request_id] = siblings
         return [seq]
 
@@ -238,17 +240,18 @@ class Requests:
         manager = self.block_manager
         return (seq.num_prompt_tokens - 1) // manager.block_size if manager.enable_prefix_caching else 0
 
-    def take_released(self) -> list[Sequence]:
-        """第 1 份的提示词块都登记了，或者它已经结束，其余各份就可以排队，排在最前面。
+    def take_released(self, running: list[Sequence]) -> list[Sequence]:
+        """第 1 份的提示词块都登记了，其余各份就可以排队，排在最前面；它若先结束，由 `LLMEngine.release` 放行。
 
-        Once the prompt's blocks of number 1 are registered, or it has ended, the others may queue, at the very front.
+        Once the prompt's blocks of number 1 are registered, the others may queue, at the very front; should it end
+        sooner, `LLMEngine.release` lets them go.
         """
+        # 只看在运行的：等待中的第 1 份一个块也没有，它们可能有几千个。
+        # Only running ones are looked at: a number 1 that waits has no blocks, and there may be thousands of them.
         released: list[Sequence] = []
-        for request_id, siblings in list(self.held.items()):
-            first = siblings[0].siblings[0]
-            computed = first.num_registered_blocks >= self._num_shareable_blocks(first)
-            if computed or first.status is SequenceStatus.FINISHED:
-                released += self.held.pop(request_id)
+        for seq in running if self.held else ():
+            if seq.request_id in self.held and seq.num_registered_blocks >= self._num_shareable_blocks(seq):
+                released += self.held.pop(seq.request_id)
         return released
 
     # ---- 出门 ----
@@ -261,11 +264,11 @@ class Requests:
         """
         # 几份输出在同一步结束时，只有第一个来到这里的交出结果，那时 id 还在。
         # If several outputs end in the same step, only the first that comes here hands out the result: the id is there.
-        if not seq.request_finished or seq.request_id not in self._ids_in_use:
+        if seq.request_id not in self.ids_in_use or not seq.request_finished:
             return None
         # 引擎可以跑上几周：不删掉这个 id 就是内存泄漏，它也永远不能再用。
         # An engine runs for weeks: an id left behind leaks memory and can never be used again.
-        self._ids_in_use.remove(seq.request_id)
+        self.ids_in_use.remove(seq.request_id)
         seq.metrics.finished_time = time.monotonic()
         return self.output(seq)
 

@@ -98,6 +98,10 @@ class SamplingParams:
             value = getattr(self, name)
             if not is_number(value) or not low <= value <= high:
                 raise ValueError(f"{name}={value!r} is out of range: use a number from {low:g} to {high:g}")
+            # 换成 Python 自己的数：`Fraction` 和 numpy 的数到了采样那一步，torch 未必认得，它们的运算还会溢出。
+            # As Python's own numbers: torch may not know a `Fraction` or a number of numpy's when it samples, and
+            # theirs overflow.
+            object.__setattr__(self, name, float(value))
         # 上面的区间含 0，因为 `temperature` 为 0 是贪心、`min_p` 为 0 是关闭；只有 `top_p` 不许为 0。
         # The range above includes 0, as a `temperature` of 0 is greedy and a `min_p` of 0 is off;
         # only `top_p` may not be 0.
@@ -109,6 +113,7 @@ class SamplingParams:
             value = getattr(self, name)
             if not is_int(value) or value < lowest:
                 raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} up")
+            object.__setattr__(self, name, int(value))
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}: lower it")
         if self.logprobs is not None and (not is_int(self.logprobs) or not 0 <= self.logprobs <= MAX_LOGPROBS):
@@ -116,6 +121,9 @@ class SamplingParams:
         if self.n > MAX_OUTPUTS:
             raise ValueError(f"n={self.n} is out of range: use an integer from 1 to {MAX_OUTPUTS}")
         check_seed(self.seed)
+        for name in ("logprobs", "seed"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("ignore_eos", "skip_special_tokens"):
             check_flag(name, getattr(self, name))
         self._check_stops()
@@ -141,9 +149,10 @@ class SamplingParams:
             raise ValueError(f"stop={self.stop!r:.40}...: use up to {MAX_STOPS} strings of {MAX_STOP_CHARS} characters")
         # 存成元组：用户以后再改他的列表，也绕不过这里的检查。
         # Kept as tuples: if users change their lists later, that does not get past these checks.
-        for name in ("stop", "stop_token_ids"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
+        if ids is not None:
+            object.__setattr__(self, "stop_token_ids", tuple(map(int, ids)))
 
     @property
     def filters(self) -> bool:

@@ -13,8 +13,7 @@ are those of vLLM V1. This file reads no clock, touches no device and knows no t
 the same decisions.
 """
 
-from collections import deque
-from itertools import chain
+from collections import OrderedDict
 from typing import NamedTuple
 
 from engine.block_manager import BlockManager
@@ -75,12 +74,16 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.strict = strict
-        # 新请求从尾部进，被抢占的插回头部，两头都要 O(1)，所以用 deque。
-        # New requests join at the tail and preempted ones return to the head: a deque has both ends in O(1).
-        self.waiting: deque[Sequence] = deque()
+        # 新请求从尾部进，被抢占的插回头部，取消的从中间抽走，都要 O(1)：与空闲块的队列一样，用有序字典的键。
+        # New requests join at the tail, preempted ones return to the head, aborted ones leave from the middle, each in
+        # O(1): the keys of an ordered dict, as in the queue of free blocks.
+        self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         # 次序就是接纳的先后，越靠后来得越晚；抢占从末尾挑，全靠这一点。
         # Its order is that of admission, the latest at the end; preemption relies on that when it takes from the end.
         self.running: list[Sequence] = []
+        # 取消时不必翻遍两个队列：每个请求在队列里的序列。
+        # The sequences of each request that are in the queues, so that an abort need not search these.
+        self._queued: dict[str, dict[Sequence, None]] = {}
         self.num_preemptions = 0
 
     def add(self, seq: Sequence) -> None:
@@ -88,16 +91,20 @@ class Scheduler:
 
         A new request joins the end of the waiting queue; the engine has validated it before.
         """
-        self.waiting.append(seq)
+        self.waiting[seq] = None
+        self._queued.setdefault(seq.request_id, {})[seq] = None
 
     def add_first(self, sequences: list[Sequence]) -> None:
         """插到等待队列的最前面，次序不变。
 
         Put them at the front of the waiting queue, in this order.
         """
-        # `extendleft` 一个一个往前插，会把次序倒过来，所以先用 `reversed` 反转。
-        # `extendleft` puts them in front one by one, which turns their order around, hence `reversed`.
-        self.waiting.extendleft(reversed(sequences))
+        for seq in sequences:
+            self.add(seq)
+        # 一个一个移到最前面，次序会倒过来，所以先用 `reversed` 反转。
+        # Moving them to the front one by one turns their order around, hence `reversed`.
+        for seq in reversed(sequences):
+            self.waiting.move_to_end(seq, last=False)
 
     def has_unfinished(self) -> bool:
         """还有没有请求要算。
@@ -180,7 +187,7 @@ class Scheduler:
         # 刚发生过抢占就不接纳任何人：块已经不够，再放人进来只会马上又被抢占。
         # After a preemption admit nobody: blocks are short, and a newcomer would be preempted right away.
         while not preempted and self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            seq = self.waiting[0]
+            seq = next(iter(self.waiting))
             # 到接纳这一刻才查，不在 `add` 时查：等待期间别人可能登记了相同的开头，旧命中也可能已被淘汰。
             # Looked up now and not in `add`: meanwhile others may have registered the same beginning,
             # or old hits were evicted.
@@ -197,7 +204,7 @@ class Scheduler:
                 break
             # 从查询命中到占用它们，中间没有分配过块，`hits` 才仍然有效；若分配过，命中的块可能已经换了主人。
             # `hits` still holds as no block was taken since the look-up; a block taken in between might be among them.
-            self.waiting.popleft()
+            del self.waiting[seq]
             self.block_manager.allocate(seq, hits, num_cached + num_new)
             # 提示词只排了一个分段也进 `running`：剩下的由下一步的第 1 部分接着分，不再排队。
             # With only a chunk of its prompt scheduled it joins `running` too:
@@ -269,7 +276,8 @@ class Scheduler:
         # At the very front: several are popped from the back and pushed to the front in turn, which keeps their order.
         #     running [A, B, C, D] -> [A, B, C] -> [A, B]
         #     waiting [E]          -> [D, E]    -> [C, D, E]
-        self.waiting.appendleft(seq)
+        self.waiting[seq] = None
+        self.waiting.move_to_end(seq, last=False)
         return seq
 
     def update(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[Sequence]:
@@ -332,6 +340,13 @@ class Scheduler:
             # An empty list means that the prompt is unfinished:
             # this loop does nothing, the sequence stays in `running`.
             for index, token in enumerate(tokens):
+                # 这一行的分数是 NaN 或无穷大：没有 token 可记，占位由 `_retire` 去掉；别的请求照常。
+                # The row's scores are NaN or infinite: there is no token to record, `_retire` takes the placeholder
+                # away, and the other requests go on.
+                if token < 0:
+                    seq.finish_reason = "error"
+                    del tokens[index:]
+                    break
                 seq.token_ids[-seq.num_pending_tokens] = token
                 seq.num_pending_tokens -= 1
                 seq.finish_reason = self._finish_reason(seq, token)
@@ -344,9 +359,11 @@ class Scheduler:
                     # Among guesses that were right there may be a stop token: what follows is void and must not count.
                     del tokens[index + 1 :]
                     break
-            # 先登记，后释放：释放后的块仍可被命中，但只有登记过的才找得到。
-            # Register before freeing: a freed block can still be hit, but only if it was registered.
-            self.block_manager.register_full_blocks(seq)
+            # 先登记，后释放：释放后的块仍可被命中，但只有登记过的才找得到。出错的不登记：它的 K、V 里可能就有 NaN。
+            # Register before freeing: a freed block can still be hit, but only if it was registered. Not after an
+            # error: there may be NaN in its K and V.
+            if seq.finish_reason != "error":
+                self.block_manager.register_full_blocks(seq)
             if seq.finish_reason:
                 finished.append(seq)
         self._retire(finished)
@@ -400,9 +417,12 @@ class Scheduler:
             # A placeholder at the end, of a step already launched, means nothing any more.
             del seq.token_ids[len(seq.token_ids) - seq.num_pending_tokens :]
             seq.num_pending_tokens = 0
-            if seq.status is SequenceStatus.WAITING:
-                self.waiting.remove(seq)
+            self.waiting.pop(seq, None)
             seq.status = SequenceStatus.FINISHED
+            group = self._queued.get(seq.request_id, {})
+            group.pop(seq, None)
+            if not group:
+                self._queued.pop(seq.request_id, None)
         # 整体重建一次，而不是逐个 `remove`：后者每次都扫描列表，256 个同时结束就要扫 256 遍。
         # Rebuilt once, not with a `remove` for each: that scans the list every time, 256 scans when 256 end at once.
         if sequences:
@@ -421,15 +441,11 @@ class Scheduler:
         # The step in flight still writes to the blocks that go back; `OverlappedEngine` says why that does no harm.
         # 一个请求可以有 `n` 条序列，这里每次只取消一条；引擎反复调用，直到返回 None。
         # A request may have `n` sequences, and each call cancels one: the engine calls until it gets None.
-        for seq in chain(self.waiting, self.running):
-            if seq.request_id == request_id:
-                seq.finish_reason = "abort"
-                # 遍历中删元素本来会出错；这里删完就 `return`，不再往下迭代，所以安全。
-                # To remove while iterating is normally an error;
-                # here a `return` follows and the iteration never goes on.
-                self._retire([seq])
-                return seq
-        return None
+        seq = next(iter(self._queued.get(request_id, ())), None)
+        if seq is not None:
+            seq.finish_reason = "abort"
+            self._retire([seq])
+        return seq
 
     def _check(self, scheduled: list[ScheduledSequence]) -> None:
         """严格模式下每步核对：总 token 数不超预算，运行数不超上限。

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from layers.rotary_embedding import Llama3Scaling, RopeScaling, YarnScaling
+from layers.rotary_embedding import Llama3Scaling, RopeScaling
+from layers.yarn import YarnScaling
 from models.refusals import OPTIONS, ROPE_OPTIONS, packed_weights, unsupported_option
 
 # 白名单，而不是 `getattr(torch, name)`：后者会让文件里的一个字符串取到 torch 里的任何东西，例如 `torch.load`。
@@ -266,8 +267,8 @@ def _read_scaling(raw: dict[str, Any], rope: dict[str, Any], theta: float) -> Ro
     if theta <= 1 or not 1 <= original * factor < 1 << 31:
         raise ModelLoadError(f"config.json: yarn with rope_theta={theta:g}, {factor=:g} and {original=} cannot be")
     return YarnScaling(
-        factor, original, _attention_factor(rope, factor), _positive_number(rope, "beta_fast", 32.0),
-        _positive_number(rope, "beta_slow", 1.0), _flag(rope, "truncate", True),
+        factor, original, _positive_number(rope, "beta_fast", 32.0), _positive_number(rope, "beta_slow", 1.0),
+        _flag(rope, "truncate", True), attention_factor=_attention_factor(rope, factor),
     )
 
 

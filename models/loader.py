@@ -52,11 +52,12 @@ def shard_files(folder: Path) -> list[Path]:
     # Where both exist the single file is taken, as in transformers: the same folder gives both the same weights.
     if (folder / _SINGLE_FILE).exists():
         return [folder / _SINGLE_FILE]
-    if not (folder / _INDEX_FILE).exists():
+    index = folder / _INDEX_FILE
+    if not index.exists():
         raise ModelLoadError(str(first_match(folder, WEIGHTS)))
-    weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelLoadError(f"{folder / _INDEX_FILE}: weight_map must be an object that names the shards")
+        raise ModelLoadError(f"{index}: weight_map must be an object that names the shards")
     # 先逐个检查，最后才取集合：值若是列表，`set` 会抛出 `TypeError`，用户就看不到下面那句说明。
     # Check one by one and build the set last:
     # for a list as a value `set` raises `TypeError`, and the message below is lost.
@@ -65,9 +66,7 @@ def shard_files(folder: Path) -> list[Path]:
         # 索引是外来数据：“../../别处”这样的名字会读到文件夹外面去，只接受单纯的文件名。
         # The index is foreign data: a name such as "../../elsewhere" would leave the folder; plain names only.
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelLoadError(
-                f"{folder / _INDEX_FILE}: shard name {name!r:.100} is not a plain file name that ends in .safetensors"
-            )
+            raise ModelLoadError(f"{index}: shard name {name!r:.100} is no plain file name that ends in .safetensors")
         if name not in present:
             raise ModelLoadError(f"{folder}: {name!r:.100} is missing: {_INDEX_FILE} lists it; download it again")
     # 几百个张量只在几片里，取集合，每片只读一次；排序让每次加载的次序都相同。

@@ -169,7 +169,7 @@ def test_the_others_take_the_blocks_of_number_1_and_enter_at_the_front(folder: P
     engine.add_request(PROMPT, PARAMS, "x")
     engine.add_request([5, 6], ONE, "y")
     engine.add_request(PROMPT, PARAMS, "z")
-    others = engine.scheduler.waiting[0].siblings[1:]
+    others = next(iter(engine.scheduler.waiting)).siblings[1:]
     assert waiting(engine) == [("x", 0), ("y", 0), ("z", 0)]
     results = {}
     for _ in range(2):

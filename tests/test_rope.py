@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from test_models import assert_as_good_as_transformers, error, load, load_hf, random_tokens, run, run_hf, save_model
 
 from backends import create_backend, create_kernels
-from layers.rotary_embedding import Llama3Scaling, RopeScaling, RotaryEmbedding, YarnScaling, inverse_frequencies
+from layers.rotary_embedding import Llama3Scaling, RopeScaling, RotaryEmbedding, inverse_frequencies
+from layers.yarn import YarnScaling
 from mini_llama import LLM, SamplingParams
 from models.config import ModelConfig, ModelLoadError, load_config, parse_config
 
@@ -159,7 +160,7 @@ def test_yarn_bands() -> None:
     # Qwen3 接 YaRN：第 0 到 23 对不动，从 40 起除以 4，中间递减；与源码里的例子相同。
     # Qwen3 with YaRN: pairs 0 to 23 stay, from 40 on they are divided by 4, falling in between; as in the source.
     plain = inverse_frequencies(128, 1e6, None)
-    ratio = inverse_frequencies(128, 1e6, YarnScaling(4.0, 32768, 1.0)) / plain
+    ratio = inverse_frequencies(128, 1e6, YarnScaling(4.0, 32768)) / plain
     torch.testing.assert_close(ratio[:24], torch.ones(24))
     torch.testing.assert_close(ratio[40:], torch.full((24,), 0.25))
     assert (ratio[24:41].diff() < 0).all()
@@ -176,7 +177,7 @@ def test_kernels_apply_the_attention_factor_too(backend: str) -> None:
     kernels = create_kernels(create_backend(backend, "cpu"), 64, torch.float32)
     assert kernels is not None
     positions = torch.tensor([0, 5, 300])
-    scaled, plain = (RotaryEmbedding(64, 1e4, YarnScaling(4.0, 64, factor)) for factor in (1.5, 1.0))
+    scaled, plain = (RotaryEmbedding(64, 1e4, YarnScaling(4.0, 64, attention_factor=factor)) for factor in (1.5, 1.0))
     for kernels_or_none in (None, kernels):
         scaled.kernels = plain.kernels = kernels_or_none
         for enlarged, table in zip(scaled(positions), plain(positions)):

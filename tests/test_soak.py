@@ -134,7 +134,7 @@ def test_thousands_of_random_requests(overlapped: bool, monkeypatch: pytest.Monk
         assert 0 <= metrics.kv_cache_usage <= 1
         if not middle and number > COUNT // 2:
             middle = count_objects()["BlockKey"]
-    assert live == {} and made.requests._ids_in_use == set()
+    assert live == {} and made.requests.ids_in_use == set()
     assert seen["stop"] + seen["length"] + seen["abort"] + seen["refused"] == number >= COUNT
     assert (metrics.num_generated_tokens, metrics.num_preemptions) == (seen["tokens"], seen["preemptions"])
     assert metrics.prefix_cache_hits > 1000

@@ -22,7 +22,7 @@ from conftest import EMBEDDED_MODEL, make_hf_model
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
-from engine import tokenizer as tokenizer_module
+from engine import chat_template
 from engine.detokenizer import CONTEXT, REPLACEMENT, Detokenizer, OutputText
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
@@ -516,7 +516,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{%
     ],
 )
 def test_a_template_without_end_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_module, "RENDER_SECONDS", 0.5)
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.5)
     tokenizer = with_template(template)
     tokenizer.max_chars = 10_000
     start = time.monotonic()
