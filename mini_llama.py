@@ -72,6 +72,16 @@ BUILT_IN_PROMPTS = [
 _SMALL_BYTES = 1 << 25
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse 写不出帮助时一声不响；这里照样报错。
+
+    argparse says nothing where its help cannot be written; here it is an error like any other.
+    """
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file or sys.stderr)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """命令行选项，每条帮助都有中英两种语言。
 
@@ -79,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     """
     # 建解析器不加载模型，也不碰 GPU：`--help` 应当马上返回。
     # Building the parser loads no model and touches no GPU: `--help` should return at once.
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mini_llama.py",
         description="可读的 LLM 推理引擎；不带参数就用内置模型回答几个问题。"
         " / A readable LLM inference engine; without arguments the embedded model answers a few questions.",

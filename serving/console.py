@@ -34,7 +34,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 # 没有好好说完的回答，后面加上的话。
 # What is added to an answer that did not end by itself.
 MARKS = {
-    "length": "[到了长度上限，没有说完 / cut at the limit of its length: --max-tokens]",
+    "length": "[截断/cut:--max-tokens]",
     "abort": "[已停止 / stopped]",
     "error": "[出错：分数成了 NaN 或无穷大，换 float32 试试 / error: scores became NaN or infinite, try float32]",
 }
