@@ -1,7 +1,7 @@
-"""分词器：文字 <-> token id，以及对话模板。底层用 `transformers` 的分词器，这里只补上几条容易出错的规则。
+"""分词器：文字 <-> token id；对话先由 `chat_template.py` 变成文字。底层用 `transformers`，这里只补上容易出错的规则。
 
-The tokenizer: text <-> token ids, and the chat template. `transformers` does the work; here are only the rules that
-are easily missed.
+The tokenizer: text <-> token ids; `chat_template.py` first turns a conversation into text. `transformers` does the
+work; here are only the rules that are easily missed.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -233,7 +233,9 @@ def _read_scaling(raw: dict[str, Any], rope: dict[str, Any], theta: float) -> Ro
 
     The rule of scaling; still older files call `rope_type` just `type`.
     """
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    # 写了 `factor` 却没写是哪种规则，就不能当作 `default`：它会被悄悄忽略。
+    # A `factor` without a rule is not taken for `default`, which would quietly ignore it.
+    rope_type = rope.get("rope_type", rope.get("type", None if "factor" in rope else "default"))
     # `dynamic` 在 `factor` 为 1 时什么也不改。
     # With a `factor` of 1 `dynamic` changes nothing.
     if rope_type == "default" or (rope_type == "dynamic" and rope.get("factor") == 1.0):
@@ -262,7 +264,7 @@ def _read_scaling(raw: dict[str, Any], rope: dict[str, Any], theta: float) -> Ro
         return Llama3Scaling(factor, low, high, original)
     # 要除以 theta 的对数；能到的长度也要放得进 int32。
     # The formula divides by theta's logarithm; and the length that it reaches must fit into int32.
-    if theta <= 1 or original * factor >= 1 << 31:
+    if theta <= 1 or not 1 <= original * factor < 1 << 31:
         raise ModelLoadError(f"config.json: yarn with rope_theta={theta:g}, {factor=:g} and {original=} cannot be")
     return YarnScaling(
         factor, original, _positive_number(rope, "beta_fast", 32.0), _positive_number(rope, "beta_slow", 1.0),

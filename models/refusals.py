@@ -44,7 +44,9 @@ UNUSABLE: Rows = (
 WEIGHTS: Rows = (
     ("*.bin", "", "has pickle weights, and only safetensors are read: download model.safetensors, or convert: "
      f"{_CONVERT.format('AutoModelForCausalLM')}"),
-    ("*", "", "has neither model.safetensors nor model.safetensors.index.json: download the model again "
+    *((kind, "", f"has pickle weights ({kind[1:]}), and only safetensors are read: download model.safetensors, or "
+       "convert: load them in transformers, then save_pretrained") for kind in ("*.pth", "*.pt", "*.ckpt")),
+    ("", "", "has neither model.safetensors nor model.safetensors.index.json: download the model again "
      "(only safetensors are read, not .bin or .pth)"),
 )  # fmt: skip
 
@@ -79,7 +81,7 @@ def first_match(folder: Path, rows: Rows) -> str | None:
     """
     names = [path.name for path in folder.iterdir()]
     for present, absent, text in rows:
-        if matching(names, present) and not matching(names, absent):
+        if (not present or matching(names, present)) and not matching(names, absent):
             return f"{folder} {text.format(folder, _adapter_base(folder))}"
     return None
 
@@ -128,7 +130,7 @@ def unknown_architecture(name: str, raw: Mapping[str, Any], known: Collection[st
     """
     found = {key for key, value in raw.items() if value not in (None, False, 0)}
     what = next((f" ({kind})" for pattern, keys, kind in _KINDS if re.search(pattern, name) or found & {*keys}), "")
-    return f"unknown architecture {name!r:.80}{what}: supported are {', '.join(known)}; use transformers for it"
+    return f"unknown architecture {name!r:.60}{what}: supported are {', '.join(known)}; use transformers for it"
 
 
 def unsupported_option(values: Mapping[str, Any], options: Mapping[str, tuple[Any, ...]]) -> str | None:

@@ -123,13 +123,19 @@ class AsyncLLM:
 
         Set up a mailbox, post the request, wait for results; clean up, whichever way this is left.
         """
+        # 查重放在这里而不是引擎里：两个协程可以在引擎看到第一个之前，就用上同一个 id。
+        # Duplicates are found here, not in the engine: two coroutines may take an id before it sees the first.
         if request_id in self._streams:
             raise ValueError(f"request {request_id}: this id is already running; choose another")
         stream = self._streams[request_id] = _Stream(request_id)
         try:
+            # `to_thread` 之后回到事件循环：从这一行起，又只有这个线程在碰 `_streams`。
+            # After `to_thread` we are back in the event loop, and only its thread touches `_streams` again.
             seq = request if isinstance(request, Sequence) else await asyncio.to_thread(request)
             stream.seq = seq
             self._inbox.put(partial(self._add, stream, seq))
+            # 分词的时候可能已经有人取消了它，那时引擎里还没有可以取消的东西。
+            # Somebody may have aborted it while it was tokenized, when the engine had nothing yet to abort.
             if stream.aborted:
                 await self.abort(request_id)
             # 先寄出，再看引擎是否还在：它若此后才停，就会在 `_streams` 里看到这个信箱，并通知它。
@@ -137,6 +143,8 @@ class AsyncLLM:
             self._check_alive()
             finished = False
             while not finished:
+                # 先等，再清掉标志，再取：取完之后到的，下一圈就会看到，不会漏掉。
+                # Wait, clear the flag, then take: what arrives later is seen in the next round, nothing is lost.
                 await stream.arrived.wait()
                 stream.arrived.clear()
                 item = stream.latest
@@ -216,6 +224,8 @@ class AsyncLLM:
         Handle the messages in the inbox, and sleep here while there is no request. False if the thread is to end.
         """
         while not self._inbox.empty() or not self.engine.has_unfinished():
+            # 空的时候 `get` 就睡着，一点 CPU 也不占；来了信才醒。
+            # On an empty inbox `get` sleeps and takes no CPU; a message wakes it.
             message = self._inbox.get()
             if message is None:
                 return False

@@ -71,6 +71,8 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
         del history[:start]
         print(f"[对话太长，忘掉最早的 {start // 2} 轮 / too long: oldest exchanges forgotten: {start // 2}]")
     before, started, pieces = engine.metrics(), time.monotonic(), list[str]()
+    # 正常说完的没有记号；到了长度上限、被停下、出错的，各有一句。
+    # An answer that is complete bears no mark; one cut at its limit, stopped or failed has a few words.
     mark = MARKS.get(_show(llm, stream, pieces))
     print(f" {mark}" if mark else "")
     # 停下的也一样：已经写出的留在历史里。
@@ -105,6 +107,8 @@ def chat(llm: LLM, params: SamplingParams) -> None:
     while True:
         # 不是终端就不写提示符：问题来自管道时，输出里只该有回答。
         # Without a terminal there is no prompt sign: where questions come from a pipe, the output is answers only.
+        # Ctrl-D 在这里变成 `EOFError`：输入到头了，正常离开。
+        # Ctrl-D becomes an `EOFError` here: the input has ended, and we leave as usual.
         try:
             line = input("> " if terminal else "").strip()
         except EOFError:

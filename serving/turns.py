@@ -46,6 +46,8 @@ def _note(number: int, _: object) -> None:
 
     The first Ctrl-C is only noted, a second one raises at once.
     """
+    # 每按一次记一条：1 条是“请停下”，2 条是“马上停下，坏了也认”。
+    # An entry each time: 1 says please stop, 2 say stop at once, whatever breaks.
     _pressed.append(number)
     if len(_pressed) > 1:
         raise KeyboardInterrupt
@@ -63,9 +65,13 @@ def ctrl_c_noted() -> Iterator[None]:
     Python may raise `KeyboardInterrupt` at any line: between two lines of the block manager it would spoil the books.
     Installed in the main thread only, and only where the user has no handler of his own; an inner one does nothing.
     """
+    # 信号处理函数只能在主线程里安装；用户装过自己的（例如网络服务的收尾），就听他的。
+    # Handlers can be installed in the main thread only; where the user has one, a server's clean-up say, his counts.
     if not _in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
+    # 上一次留下的不算：那次已经抛过，或者那时没有人在运行。
+    # What an earlier call left does not count: it was raised then, or nothing ran.
     _pressed.clear()
     try:
         signal.signal(signal.SIGINT, _note)
@@ -81,6 +87,8 @@ def raise_noted() -> None:
     Raise a Ctrl-C that was noted; a second one was raised already.
     """
     if _pressed and _in_main_thread():
+        # 按了 2 次的，第二次已经在处理函数里抛出，这里不再抛。
+        # Pressed 2 times, the second has raised in the handler already, and nothing is raised here.
         noted = len(_pressed) == 1
         _pressed.clear()
         if noted:
@@ -117,7 +125,11 @@ class Turns:
             EngineDeadError: the engine is of no more use
         """
         self.check_alive()
+        # 登记 id 不碰队列，当场做：重名的错误要在调用者自己这里抛出。
+        # Registering the id touches no queue and is done at once: a duplicate has to raise at the caller.
         queue = self.engine.requests.open(seq)
+        # 先记下，再投进收件箱：反过来，中间来一次 Ctrl-C，这个请求就没有人放手了。
+        # Noted before it is posted: the other way round, a Ctrl-C in between leaves a request that nobody lets go.
         self._added.add(seq)
         self._post(*(partial(self.engine.scheduler.add, each) for each in queue))
 
@@ -138,9 +150,13 @@ class Turns:
             EngineDeadError: the engine is of no more use
         """
         raise_noted()
+        # 没轮到就返回空列表：调用者再看一眼自己的请求，没完就再来。
+        # Not our turn: an empty list, and the caller looks at its own request and comes again.
         if not self._lock.acquire(timeout=_PATIENCE_SECONDS):
             return []
         try:
+            # 别人寄来的请求和取消，都在这一步开始之前生效，所以半步之中什么也不会变。
+            # What others have posted takes effect before this step begins, so nothing changes in the middle of one.
             self._take_messages()
             self.check_alive()
             return self.engine.step()
@@ -152,6 +168,8 @@ class Turns:
                 self.death = error
             raise
         finally:
+            # 放手之后再看一眼收件箱：刚才没拿到锁的人，信就放在那里走开了。
+            # A last look at the inbox after letting go: who found the lock taken has left a message there and gone.
             self._lock.release()
             self._post()
 
@@ -180,6 +198,8 @@ class Turns:
 
     def _take_messages(self) -> None:
         while self._inbox:
+            # 信就是函数，取出来就调用；它若出错，账可能只记了一半，引擎就不能再用了。
+            # A message is a function, taken out and called; if it fails, the books may be half written: the end.
             try:
                 self._inbox.popleft()()
             except BaseException as error:
@@ -199,6 +219,8 @@ class Turns:
             self.death = self.death or failure
 
     def _is_sound(self) -> bool:
+        # 没有请求时，每个块都该空闲、引用为 0；还有谁的 id 占着，就说明有请求没收拾干净。
+        # Without requests all blocks are free with 0 references; an id still in use is a request not cleaned up.
         try:
             self.engine.block_manager.check_integrity(())
         except RuntimeError:

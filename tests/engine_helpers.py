@@ -350,7 +350,7 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
     """
     engine = llm.engine
     run = Run(outputs=[], seeds=[])
-    real_choose, real_add = engine.sampler.choose, engine.add_sequence
+    real_choose, real_open = engine.sampler.choose, engine.requests.open
 
     def choose(schedule: list[ScheduledSequence], logits: Tensor) -> list[list[int]]:
         run.decisions.append(rows(schedule))
@@ -366,17 +366,18 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
                 tokens[place] = [forced.tokens[int(row.seq.request_id)][row.seq.num_output_tokens]]
         return tokens
 
-    def add_sequence(seq: Sequence) -> None:
+    def open_request(seq: Sequence) -> list[Sequence]:
         run.seeds.append(seq.seed)
         run.stops.append(seq.stop_token_ids)
-        real_add(seq)
+        return real_open(seq)
 
-    engine.sampler.choose, engine.add_sequence = choose, add_sequence  # type: ignore[method-assign]
+    engine.sampler.choose, engine.requests.open = choose, open_request  # type: ignore[method-assign]
     run.outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
     run.num_preemptions = engine.scheduler.num_preemptions
     run.cache_hits = engine.block_manager.stats.hit
     assert_all_free(engine.block_manager)
     assert not engine.has_unfinished()
+    assert len(run.seeds) == len(run.stops) == len(requests)
     for request, output in zip(requests, run.outputs):
         assert_well_ended(llm, request, output)
     return run

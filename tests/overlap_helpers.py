@@ -87,14 +87,15 @@ def run_overlapped(llm: LLM, requests: list[Request]) -> tuple[Run, Spy]:
     engine = llm.engine
     assert isinstance(engine, OverlappedEngine)
     spy, seeds = Spy(engine), []
-    real_add = engine.add_sequence
+    real_open = engine.requests.open
 
-    def add_sequence(seq: Sequence) -> None:
+    def open_request(seq: Sequence) -> list[Sequence]:
         seeds.append(seq.seed)
-        real_add(seq)
+        return real_open(seq)
 
-    engine.add_sequence = add_sequence  # type: ignore[method-assign]
+    engine.requests.open = open_request  # type: ignore[method-assign]
     outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
+    assert len(seeds) == len(requests)
     run = Run(outputs, seeds, decisions=spy.decisions)
     run.num_preemptions = engine.scheduler.num_preemptions
     run.cache_hits = engine.block_manager.stats.hit

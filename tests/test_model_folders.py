@@ -81,8 +81,10 @@ def within(seconds: int) -> Iterator[None]:
     An error if it is not done in time: a pipe would be waited for for ever.
     """
 
+    # 不能是 `TimeoutError`：它是 `OSError`，会被当成“读不了”而吞掉。
+    # No `TimeoutError`: that is an `OSError`, and would be swallowed as "cannot be read".
     def ring(*_: Any) -> None:
-        raise TimeoutError
+        pytest.fail(f"not done after {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(seconds)
@@ -342,7 +344,7 @@ def test_an_unknown_architecture_is_named_before_anything_else(tmp_path: Path, n
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [name], **raw}))
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     (tmp_path / "tokenizer.model").write_bytes(b"sentencepiece")
-    message = refused(tmp_path, "unknown architecture", kind, name[:60].replace("\n", "\\n"), "transformers")
+    message = refused(tmp_path, "unknown architecture", kind, name[:50].replace("\n", "\\n"), "transformers")
     assert all(known in message for known in MODEL_REGISTRY)
 
 
@@ -416,7 +418,7 @@ FOLDERS: dict[str, tuple[Edit, tuple[str, ...]]] = {
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model-00001-of-00002.bin"),
         ("pickle", "AutoModelForCausalLM"),
     ),
-    ".pth": (lambda f: (f / "model.safetensors").rename(f / "consolidated.00.pth"), (".pth", "safetensors")),
+    ".pth": (lambda f: (f / "model.safetensors").rename(f / "model.pth"), (".pth", "safetensors", "convert")),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), ("model.safetensors", "download")),
     "shards without an index": (
         lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"),
@@ -429,6 +431,12 @@ FOLDERS: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "partly rotated": (lambda f: edit_config(f, partial_rotary_factor=0.5), ("partial_rotary_factor=0.5",)),
     "a long value": (lambda f: edit_config(f, hidden_act=["x" * 10000]), ("hidden_act",)),
 }
+
+
+def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
+    refused(tmp_path, "config.json is missing", "download")
+    with pytest.raises(ModelLoadError, match=r"has neither model.safetensors nor"):
+        models.loader.shard_files(tmp_path)
 
 
 def replace_all(folder: Path, files: dict[str, Any]) -> None:

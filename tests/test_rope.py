@@ -127,7 +127,7 @@ def ours(head_dim: int, theta: float, scaling: Raw) -> tuple[torch.Tensor, float
     head_dim=st.sampled_from([2, 4, 32, 64, 80, 128, 256]),
     theta=st.sampled_from([1.5, 100.0, 10000.0, 500000.0, 1e6, 1e9]),
     factor=st.floats(0.5, 64) | st.integers(1, 64),
-    original=st.integers(1, 1 << 20),
+    original=st.integers(2, 1 << 20),
     betas=st.none() | st.tuples(st.floats(0.5, 64), st.floats(0.01, 8)),
     extra=st.sampled_from([{}, {"truncate": False}, {"attention_factor": 1.3}, {"mscale": 0.7, "mscale_all_dim": 1.2}]),
 )
@@ -322,6 +322,8 @@ def refuses(call: Callable[[], Any], *parts: str) -> None:
         ({**YARN, "apply_yarn_scaling": False}, "apply_yarn_scaling"),
         ({"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}, "flat"),
         ({"rope_type": "linear"}, "factor"),
+        ({"factor": 4.0}, "rope type None"),
+        ({**YARN, "factor": 0.001}, "factor"),
         ({"rope_type": "linear", "factor": 0}, "factor"),
         ({"rope_type": "yarn", "original_max_position_embeddings": 64}, "factor"),
         ({**YARN, "factor": 1e40}, "factor"),
