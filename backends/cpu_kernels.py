@@ -100,8 +100,10 @@ class CPUKernels(FusedKernels):
         if packed is not None and count in _PACKED:
             # `default` 是重载的名字：直接点名，就省下每次调用时挑选重载的几微秒。
             # `default` names the overload, which saves the microseconds of choosing one in every call.
-            multiply = torch.ops.mkldnn._linear_pointwise.default
-            return multiply(_pad(x, _PACKED[count]), packed, bias, "none", [], "")[:count]  # [T, out_features]
+            multiply, rows = torch.ops.mkldnn._linear_pointwise.default, _PACKED[count]
+            if count == rows:
+                return multiply(x, packed, bias, "none", [], "")  # [T, out_features]
+            return multiply(_pad(x, rows), packed, bias, "none", [], "")[:count]  # [T, out_features]
         # float32 的普通乘法不经过 oneDNN，半精度的经过：按 256 行切开，各补到常用的行数。
         # The plain product in float32 does not go through oneDNN, that of half precision does: it is cut into parts of
         # 256 rows, each padded.
