@@ -577,8 +577,8 @@ def test_a_stop_token_among_guesses_that_were_right() -> None:
 
 def test_an_unusable_row_among_guesses() -> None:
     # 分数坏掉的一行抽出 -1：在猜错处之后没有人用，在猜对处请求就以出错结束，之前的 token 算数。
-    # A row whose scores are broken draws -1: behind a wrong guess nobody uses it; after right ones the request ends in an
-    # error, and the tokens before it count.
+    # A row whose scores are broken draws -1: behind a wrong guess nobody uses it; after right ones the request ends
+    # with an error, and the tokens before it count.
     scheduler = make_scheduler()
     (seq,) = decoding(scheduler, 3, max_tokens=9)
     for guesses, came, kept in (([99], [11, -1], [11]), ([12, 13], [12, -1, 14], [12, -1])):
