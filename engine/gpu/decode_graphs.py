@@ -195,7 +195,7 @@ class DecodeGraphs:
         only where that is little; the first token comes some milliseconds earlier.
         """
         rows = reread = 0
-        for seq, count in schedule:
+        for seq, count, _ in schedule:
             rows += count
             if count > 1:
                 reread += count * (seq.num_computed_tokens + count)
