@@ -135,7 +135,10 @@ class Turns:
 
         Let go: what has not ended is cancelled and its blocks return; doing it again does no harm.
         """
-        self._post(partial(self._let_go, sequences))
+        # 已经不能用了的，账只记了一半，不再去动它。
+        # Where it is of no more use the books are half written, and are left alone.
+        if self.death is None:
+            self._post(partial(self._let_go, sequences))
 
     def step(self) -> list[RequestOutput]:
         """走一步；别人正在走，就等他一会儿。
@@ -198,13 +201,15 @@ class Turns:
 
     def _take_messages(self) -> None:
         while self._inbox:
-            # 信就是函数，取出来就调用；它若出错，账可能只记了一半，引擎就不能再用了。
-            # A message is a function, taken out and called; if it fails, the books may be half written: the end.
+            # 信就是函数，取出来就调用；它若出错，账可能只记了一半，引擎就不能再用了。普通的错不在这里抛：信可能是别人寄的。
+            # A message is a function, taken out and called; if it fails, the books may be half written: the end. Plain
+            # errors are not raised here, as the message may be somebody else's.
             try:
                 self._inbox.popleft()()
             except BaseException as error:
-                self.death = error
-                raise
+                self.death = self.death or error
+                if not isinstance(error, Exception):
+                    raise
 
     def _let_go(self, sequences: list[Sequence]) -> None:
         for seq in filter(self._added.__contains__, sequences):
