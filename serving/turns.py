@@ -201,7 +201,7 @@ class Turns:
 
     def _take_messages(self) -> None:
         while self._inbox:
-            # 信就是函数，取出来就调用；它若出错，账可能只记了一半，引擎就不能再用了。普通的错不在这里抛：信可能是别人寄的。
+            # 信就是函数，取出来就调用；它若出错，账可能只记了一半，引擎就不能再用了。普通的错不抛：信可能是别人寄的。
             # A message is a function, taken out and called; if it fails, the books may be half written: the end. Plain
             # errors are not raised here, as the message may be somebody else's.
             try:
