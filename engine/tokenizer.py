@@ -4,6 +4,7 @@ The tokenizer: text <-> token ids; `chat_template.py` first turns a conversation
 work; here are only the rules that are easily missed.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -16,6 +17,7 @@ from models.config import ModelLoadError
 # `BYTES["<0x0A>"]` 是 10：有些词表把没有的字符拆成字节，每个字节是一个这样写的 token。
 # `BYTES["<0x0A>"]` is 10: some vocabularies spell what they lack in bytes, each a token written like this.
 BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+_IMPORTING = threading.Lock()
 
 
 class Tokenizer:
@@ -37,7 +39,11 @@ class Tokenizer:
         # The fast tokenizers' base class directly: `AutoTokenizer` imports hundreds of modules to find a class name.
         # 导入要一秒左右，所以放到用时才做：`--help` 和 `--list-backends` 不必等它。
         # The import takes about a second, so it happens on use: `--help` and `--list-backends` need not wait for it.
-        from transformers import PreTrainedTokenizerFast
+        # 几个线程同时第一次导入 transformers，它的惰性模块会说没有这个名字：一次只让一个线程进去。
+        # If several threads import transformers at once for the first time, its lazy module says that there is no such
+        # name: one thread at a time.
+        with _IMPORTING:
+            from transformers import PreTrainedTokenizerFast
 
         try:
             # 长度上限由引擎检查，消息也更清楚；不关掉分词器自己的上限，它会先打印一句误导人的警告。

@@ -12,7 +12,6 @@ from engine.chat_template import Message
 from engine.sampling_params import SamplingParams
 from serving.console import MARKS, format_hits, printable
 from serving.llm import LLM, Pieces
-from serving.turns import ctrl_c_noted
 
 CHAT_HELP = """\
 /help    这份帮助 / this help
@@ -30,7 +29,7 @@ def _show(llm: LLM, stream: Pieces, pieces: list[str]) -> str:
     try:
         # 护住整个回答：Ctrl-C 等到两步之间才停下它，不会把一段文字印到一半。
         # The whole answer is protected: Ctrl-C stops it between two steps and breaks off no piece being printed.
-        with ctrl_c_noted(), closing(stream):
+        with llm.turns.ctrl_c_noted(), closing(stream):
             while True:
                 pieces.append(next(stream))
                 print(printable(pieces[-1]), end="", flush=True)
