@@ -48,8 +48,8 @@ def resident() -> float:
 # ---- products of a CPU take few row counts ----
 
 
-def test_there_are_16_row_counts() -> None:
-    assert len(set(_PADDED.values())) == 16 and len(set(_PACKED.values())) == 16
+def test_there_are_22_row_counts() -> None:
+    assert len(set(_PADDED.values())) == 22 and len(set(_PACKED.values())) == 22
     assert all(count <= rows <= 2 * count for count, rows in _PADDED.items() if count)
 
 
