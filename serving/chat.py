@@ -8,8 +8,8 @@ import sys
 import time
 from contextlib import closing, suppress
 
-from engine.chat_template import Message
 from engine.sampling_params import SamplingParams
+from serving.chat_template import Message, encode_chat
 from serving.console import MARKS, format_hits, printable
 from serving.llm import LLM, Pieces
 
@@ -59,7 +59,7 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
     # is left for the answer.
     limit = engine.pool.max_model_len
     room = limit - min(params.max_tokens, limit // 2)
-    while start < len(history) - 1 and len(engine.tokenizer.encode_chat(history[start:])) > room:
+    while start < len(history) - 1 and len(encode_chat(engine.tokenizer, history[start:])) > room:
         # 一问一答一起丢：很多模板要求用户先说话，只丢一半就不合它们的格式。
         # Question and answer go together: many templates want the user to speak first, and half of it breaks that.
         start += 2

@@ -7,13 +7,13 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.chat_template import Message
 from engine.config import EngineConfig
 from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
+from serving.chat_template import Message, encode_chat
 from serving.console import MARKS, generation_progress, loading_progress
 from serving.turns import Turns
 
@@ -152,7 +152,7 @@ class LLM:
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
         prompts: list[Prompt] = [
-            tokenizer.encode_chat(c, chat_template_kwargs, add_generation_prompt, continue_final_message)
+            encode_chat(tokenizer, c, chat_template_kwargs, add_generation_prompt, continue_final_message)
             for c in conversations
         ]
         return self._run(prompts, sampling_params, progress)
@@ -187,8 +187,8 @@ class LLM:
 
         Answer one conversation; the arguments are those of `chat`, the rest is as in `stream`.
         """
-        prompt = self.engine.tokenizer.encode_chat(
-            messages, chat_template_kwargs, add_generation_prompt, continue_final_message
+        prompt = encode_chat(
+            self.engine.tokenizer, messages, chat_template_kwargs, add_generation_prompt, continue_final_message
         )
         return self.stream(prompt, sampling_params)
 

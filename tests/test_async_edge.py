@@ -6,6 +6,7 @@ alone; the event loop is never held up; exits and forks.
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -335,3 +336,27 @@ def test_one_that_is_dropped_lets_its_model_go_after_shutdown() -> None:
     del llm
     gc.collect()
     assert model() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Windows lacks")
+def test_a_forked_child_gets_a_clear_error() -> None:
+    code = """
+import torch; torch.set_num_threads(1)
+import asyncio, os, sys
+from mini_llama import AsyncLLM, EngineDeadError, SamplingParams
+llm = AsyncLLM(device="cpu", num_kvcache_blocks=64, max_model_len=512)
+if os.fork() == 0:
+    async def ask():
+        async for _ in llm.generate([5, 6, 7], SamplingParams(max_tokens=2)):
+            pass
+    try:
+        asyncio.run(ask())
+    except EngineDeadError as error:
+        os._exit(21 if "fork" in str(error) else 1)
+    os._exit(2)
+child = os.waitstatus_to_exitcode(os.wait()[1])
+llm.shutdown()
+sys.exit(child)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 21, result.stderr

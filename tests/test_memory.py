@@ -48,8 +48,8 @@ def resident() -> float:
 # ---- products of a CPU take few row counts ----
 
 
-def test_there_are_22_row_counts() -> None:
-    assert len(set(_PADDED.values())) == 22 and len(set(_PACKED.values())) == 22
+def test_there_are_few_row_counts() -> None:
+    assert len(set(_PADDED.values())) == 18 and len(set(_PACKED.values())) == 16
     assert all(count <= rows <= 2 * count for count, rows in _PADDED.items() if count)
 
 
@@ -75,21 +75,28 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 def run(length):
     llm.generate([[5] * length], SamplingParams(temperature=0, max_tokens=1), progress=False)
-run(902)
+end = int(sys.argv[2])
+run(end)
 before = resident()
-for length in range(2, 902): run(length)
+for length in range(2, end): run(length)
 print(resident() - before)
 """
 
 
 @needs_proc
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_900_prompt_lengths_grow_the_process_by_less_than_100_mb(dtype: str) -> None:
-    command = [sys.executable, "-c", GROWTH, dtype]
+@pytest.mark.parametrize(
+    ("dtype", "end", "limit"),
+    [
+        ("float32", 302, 60),
+        pytest.param("float32", 902, 100, marks=pytest.mark.long),
+        pytest.param("bfloat16", 902, 100, marks=pytest.mark.long),
+    ],
+)
+def test_hundreds_of_prompt_lengths_hardly_grow_the_process(dtype: str, end: int, limit: float) -> None:
+    command = [sys.executable, "-c", GROWTH, dtype, str(end)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 100
+    assert float(result.stdout) < limit, f"{result.stdout.strip()} MB"
 
 
 # ---- 结束的序列没有人留着 ----

@@ -19,6 +19,7 @@ from engine_helpers import assert_all_free
 import serving.llm
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.sampling_params import SamplingParams
+from serving.chat_template import encode_chat
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,7 +85,7 @@ def test_chats_streams_and_outputs_from_six_threads(llm: LLM) -> None:
 
 
 def test_streams_interleaved_in_one_thread_beside_others(llm: LLM) -> None:
-    prompts = [llm.engine.tokenizer.encode_chat([{"role": "user", "content": q}]) for q in QUESTIONS[:4]]
+    prompts = [encode_chat(llm.engine.tokenizer, [{"role": "user", "content": q}]) for q in QUESTIONS[:4]]
     expected = ["".join(llm.stream(prompt, GREEDY)) for prompt in prompts]
 
     def work(number: int) -> list[str]:
