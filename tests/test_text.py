@@ -422,8 +422,8 @@ def test_limits_of_text_and_params(kinds: dict[str, Kind]) -> None:
             SamplingParams(**wrong)
     llm = LLM(EMBEDDED_MODEL, device="cpu", num_kvcache_blocks=16, max_model_len=128)
     seen: list[str] = []
-    encode = llm.engine.tokenizer._tokenizer.encode
-    llm.engine.tokenizer._tokenizer.encode = lambda text, **k: seen.append(text) or encode(text, **k)
+    encode = llm.engine.tokenizer.hf_tokenizer.encode
+    llm.engine.tokenizer.hf_tokenizer.encode = lambda text, **k: seen.append(text) or encode(text, **k)
     text = "x" * (64 * 128)
     with pytest.raises(ValueError, match=r"^request 0: the prompt has \d+ tokens"):
         llm.generate(text, progress=False)
