@@ -182,7 +182,7 @@ def test_the_pool_takes_a_quarter_of_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 @needs_proc
 @pytest.mark.parametrize("overlapped", [False, True])
-@pytest.mark.parametrize("count", [250, pytest.param(5000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [250, pytest.param(10_000, marks=pytest.mark.long)])
 def test_soak_with_the_real_model(count: int, overlapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """真的前向：长短、采样、`n`、对数概率、流式、取消混在一起；内存不涨，块全空闲，什么都没留下。
 
@@ -233,5 +233,6 @@ def test_soak_with_the_real_model(count: int, overlapped: bool, monkeypatch: pyt
         llm.engine.step()
     assert alive() == before
     assert_all_free(llm.engine.block_manager)
-    assert resident() - base < 100
+    grown = resident() - base
+    assert grown < 100, f"{grown:.0f} MB"
     assert seen["length"] and seen["stop"] and seen["aborts"] and seen["pieces"]
