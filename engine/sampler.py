@@ -91,7 +91,13 @@ class Sampler:
         # 256 rows takes 2 * 256 * 151936 * 4 bytes, some 311 MB.
         # 不必清零，`_row` 交出一行时才清：在 CPU 上，没有碰过的行并不真占内存。
         # Not zeroed, as `_row` clears a row when it hands it out: on a CPU, rows never touched take no memory.
-        self.counts = torch.empty(2, max_num_seqs, vocab_size, dtype=torch.int32, device=device)
+        try:
+            self.counts = torch.empty(2, max_num_seqs, vocab_size, dtype=torch.int32, device=device)
+        except (RuntimeError, MemoryError):
+            raise ValueError(
+                f"max_num_seqs={max_num_seqs} needs {8 * max_num_seqs * vocab_size / 1e9:,.1f} GB to count tokens, more "
+                f"than {device} has: lower it"
+            ) from None
         self.rows: dict[Sequence, int] = {}
         self.free_rows = list(range(max_num_seqs))
 
