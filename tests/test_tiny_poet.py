@@ -115,6 +115,7 @@ def synset(words: str, gloss: str, pointers: str = "000") -> str:
     (synset("Li_Bai", "a poet of the Tang", "001 @i 00000001 n 0000"), []),
     (synset("x", "an offensive word"), []),
     (synset("x", "a word for a thing", "001 ;u 00000002 n 0000"), []),
+    (synset("crude_word x", "something of little value"), []),
     (synset("x", "tiny"), []),
     (synset("x", "very long " * 20), []),
 ])
@@ -123,9 +124,10 @@ def test_glosses(line: str, expected: list[str]) -> None:
 
     A document for each word; without examples, proper names, what offends, what is too short or too long.
     """
-    other = synset("slang", "words of the street").replace("00000001", "00000002", 1)
+    others = synset("slang", "words of the street").replace("00000001", "00000002", 1)
+    others += "\n" + synset("Crude_word", "a vulgar name for a thing").replace("00000001", "00000003", 1)
     data = {name: b"" for name in make_poet_corpus.PARTS_OF_SPEECH}
-    data["noun"] = f"  1 licence\n{line}\n{other}\n".encode()
+    data["noun"] = f"  1 licence\n{line}\n{others}\n".encode()
     texts = [d.text for d in make_poet_corpus.read_glosses(make_poet_corpus.read_synsets(data))]
     assert [text for text in texts if not text.startswith("slang")] == expected
 

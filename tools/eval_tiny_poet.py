@@ -229,7 +229,8 @@ def main(argv: list[str] | None = None) -> int:
     heads = ["kind", "characters", "trigram", *models, "entropy, nats/token", "top-1 probability", "top-1 right"]
     print(f"\nBits a character on held-out text:\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for kind in dict.fromkeys(document.kind for document in held):
-        texts = [document.text for document in held if document.kind == kind][: args.count]
+        texts = [document.text for document in held if document.kind == kind]
+        texts = texts[:: max(1, len(texts) // args.count)]
         bits = [bits_per_character(model, tokenizer, texts, args.device) for model in models.values()]
         entropy, top, right = uncertainty(models[args.model.name], tokenizer, texts, args.device)
         print(f"| {kind} | {sum(map(len, texts)):,} | {trigram.bits_per_character(texts):.3f} | "

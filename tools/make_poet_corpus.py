@@ -65,17 +65,17 @@ VERSE = re.compile(r"[\u3400-\u9fff，。？！、；：\n]+")
 HEAD = re.compile(r"[\u3400-\u9fff]{1,8}")
 SHORTEST, LONGEST, LONGEST_LINE, LONGEST_GLOSS = 20, 640, 48, 160
 COARSE = re.compile("[屎尿糞粪娼嫖屄]")
-# 冒犯或粗俗：词典自己的标记，释义里的说明，以及少数话题；宁可多去掉一些。
-# Offensive or coarse: the dictionary's own marks, what the gloss says of it, and a few topics; rather too many than too
-# few.
-USAGE = {"disparagement", "ethnic_slur", "obscenity", "slang", "street_name", "euphemism", "dirty_word"}
+# 词典标为冒犯的词，它的任何一义都不要；话题不雅的释义也不要。宁可多去掉一些。
+# A word that the dictionary marks as offensive is left out in all its senses, and so are glosses on indelicate topics;
+# rather too many than too few.
+USAGE = {"disparagement", "ethnic slur", "obscenity", "slang", "street name"}
+MARK = re.compile(r"(?i)offensive (?:term|name|word)|disparag|derogat|obscen|vulgar|slur\b|pejorative|dirty word")
 OFFENSIVE = re.compile(
-    r"offensive|disparag|derogat|obscen|vulgar|slang|slur\b|contempt|insult|abus|swear|curse|sex|genital|copulat|coit|"
-    r"erotic|\blust|prostitut|brothel|porn|orgasm|masturbat|penis|vagin|vulva|testic|semen\b|erection|\brap(?:e|ist)\b|"
+    r"(?i)offensive|slang|contempt|insult|abus|swear|curse|sex|genital|copulat|coit|foreskin|clitor|promiscu|erotic|slut|"
+    r"\blust|prostitut|brothel|porn|orgasm|masturbat|penis|vagin|vulva|testic|semen\b|erection|\brap(?:e|ist)\b|"
     r"incest|pedophil|nude|naked|breasts?\b|nipple|buttock|\banus|excre|feces|urin|suicid|racis|racial|negro|\bjew|"
     r"muslim|nazi|genocid|slave|tortur|terroris|homosexual|lesbian|\bgay\b|retard|\bidiot|imbecil|stupid|\bfool|"
-    r"(?:black|dark-skinned|gypsy) (?:person|people|man|woman)",
-    re.IGNORECASE,
+    r"(?:black|dark-skinned|gypsy) (?:person|people|man|woman)"
 )
 
 
@@ -300,20 +300,34 @@ def read_synsets(files: dict[str, bytes]) -> dict[str, Synset]:
     return synsets
 
 
+def marked_words(synsets: dict[str, Synset]) -> set[str]:
+    """有一义被标为冒犯、粗俗或俚语的词。
+
+    Words of which one sense is marked as offensive, vulgar or slang.
+    """
+    marked: set[str] = set()
+    for synset in synsets.values():
+        usage = {synsets[target].words[0] for symbol, target in synset.pointers if symbol == ";u"}
+        if usage & USAGE or MARK.search(synset.gloss):
+            marked.update(word.lower() for word in synset.words)
+    return marked
+
+
 def read_glosses(synsets: dict[str, Synset]) -> Iterator[Document]:
     """每个（词，释义）一篇，形如 `word: gloss`；例句、专名、冒犯的都去掉。
 
     One document for each word and gloss, as in `word: gloss`; without examples, proper names and what offends.
     """
+    marked = marked_words(synsets)
     for synset in synsets.values():
-        usage = {synsets[target].words[0].replace(" ", "_") for symbol, target in synset.pointers if symbol == ";u"}
         # `@i` 指向“某人、某城的实例”：关于真人真地的事实，诗人不该编造。
         # `@i` marks a certain person or city: facts about what is real, which a poet should not invent.
         named = any(symbol == "@i" for symbol, _ in synset.pointers)
         gloss = re.split(r';\s*"|\s"', synset.gloss)[0].strip(" ;:,")
-        if named or usage & USAGE or not 8 <= len(gloss) <= LONGEST_GLOSS or gloss.count("(") != gloss.count(")"):
+        if named or not 8 <= len(gloss) <= LONGEST_GLOSS or gloss.count("(") != gloss.count(")"):
             continue
-        if not OFFENSIVE.search(" ".join([gloss, *synset.words])):
+        clean = marked.isdisjoint(map(str.lower, synset.words))
+        if clean and not OFFENSIVE.search(" ".join([gloss, *synset.words])):
             yield from (Document("gloss", "", f"{word}: {gloss}") for word in synset.words)
 
 
@@ -401,8 +415,6 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description="造 tiny-poet 的语料 / make the corpus of tiny-poet")
     parser.add_argument("--out", type=Path, default=FOLDER, help="语料文件夹 / folder of the corpus")
-    parser.add_argument("--notice", type=Path, default=ROOT / "assets" / "tiny-poet" / "NOTICE",
-                        help="许可声明写到哪里 / where the licence notices go")
     parser.add_argument("--show", type=int, default=0, help="打印多少个样本 / samples to print")
     args = parser.parse_args(argv)
 
@@ -426,9 +438,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: {dict(count)}, {size:,} characters", flush=True)
     with zipfile.ZipFile(paths["opencc"]) as wheel:
         opencc = wheel.read("opencc/NOTICE.txt").decode("utf-8-sig").replace("\r", "").strip()
-    licence = wordnet["./usr/share/doc/wordnet-base/copyright"].decode().split("\n\nFiles: debian/*")[0]
-    args.notice.write_text(NOTICE.format(wordnet=licence, poetry=poetry["package/LICENSE"].decode(), opencc=opencc),
-                           encoding="utf-8")
+    copyright_file = wordnet["./usr/share/doc/wordnet-base/copyright"].decode()
+    licence = copyright_file.split("License: WordNet3.0\n")[1].split("\n\n")[0]
+    licence = "\n".join(line[1:].removeprefix(".").rstrip() for line in licence.splitlines())
+    notice = NOTICE.format(wordnet=licence, poetry=poetry["package/LICENSE"].decode().strip(), opencc=opencc)
+    for name in ("tiny-poet", "tiny-poet-draft"):
+        (ROOT / "assets" / name / "NOTICE").write_text(notice, encoding="utf-8")
 
     # 释义只取三分之一：英文合并得少一些，更多的汉字就能自成一个词元。
     # Only a third of the glosses: with fewer merges for English, more Han characters become tokens of their own.

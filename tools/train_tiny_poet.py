@@ -46,8 +46,8 @@ from tools.training import (
     train,
 )
 
-SHAPE = {"hidden": 256, "intermediate": 576, "heads": 8, "layers": 5}
-DRAFT_SHAPE = {"hidden": 96, "intermediate": 256, "heads": 4, "layers": 2}
+SHAPE = {"hidden": 256, "intermediate": 640, "heads": 8, "layers": 5}
+DRAFT_SHAPE = {"hidden": 96, "intermediate": 320, "heads": 4, "layers": 2}
 # 名篇每遍多出现几次，读者才有机会看到它记住了什么。
 # Famous poems come several times a pass, so that a reader can see what it knows by heart.
 PASSES, FAMOUS_REPEATS, CHUNK = 4, 8, 20_000
