@@ -114,9 +114,7 @@ def continuations(poet: Any, beginnings: list[list[int]], sample: bool) -> Itera
             yield body, [1] * len(body)
 
 
-def draft_pool(
-    poet: Any, texts: list[list[int]], count: int, row: int, rng: random.Random
-) -> tuple[Tensor, Tensor]:
+def draft_pool(poet: Any, texts: list[list[int]], count: int, row: int, rng: random.Random) -> tuple[Tensor, Tensor]:
     """诗人的续写装成的训练池：`count` 个开头取自 `texts`，贪心与采样各续写一次。
 
     The pool packed from the poet's continuations: `count` beginnings from `texts`, each continued greedily and by
@@ -162,6 +160,45 @@ def report(name: str, model: Any, tokenizer: Tokenizer, documents: list[Document
     print(f"{name}: held-out bits a character: {', '.join(bits)}", flush=True)
 
 
+def train_poet(
+    tokenizer: Tokenizer, pool: tuple[Tensor, Tensor], held: list[Document], folder: Path, args: argparse.Namespace
+) -> None:
+    """训练诗人，存到 `folder`。
+
+    Trains the poet and stores it in `folder`.
+    """
+    config = model_config(tokenizer, **SHAPE)
+    poet = build_model(config).to(args.device)
+    print(f"poet: {poet.num_parameters():,} parameters", flush=True)
+    loss = train(poet, next_token_loss(poet), *pool, args, args.steps, args.seconds)
+    save_model(poet, config, folder, do_sample=True, temperature=0.8)
+    print(f"poet: loss {loss:.4f}", flush=True)
+    report("poet", load_model(folder, args.device), tokenizer, held, args.device)
+
+
+def train_draft(
+    tokenizer: Tokenizer, pool: tuple[Tensor, Tensor], texts: list[list[int]], held: list[Document],
+    folders: tuple[Path, Path], args: argparse.Namespace,
+) -> None:
+    """让诗人续写 `texts` 的开头，再训练草稿模型；`folders` 是（诗人，草稿模型）。
+
+    Lets the poet continue beginnings of `texts`, then trains the draft model; `folders` is (poet, draft model).
+    """
+    rng = random.Random(args.seed)
+    own = draft_pool(load_model(folders[0], args.device), texts, args.continuations, args.row, rng)
+    # 一半是诗人写的，一半是语料。
+    # Half of it is by the poet, half is corpus.
+    ids, weights = (torch.cat([mine, corpus[: len(mine)]]) for mine, corpus in zip(own, pool))
+    config = model_config(tokenizer, **DRAFT_SHAPE)
+    draft = build_model(config).to(args.device)
+    print(f"draft: {draft.num_parameters():,} parameters, {len(own[0])} rows by the poet", flush=True)
+    teacher = load_model(folders[0], args.device, "causal")
+    loss = train(draft, distillation_loss(draft, teacher), ids, weights, args, args.draft_steps, args.draft_seconds)
+    save_model(draft, config, folders[1], do_sample=True, temperature=0.8)
+    print(f"draft: loss {loss:.4f}", flush=True)
+    report("draft", load_model(folders[1], args.device), tokenizer, held, args.device)
+
+
 def main(argv: list[str] | None = None) -> int:
     """命令行入口。
 
@@ -171,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="放两个模型目录 / where both model folders go")
     parser.add_argument("--corpus", type=Path, default=FOLDER, help="语料文件夹 / folder of the corpus")
     parser.add_argument("--documents", type=int, default=10**9, help="最多用多少篇 / documents at most")
+    parser.add_argument("--draft-only", action="store_true", help="诗人已在 --out 里 / the poet is in --out already")
     parser.add_argument("--draft-steps", type=int, default=3_000, help="草稿模型的步数 / steps of the draft")
     parser.add_argument("--draft-seconds", type=float, default=1e9, help="草稿模型的时间 / time of the draft")
     parser.add_argument("--continuations", type=int, default=32_768, help="诗人续写多少个 / beginnings to continue")
@@ -182,38 +220,20 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = Tokenizer.from_file(str(args.corpus / "tokenizer.json"))
     documents, held = (read_corpus(args.corpus, name) for name in ("train", "held_out"))
     documents, held = (rng.sample(part, min(args.documents, len(part))) for part in (documents, held))
-    ids, weights = make_pool(pack_documents, corpus_jobs(documents, args.corpus, args.row, args.seed), args.workers)
-    print(f"pool: {len(ids)} rows of {args.row} tokens, {time.perf_counter() - begin:.0f} s", flush=True)
+    pool = make_pool(pack_documents, corpus_jobs(documents, args.corpus, args.row, args.seed), args.workers)
+    print(f"pool: {len(pool[0])} rows of {args.row} tokens, {time.perf_counter() - begin:.0f} s", flush=True)
 
-    folders = [args.out / name for name in ("tiny-poet", "tiny-poet-draft")]
+    folders = (args.out / "tiny-poet", args.out / "tiny-poet-draft")
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(tokenizer, folder, "<|end_of_text|>")
-    config = model_config(tokenizer, **SHAPE)
-    poet = build_model(config).to(args.device)
-    print(f"poet: {poet.num_parameters():,} parameters", flush=True)
-    loss = train(poet, next_token_loss(poet), ids, weights, args, args.steps, args.seconds)
-    save_model(poet, config, folders[0], do_sample=True, temperature=0.8)
-    print(f"poet: loss {loss:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
-    stored = load_model(folders[0], args.device)
-    report("poet", stored, tokenizer, held, args.device)
-
+    if not args.draft_only:
+        train_poet(tokenizer, pool, held, folders[0], args)
     table = read_simplifier(args.corpus)
     some = rng.sample(documents, min(args.continuations, len(documents)))
     texts = encode(tokenizer, [render(document, table, rng) for document in some])
-    own_ids, own_weights = draft_pool(stored, texts, args.continuations, args.row, rng)
-    print(f"draft: {len(own_ids)} rows by the poet, {time.perf_counter() - begin:.0f} s", flush=True)
-    # 一半是诗人写的，一半是语料。
-    # Half of it is by the poet, half is corpus.
-    ids = torch.cat([own_ids, ids[: len(own_ids)]])
-    weights = torch.cat([own_weights, weights[: len(own_weights)]])
-    config = model_config(tokenizer, **DRAFT_SHAPE)
-    draft = build_model(config).to(args.device)
-    print(f"draft: {draft.num_parameters():,} parameters", flush=True)
-    loss = train(draft, distillation_loss(draft, poet), ids, weights, args, args.draft_steps, args.draft_seconds)
-    save_model(draft, config, folders[1], do_sample=True, temperature=0.8)
-    report("draft", load_model(folders[1], args.device), tokenizer, held, args.device)
-    print(f"done: loss {loss:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
+    train_draft(tokenizer, pool, texts, held, folders, args)
+    print(f"done: {time.perf_counter() - begin:.0f} s", flush=True)
     return 0
 
 

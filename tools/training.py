@@ -358,13 +358,18 @@ def save_model(model: LlamaForCausalLM, config: dict[str, Any], folder: Path, **
     })
 
 
-def load_model(folder: Path, device: str) -> LlamaForCausalLM:
+def load_model(folder: Path, device: str, attention: str = "sdpa") -> LlamaForCausalLM:
     """读回存盘的模型，float32 计算：权重已经过 bfloat16 舍入，评测的就是发布的那一个。
 
     Reads a stored model back, to compute in float32 on weights that went through bfloat16 rounding: what is judged is
     what ships.
+
+    Args:
+        attention: `causal` 用于整行的训练；`causal` is for whole rows in training
     """
     logging.disable_progress_bar()
-    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention
+    )
     model.to(device).eval()  # type: ignore[arg-type]
     return model
