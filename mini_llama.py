@@ -11,16 +11,27 @@ download. As a library: `from mini_llama import LLM, SamplingParams`; asyncio pr
 Read on in `serving/llm.py` (the entry), `engine/llm_engine.py` (the loop), `engine/scheduler.py` (who runs).
 """
 
+import os
+import signal
+import sys
+
+LEAVES_BY_CTRL_C = __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if LEAVES_BY_CTRL_C:
+    # 下面的导入要一两秒：这时按 Ctrl-C，没有东西要收拾，直接走，不打印一屏 traceback。
+    # The imports below take a second or two: a Ctrl-C meanwhile has nothing to clean up and leaves at once, without a
+    # screenful of traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import io
-import os
-import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 # 依赖只有一个方向：命令行 -> `serving` -> `engine` -> `models` -> `layers` -> `backends`；下层从不导入上层。
@@ -36,7 +47,7 @@ from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
 from serving.chat import chat
 from serving.compare import compare_backends
-from serving.console import print_answers, print_backends, print_comparison, print_summary
+from serving.console import MARKS, print_answers, print_backends, print_comparison, print_summary, printable
 from serving.llm import LLM
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
@@ -55,6 +66,22 @@ BUILT_IN_PROMPTS = [
     "什么是前缀缓存？", "What is 23 + 45?",
 ]
 
+# 权重文件合计不到 32 MiB 的模型，一步只要一毫秒，多线程省不下时间；别的程序一忙，线程互相等，反而要 100 毫秒。
+# With weight files below 32 MiB in all a step takes a millisecond, where threads save nothing; and beside another busy
+# program, threads that wait for each other make it 100.
+_SMALL_BYTES = 1 << 25
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse 写不出帮助时一声不响；这里照样报错。
+
+    argparse says nothing where its help cannot be written; here it is an error like any other.
+    """
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file or sys.stderr)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """命令行选项，每条帮助都有中英两种语言。
 
@@ -62,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     """
     # 建解析器不加载模型，也不碰 GPU：`--help` 应当马上返回。
     # Building the parser loads no model and touches no GPU: `--help` should return at once.
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mini_llama.py",
         description="可读的 LLM 推理引擎；不带参数就用内置模型回答几个问题。"
         " / A readable LLM inference engine; without arguments the embedded model answers a few questions.",
@@ -78,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     # 默认值必须是 None：`append` 会往默认列表后面追加，给了默认问题，用户的问题就和它们混在一起。
     # The default must be None: `append` adds to a default list and would mix user's and built-in questions.
     add("--prompt", action="append", metavar="TEXT", help="问题，可重复 / a question; repeatable")
+    add("--complete", action="store_true", help="不套对话模板，直接续写 / continue plain text, no chat template")
     add("--chat", action="store_true", help="交互对话，边写边显示 / talk to the model, answers are streamed")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N（默认 auto）/ (default auto)")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16（默认 auto）/ (default auto)")
@@ -158,86 +186,188 @@ def run(args: argparse.Namespace) -> None:
     # 这里才填默认问题：没有 `--prompt` 时 `args.prompt` 是 None。
     # The default questions enter only here: without `--prompt`, `args.prompt` is None.
     prompts: list[str] = args.prompt or BUILT_IN_PROMPTS
-    # 采样参数在加载之前就查：`--top-p 2` 不必等 6 GB 的权重读完才报错。
-    # Sampling parameters are checked before any loading: `--top-p 2` need not wait for 6 GB of weights.
+    # 便宜的检查都在加载之前：`--top-p 2`、写不了的文件，不必等 6 GB 的权重读完才报错。
+    # All that is cheap to check comes before any loading: `--top-p 2` or a file that cannot be written need not wait
+    # for 6 GB of weights.
     folder = config.resolve_model_folder()
     params = make_params(args, load_generation_config(folder, load_config(folder))[0])
-    if args.compare:
-        tokenizer = Tokenizer(folder)
-        token_ids = [tokenizer.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
-        steps = compare_backends(config, tuple(args.compare), token_ids, params)
-        return print_comparison(console, tuple(args.compare), steps, tokenizer)
-    llm = LLM(**options, progress=True)
-    if args.chat:
-        return chat(llm, params)
+    if not args.complete:
+        require_chat_template(folder)
+    if tracing:
+        from tools.xray import check_writable
+
+        for name in filter(None, (args.xray, args.xray_trace)):
+            check_writable(name)
+    with one_thread_if_small(folder):
+        if args.compare:
+            tokenizer = Tokenizer(folder)
+            if args.complete:
+                token_ids = [tokenizer.encode(prompt) for prompt in prompts]
+            else:
+                token_ids = [tokenizer.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+            steps = compare_backends(config, tuple(args.compare), token_ids, params)
+            return print_comparison(console, tuple(args.compare), steps, tokenizer)
+        llm = LLM(**options, progress=True)
+        if args.chat:
+            return chat(llm, params)
+        answer(llm, args, prompts, params, console, started)
+
+
+def answer(
+    llm: LLM, args: argparse.Namespace, prompts: list[str], params: SamplingParams, console: Console, started: float
+) -> None:
+    """回答全部问题，打印答案和小结。
+
+    Answer all questions, then print answers and summary.
+
+    Raises:
+        ValueError: a recording cannot be written, or the model's scores became NaN; after the answers
+    """
     # 每个问题是一段独立的对话，互相看不到；想让模型记得上文，要把之前的消息一起放进列表。
     # Each question is a conversation of its own; to be remembered, earlier messages have to be sent along.
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    # 单步进入这一行，就跟着一个请求走完全程：`chat` -> `_run` -> `LLMEngine.step`。
-    # Step into this line and follow a request all the way: `chat` -> `_run` -> `LLMEngine.step`.
-    with ExitStack() as stack:
-        # 要记录才导入：平常运行时，记录器的代码一行也不执行。
-        # Imported only to record: in an ordinary run not a line of the recorder is executed.
-        if tracing:
-            from tools.xray import observe
+    outputs: list[RequestOutput] = []
+    try:
+        # 单步进入这里，就跟着一个请求走完全程：`chat` -> `_run` -> `LLMEngine.step`。
+        # Step in here and follow a request all the way: `chat` -> `_run` -> `LLMEngine.step`.
+        with ExitStack() as stack:
+            # 要记录才导入：平常运行时，记录器的代码一行也不执行。
+            # Imported only to record: in an ordinary run not a line of the recorder is executed.
+            if args.xray or args.xray_trace or args.watch:
+                from tools.xray import observe
 
-            stack.enter_context(observe(llm.engine, console, args.xray, args.xray_trace, args.watch))
-        # `--watch` 自己占着终端，进度条会和它互相覆盖。
-        # `--watch` has the terminal to itself: a progress bar would draw over it.
-        quiet: dict[str, Any] = {"progress": False} if args.watch else {}
-        outputs = llm.chat(conversations, params, **quiet)
-    print_answers(console, prompts, outputs)
+                stack.enter_context(observe(llm.engine, console, args.xray, args.xray_trace, args.watch))
+            # `--watch` 自己占着终端，进度条会和它互相覆盖。
+            # `--watch` has the terminal to itself: a progress bar would draw over it.
+            quiet: dict[str, Any] = {"progress": False} if args.watch else {}
+            if args.complete:
+                outputs = llm.generate(prompts, params, **quiet)
+            else:
+                outputs = llm.chat(conversations, params, **quiet)
+    finally:
+        # 记录写不出去（磁盘满了），答案也不能丢。
+        # Where the recording cannot be written, the disk being full say, the answers must not be lost.
+        print_answers(console, prompts, outputs)
     print_summary(console, llm.engine, outputs, started)
+    for output in outputs:
+        if output.outputs[0].finish_reason == "error":
+            raise ValueError(f"request {output.request_id} {MARKS['error']}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """命令行入口。用户能造成的错误只打印一行，返回 2；Ctrl-C 返回 130。
+def require_chat_template(folder: Path) -> None:
+    """没有对话模板的是基础模型，读权重之前就说清楚。
 
-    The entry point. What a user can cause prints a single line and returns 2; Ctrl-C returns 130.
+    What has no chat template is a base model: say so before weights are read.
+
+    Raises:
+        ValueError: there is none
+    """
+    config = folder / "tokenizer_config.json"
+    named = config.exists() and '"chat_template"' in config.read_text(encoding="utf-8", errors="replace")
+    if not named and not any(folder.glob("*chat_template*")):
+        raise ValueError(f"{folder} has no chat template, as base models have none: add --complete for plain text")
+
+
+@contextmanager
+def one_thread_if_small(folder: Path) -> Iterator[None]:
+    """小模型只用一个线程，除非环境里写了 `OMP_NUM_THREADS`；只有命令行这样做，作为库时不碰全局的设置。
+
+    A small model runs on one thread, unless the environment has `OMP_NUM_THREADS`. The command line alone does so: as
+    a library it leaves settings of the process alone.
+    """
+    before = torch.get_num_threads()
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size < _SMALL_BYTES and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """读命令行，拒绝合不到一起的选项。
+
+    Read the command line and refuse options that do not go together.
     """
     # `argv` 由参数传入：测试可以直接调用 `main(["--list-backends"])`，不必另起进程；None 时才读 `sys.argv`。
     # `argv` is a parameter: tests call `main(["--list-backends"])` without a new process; None means `sys.argv`.
-    # 终端不支持某个字符时（例如 ASCII 的环境），打印一个问号，而不是丢掉整个回答。
-    # Where the terminal lacks a character (an ASCII locale, say), print a question mark and do not lose the answer.
-    # 输入也一样：对话里的一个坏字节不该结束程序。
-    # Input alike: a bad byte in a chat should not end the program.
-    for stream in (sys.stdout, sys.stderr, sys.stdin):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.chat and (args.prompt or args.compare or args.list_backends):
-        parser.error("--chat 不能与 --prompt、--compare、--list-backends 同用 / cannot be combined with them")
+    if args.chat and (args.prompt or args.complete or args.compare or args.list_backends):
+        others = "--prompt, --complete, --compare, --list-backends"
+        parser.error(f"--chat 不能与 {others} 同用 / cannot be combined with them")
     if (args.xray or args.xray_trace or args.watch) and (args.chat or args.compare or args.list_backends):
         parser.error("--xray 与 --watch 不能与 --chat、--compare、--list-backends 同用 / cannot be combined with them")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """命令行入口。用户能造成的错误只打印一行，返回 2；Ctrl-C 返回 130，管道被对方关掉返回 1。
+
+    The entry point. What a user can cause prints a single line and returns 2; Ctrl-C returns 130, a pipe that its
+    reader has closed 1.
+    """
     try:
-        run(args)
+        # 被关掉的输出（`>&-`）是 None：没有地方写，就当成写进黑洞，标准输出还要说一声。
+        # An output that was closed (`>&-`) is None: with nowhere to write, it goes to nowhere; for standard output say
+        # so.
+        closed = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+        for name in closed:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if "stdout" in closed:
+            raise ValueError("standard output is closed, and the answers have nowhere to go: redirect it to a file")
+        # 终端不支持某个字符时（例如 ASCII 的环境），打印一个问号，而不是丢掉整个回答。
+        # Where the terminal lacks a character (an ASCII locale, say), print a question mark and do not lose the answer.
+        # 输入也一样：对话里的一个坏字节不该结束程序。
+        # Input alike: a bad byte in a chat should not end the program.
+        for stream in (sys.stdout, sys.stderr, sys.stdin):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        try:
+            run(parse(argv))
+        finally:
+            # 缓冲区里可能还有没写出去的内容：在这里写，写不出去才会落到下面，而不是在退出时报错。
+            # Output may still be buffered: flushed here, a failure is met below and is no error at exit.
+            sys.stdout.flush()
+    # 管道的另一头（如 head）提前关闭时，安静地退出，不打印一屏 traceback。
+    # If the other end of a pipe (head, say) closes early, leave quietly instead of printing a traceback.
+    except BrokenPipeError:
+        return 1
     # 只接住用户能造成的错误；引擎的自检失败是 `AssertionError` 或 `RuntimeError`，要连同 traceback 露出来。
     # Catch only what a user can cause; a failed self-check is an `AssertionError` or `RuntimeError`, traceback and all.
-    except (ValueError, NotImplementedError, BackendUnavailableError) as error:
-        print(f"mini_llama.py: error: {error}", file=sys.stderr)
+    except (ValueError, NotImplementedError, BackendUnavailableError, OSError) as error:
+        # 连标准错误也写不出去，就只剩退出码了。
+        # If not even standard error can be written, the exit code is all there is.
+        with suppress(OSError):
+            print(f"mini_llama.py: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         # 退出码 2 与 argparse 对错误参数的做法一致，脚本据此分清“用法不对”和“跑的时候坏了”（1）。
         # Exit code 2 is what argparse uses for bad arguments, so scripts tell wrong usage from a crash (1).
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted 已中断", file=sys.stderr)
-        # 130 = 128 + 2：shell 约定，被 2 号信号（SIGINT）中断；块已由 `LLM._run` 的 `finally` 归还。
-        # 130 = 128 + 2, the shell's code for signal 2 (SIGINT); blocks were returned by the `finally` of `LLM._run`.
+        with suppress(OSError):
+            print("\ninterrupted 已中断", file=sys.stderr)
+        # 130 = 128 + 2：shell 约定，被 2 号信号（SIGINT）中断；请求已由 `LLM._run` 取消，块也已归还。
+        # 130 = 128 + 2, the shell's code for signal 2 (SIGINT); `LLM._run` has aborted the requests and freed blocks.
         return 130
     return 0
 
 
 if __name__ == "__main__":
-    # 管道的另一头（如 head）提前关闭时，安静地退出，不打印一屏 traceback。
-    # If the other end of a pipe (head, say) closes early, leave quietly instead of printing a traceback.
-    try:
+    code = 130
+    with suppress(KeyboardInterrupt):
+        if LEAVES_BY_CTRL_C:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main()
-        # 缓冲区里可能还有没写出去的内容：在这里写，管道断了才会落到下面的 `except`，而不是在退出时报错。
-        # Output may still be buffered: flushed here, a broken pipe reaches the `except` below and is no error at exit.
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # 解释器退出时还会再冲一次 stdout：把它改指向 `os.devnull`，那一次就不会再出错。
-        # The interpreter flushes stdout once more at exit: pointed at `os.devnull`, that flush cannot fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+    # 收场时再按 Ctrl-C，也直接走。
+    # A Ctrl-C while all is being put away leaves at once, too.
+    if LEAVES_BY_CTRL_C:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # 解释器退出时还会再冲一次：把它改指向 `os.devnull`，那一次就不会再出错。
+            # The interpreter flushes once more at exit: pointed at `os.devnull`, that cannot fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)

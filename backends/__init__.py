@@ -138,7 +138,9 @@ def choose_backend(device: str | torch.device, head_dim: int = 128, dtype: torch
     return "sdpa"
 
 
-def create_backend(name: str, device: str | torch.device) -> AttentionBackend:
+def create_backend(
+    name: str, device: str | torch.device, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16
+) -> AttentionBackend:
     """按名字创建后端；`auto` 由 `choose_backend` 换成具体的名字。
 
     Create a backend by name; `choose_backend` turns `auto` into one.
@@ -151,7 +153,7 @@ def create_backend(name: str, device: str | torch.device) -> AttentionBackend:
     # Both `"cuda"` and `torch.device("cuda")` are welcome; made uniform, what follows handles one type.
     device = torch.device(device)
     if name == "auto":
-        name = choose_backend(device)
+        name = choose_backend(device, head_dim, dtype)
     # 名字写错和机器不支持是两种错误：前者改拼写，后者装包或换后端，所以类型不同，消息也不同。
     # A wrong name and an unfit machine differ: one wants its spelling mended,
     # the other a package or another backend, so the errors differ.

@@ -225,11 +225,12 @@ class AttentionBackend(ABC):
 
 
 def _check_tensor(
-    argument: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype, device: torch.device,
+    argument: str, tensor: Tensor, shape: tuple[int | str, ...], dtype: torch.dtype, device: torch.device,
 ) -> None:
-    """参数的形状（None 表示任意）、dtype、设备必须相符，否则报出参数名。
+    """参数的形状（写名字的那一维可以任意大）、dtype、设备必须相符，否则报出参数名。
 
-    The argument's shape (None is any), dtype and device must fit, else the error names it.
+    The argument's shape (a dimension given by name may have any size), dtype and device must fit, else the error names
+    it.
     """
     # 每个参数都在入口检查：放过去的话，错误会在几层之下的核函数里冒出来，没有参数名，甚至不报错、直接读错内存。
     # Arguments are checked at the door: let through, an error comes up deep in a
@@ -238,12 +239,11 @@ def _check_tensor(
     # 先比维数：`zip` 按短的一方截断，[4, 8] 与只写了 4 的 1 维要求也能逐项相等。
     # Compare the number of dimensions first: `zip` stops at the shorter,
     # so [4, 8] would match a 1-dimensional wish for 4.
-    if len(actual) != len(shape) or any(want is not None and want != got for want, got in zip(shape, actual)):
-        # 例：要 [*, 8, 64]，得到 [10, 64, 8]：两者都在消息里，一眼看出头和维写反了。
-        # Example: wanted [*, 8, 64], got [10, 64, 8]:
+    if len(actual) != len(shape) or any(type(want) is int and want != got for want, got in zip(shape, actual)):
+        # 例：要 [T, 8, 64]，得到 [10, 64, 8]：两者都在消息里，一眼看出头和维写反了。
+        # Example: wanted [T, 8, 64], got [10, 64, 8]:
         # with both in the message it is plain that heads and dims are swapped.
-        wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
-        raise ValueError(f"{argument} must have shape {wanted}, got {list(actual)}")
+        raise ValueError(f"{argument} must have shape [{', '.join(map(str, shape))}], got {list(actual)}")
     # dtype 不做隐式转换：静默的转换每层、每步都要付一次拷贝的代价，还会掩盖上游的错误。
     # No implicit conversion of the dtype:
     # it would cost a copy in each layer of each step and hide a mistake made earlier.
@@ -273,8 +273,7 @@ def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tenso
 
     The argument check of `store_kvcache`; every backend calls it first.
     """
-    if k_cache.dim() != 4:
-        raise ValueError(f"k_cache must have shape [num_blocks, block_size, Hkv, D], got {list(k_cache.shape)}")
+    _check_tensor("k_cache", k_cache, ("num_blocks", "block_size", "Hkv", "D"), k_cache.dtype, k_cache.device)
     # 缓存在引擎启动时就分配好，以它的形状和 dtype 为准，检查其余参数。
     # The cache was allocated when the engine started, so its shape and dtype judge all other arguments.
     _, _, heads, head_dim = k_cache.shape
@@ -284,7 +283,7 @@ def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tenso
     for argument, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if not cache.is_contiguous():
             raise ValueError(f"{argument} must be contiguous, got strides {list(cache.stride())}")
-    _check_tensor("key", key, (None, heads, head_dim), k_cache.dtype, k_cache.device)
+    _check_tensor("key", key, ("T", heads, head_dim), k_cache.dtype, k_cache.device)
     _check_tensor("value", value, tuple(key.shape), k_cache.dtype, k_cache.device)
     # 每个新 token 一个槽位。int32 的槽位在小缓存上也能通过测试，显存一大就溢出，所以在这里一律拒绝。
     # One slot per new token. int32 slots pass every test on a small
@@ -300,27 +299,24 @@ def check_varlen_args(
     The argument check of `flash_attn_varlen_func`: shapes, dtypes and devices only; no values are read, so the GPU
     is never made to wait.
     """
-    if q.dim() != 3:
-        raise ValueError(f"q must have shape [T, Hq, D], got {list(q.shape)}")
-    # 后面要用它的长度去核对块表，所以先查它。
-    # Its length judges the block table below, so it is checked first.
-    if cu_seqlens_q.dim() != 1 or cu_seqlens_q.shape[0] < 1:
-        raise ValueError(f"cu_seqlens_q must have shape [num_seqs + 1], got {list(cu_seqlens_q.shape)}")
+    _check_tensor("q", q, ("T", "Hq", "D"), q.dtype, q.device)
+    # 后面要用它的长度去核对块表，所以先查它；没有序列也有 1 项。
+    # Its length judges the block table below, so it is checked first; with no sequence it still has 1 entry.
+    _check_tensor("cu_seqlens_q", cu_seqlens_q, (max(cu_seqlens_q.numel(), 1),), torch.int32, q.device)
     head_dim = q.shape[2]
     # 没有块表时，k 是打包的 [Tk, Hkv, D]；有块表时，k 是整个块池，长度由 `cu_seqlens_k` 给出。
     # Without a table k is packed, [Tk, Hkv, D]; with one k is the whole pool, and `cu_seqlens_k` gives the lengths.
     if block_table is None:
-        _check_tensor("k", k, (None, None, head_dim), q.dtype, q.device)
+        _check_tensor("k", k, ("Tk", "Hkv", head_dim), q.dtype, q.device)
     else:
-        _check_tensor("k", k, (None, None, None, head_dim), q.dtype, q.device)
+        _check_tensor("k", k, ("num_blocks", "block_size", "Hkv", head_dim), q.dtype, q.device)
         # `cu_seqlens_q` 比序列数多 1 项：[0, 3, 8] 是 2 条序列，块表就要有 2 行。
         # `cu_seqlens_q` has 1 entry more than there are sequences: [0, 3, 8] is 2 sequences, so the table needs 2 rows.
-        _check_tensor("block_table", block_table, (cu_seqlens_q.shape[0] - 1, None), torch.int32, q.device)
+        _check_tensor("block_table", block_table, (cu_seqlens_q.shape[0] - 1, "max_blocks"), torch.int32, q.device)
     _check_tensor("v", v, tuple(k.shape), q.dtype, q.device)
     # 打包的 [Tk, Hkv, D] 和分页的 [num_blocks, block_size, Hkv, D]，KV 头都在 -2 维，一种写法两用。
     # Packed [Tk, Hkv, D] or paged [num_blocks, block_size, Hkv, D]: KV heads are dimension -2 in both.
     _check_heads(q, k.shape[-2])
-    _check_tensor("cu_seqlens_q", cu_seqlens_q, (None,), torch.int32, q.device)
     _check_tensor("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape), torch.int32, q.device)
 
 
@@ -329,17 +325,16 @@ def check_kvcache_args(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlen
 
     The argument check of `flash_attn_with_kvcache`.
     """
-    if q.dim() != 4:
-        raise ValueError(f"q must have shape [B, Sq, Hq, D], got {list(q.shape)}")
+    _check_tensor("q", q, ("B", "Sq", "Hq", "D"), q.dtype, q.device)
     # 每条序列的 query 数（Sq）不受限制：普通解码是 1，以后的投机解码一次验证好几个。
     # Any number of queries a sequence (Sq) will do: 1 in plain decoding,
     # several at once in speculative decoding later on.
     batch, _, _, head_dim = q.shape
-    _check_tensor("k_cache", k_cache, (None, None, None, head_dim), q.dtype, q.device)
+    _check_tensor("k_cache", k_cache, ("num_blocks", "block_size", "Hkv", head_dim), q.dtype, q.device)
     _check_tensor("v_cache", v_cache, tuple(k_cache.shape), q.dtype, q.device)
     _check_heads(q, k_cache.shape[2])
     # 只查形状，不查值是否越过块表的宽度：读值会让 GPU 停下来等，这一点由引擎的块管理器保证。
     # Shapes only, not whether a value exceeds the table's width:
     # reading values would stall the GPU, and the engine's block manager sees to it.
     _check_tensor("cache_seqlens", cache_seqlens, (batch,), torch.int32, q.device)
-    _check_tensor("block_table", block_table, (batch, None), torch.int32, q.device)
+    _check_tensor("block_table", block_table, (batch, "max_blocks"), torch.int32, q.device)

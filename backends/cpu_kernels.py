@@ -12,6 +12,24 @@ from torch import Tensor
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache, store_by_index
 
+# oneDNN 为见过的每种行数编译一份乘法并一直留着，约 1 MB：几百种提示词长度就是几百 MB，所以行数只用这 16 种。
+# oneDNN compiles products for every number of rows that it meets and keeps them, some 1 MB: hundreds of prompt lengths
+# are hundreds of MB, so there are 16 numbers of rows and no more.
+_ROW_COUNTS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256)
+_PADDED = {count: next(rows for rows in _ROW_COUNTS if rows >= count) for count in range(257)}
+# 打包的乘法不用最小的 3 种：行数少时，时间都花在读权重上，打包没有用处；换成长提示词常见的 3 种，正好是这个数才用。
+# The packed product leaves out the smallest 3: with few rows reading the weights is all the time it takes, and packing
+# gains nothing. Instead it has 3 that long prompts come in, used at just these numbers.
+_PACKED = {count: rows for count, rows in _PADDED.items() if rows >= 8} | {count: count for count in (512, 1024, 2048)}
+
+
+def _pad(x: Tensor, rows: int) -> Tensor:
+    """补到 `rows` 行：把开头几行再抄一遍，结果里不要它们。
+
+    Pad to `rows` rows with copies of the first ones, whose results nobody uses.
+    """
+    return x if len(x) == rows else torch.cat((x, x[: rows - len(x)]))  # [rows, in_features]
+
 
 @cache
 def _root(value: float) -> Tensor:
@@ -74,15 +92,25 @@ class CPUKernels(FusedKernels):
         return None
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
-        """有打包的权重就用它。
+        """行数合适，又有打包的权重，就用它。
 
-        With the packed weight where there is one.
+        With the packed weight where there is one and the number of rows suits it.
         """
-        if packed is None:
+        count = len(x)
+        if packed is not None and count in _PACKED:
+            # `default` 是重载的名字：直接点名，就省下每次调用时挑选重载的几微秒。
+            # `default` names the overload, which saves the microseconds of choosing one in every call.
+            multiply, rows = torch.ops.mkldnn._linear_pointwise.default, _PACKED[count]
+            if count == rows:
+                return multiply(x, packed, bias, "none", [], "")  # [T, out_features]
+            return multiply(_pad(x, rows), packed, bias, "none", [], "")[:count]  # [T, out_features]
+        # float32 的普通乘法不经过 oneDNN，半精度的经过：按 256 行切开，各补到常用的行数。
+        # The plain product in float32 does not go through oneDNN, that of half precision does: it is cut into parts of
+        # 256 rows, each padded.
+        if x.dtype == torch.float32 or count in _ROW_COUNTS:
             return F.linear(x, weight, bias)  # [T, out_features]
-        # `default` 是重载的名字：直接点名，就省下每次调用时挑选重载的几微秒。
-        # `default` names the overload, which saves the microseconds of choosing one in every call.
-        return torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")  # [T, out_features]
+        parts = [(part, _PADDED[len(part)]) for part in x.split(_ROW_COUNTS[-1])]
+        return torch.cat([F.linear(_pad(part, rows), weight, bias)[: len(part)] for part, rows in parts])
 
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
         """整宽的角度表，供一次乘法用完；`sin` 的前一半带负号。

@@ -59,16 +59,6 @@ class PrefixCacheStats:
     queried: int = 0
     hit: int = 0
 
-    @property
-    def hit_rate(self) -> float:
-        """命中率，没查过时为 0。
-
-        The share of hits, 0 before the first query.
-        """
-        # 完全重复的提示词也到不了 1：块大小 16、提示词 32 个 token，最多命中 16 个，即 0.5。
-        # Even a repeated prompt never gets to 1: with blocks of 16, a prompt of 32 tokens hits 16 at most, that is 0.5.
-        return self.hit / self.queried if self.queried else 0.0
-
 
 class BlockManager:
     """分配、共享、登记、释放和淘汰物理块。

@@ -6,17 +6,22 @@ EngineConfig: all that a user may set, listed and checked here and nowhere else;
 and this model.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from backends import choose_backend, create_backend, create_kernels
+from backends import create_backend, create_kernels
 from backends.base import AttentionBackend
 from backends.kernels import FusedKernels
 from engine.block_manager import num_blocks_needed
 from engine.validation import check_flag, check_seed, is_int, is_number
 from models.config import DTYPES, ModelConfig, ModelLoadError, load_config
+from models.loader import stored_dtype
+from models.registry import check_folder
+
+logger = logging.getLogger(__name__)
 
 # 从本文件的位置推出，不看当前目录：在哪里启动都找得到。
 # Derived from this file's place and not the current directory, so it is found wherever one starts.
@@ -112,9 +117,7 @@ class EngineConfig:
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         share = self.gpu_memory_utilization
         if not is_number(share) or not 0 < share <= 1:
-            raise ValueError(
-                f"gpu_memory_utilization={self.gpu_memory_utilization!r} is out of range: use a share in (0, 1]"
-            )
+            raise ValueError(f"gpu_memory_utilization={share!r} is out of range: use a share in (0, 1]")
         if self.load_format not in ("auto", "dummy"):
             raise ValueError(f"load_format={self.load_format!r} is unknown: use auto or dummy")
         if self.dtype not in ("auto", *DTYPES):
@@ -134,11 +137,11 @@ class EngineConfig:
         """
         device, folder = self.resolve_device(), self.resolve_model_folder()
         model_config = load_config(folder)
-        dtype = self.resolve_dtype(model_config.dtype, device)
-        name = self.backend
-        if name == "auto":
-            name = choose_backend(device, model_config.head_dim, dtype)
-        backend = create_backend(name, device)
+        # 配置没写 dtype，就看权重自己是什么；随机的权重没有文件可问，用 float32。
+        # Where the configuration names no dtype the weights tell; random ones have no file to ask and take float32.
+        stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
+        dtype = self.resolve_dtype(stored, device)
+        backend = create_backend(self.backend, device, model_config.head_dim, dtype)
         # “能在这台机器上跑”和“支持这个模型”是两回事：前者 `create_backend` 已查过，后者要知道 `head_dim` 才能查。
         # Two questions: `create_backend` answered "does it run here"; "does it suit this model" needs `head_dim`.
         reason = backend.why_unsupported(model_config.head_dim, dtype)
@@ -150,11 +153,13 @@ class EngineConfig:
         backend.check_block_size(block_size)
         # 超过 `limit` 的位置，RoPE 的角度模型没有见过：不会报错，只会越说越乱，所以在这里拒绝。
         # Beyond `limit` the model has never seen RoPE's angles: no error, just worse and worse text, so refuse here.
-        limit = model_config.max_position_embeddings
+        limit, window = model_config.max_position_embeddings, model_config.sliding_window
+        if self.max_model_len is None and window:
+            logger.warning("max_model_len is the model's sliding window, %d. / 最大长度取模型的滑动窗口。", limit)
         if self.max_model_len is not None and self.max_model_len > limit:
             raise ValueError(
-                f"max_model_len={self.max_model_len} exceeds the model's limit of {limit} positions: "
-                f"use at most {limit}"
+                f"max_model_len={self.max_model_len} exceeds the model's {'sliding window' if window else 'limit'} "
+                f"of {limit} positions: use at most {limit}"
             )
         # 块数写明了，装不装得下现在就知道。
         # With the number of blocks given, whether it fits is known now.
@@ -246,7 +251,7 @@ class EngineConfig:
         # A path that does not exist is returned too: reading `config.json` then names the full path,
         # which beats guessing here.
         if exists or name.count("/") != 1 or name.startswith((".", "/", "~")):
-            return folder
+            return check_folder(folder)
         # 用到才导入：内置模型和本地文件夹用不着它，启动也就更快。
         # Imported only when needed: the embedded model and local folders do without it and start faster.
         from huggingface_hub import snapshot_download
@@ -256,7 +261,7 @@ class EngineConfig:
             # `local_files_only=True`：只查本地缓存，从不联网；下载几 GB 的东西该由用户自己决定。
             # `local_files_only=True`: only the local cache, never the network;
             # downloading gigabytes is for the user to decide.
-            return Path(snapshot_download(name, local_files_only=True))
+            return check_folder(Path(snapshot_download(name, local_files_only=True)))
         except (OSError, HFValidationError):
             raise ModelLoadError(
                 f"model {name} is neither a folder nor in the local cache: download it with 'hf download {name}'"

@@ -113,13 +113,13 @@ class LLMEngine:
         """
         # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成本来就会赛跑，取消应当是幂等的。
         # None for an id unknown or finished, and no error: cancelling races with finishing and has to be idempotent.
-        output = None
-        # 还没放进队列的也要一起取消；一个请求有几份输出，就取消几次，最后一次得到结果。
-        # Those not queued yet are cancelled as well; each output takes a turn, and the last turn gives the result.
+        # 还没放进队列的也要一起取消；一个请求有几份输出，就取消几次，都停下之后才交出结果。
+        # Those not queued yet are cancelled as well; each output takes a turn, the result comes once all have ended.
         self.scheduler.add_first(self.requests.held.pop(request_id, []))
+        aborted = []
         while seq := self.scheduler.abort(request_id):
-            output = self.release(seq)
-        return output
+            aborted.append(seq)
+        return next(filter(None, [self.release(seq) for seq in aborted]), None)
 
     def has_unfinished(self) -> bool:
         """还有没有没算完的请求。
@@ -136,8 +136,10 @@ class LLMEngine:
         manager, scheduler = self.block_manager, self.scheduler
         # 按请求数，不按序列：`n` 为 3 的请求有 3 条序列，一条在跑，整个请求就算在跑。
         # Requests and not sequences: a request whose `n` is 3 has 3 of them, and runs as soon as any of them does.
-        running = {seq.request_id for seq in scheduler.running}
-        waiting = {seq.request_id for seq in scheduler.waiting} - running
+        # `list` 一次拷完，别的线程读它时，引擎可以照常走步。
+        # `list` copies at once, so that another thread may read while the engine steps.
+        running = {seq.request_id for seq in list(scheduler.running)}
+        waiting = {seq.request_id for seq in list(scheduler.waiting)} - running
         # 空闲块里可能还留着可命中的旧内容，但随时能被取走，所以按空闲计。
         # Free blocks may hold contents that can still be hit, but anybody may take them, so they count as free.
         usage = 1 - manager.num_free_blocks / manager.num_blocks
@@ -156,7 +158,7 @@ class LLMEngine:
 
         Decide who runs, and note when each had its first turn.
         """
-        self.scheduler.add_first(self.requests.take_released())
+        self.scheduler.add_first(self.requests.take_released(self.scheduler.running))
         schedule = self.scheduler.schedule()
         # 时钟由引擎读，调度器不读：同样的请求得到同样的决定，出了问题才能重放。
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
@@ -235,4 +237,7 @@ class LLMEngine:
         handed out.
         """
         self.sampler.release(seq)
+        # 第 1 份结束得早，等它的各份也不必再等。
+        # Where number 1 has ended early, those that wait for it need not wait any longer.
+        self.scheduler.add_first(self.requests.held.pop(seq.request_id, []))
         return self.requests.finish(seq)

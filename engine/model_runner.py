@@ -20,7 +20,7 @@ from engine.batch import Batch
 from engine.config import EngineSetup
 from models.config import ModelLoadError
 from models.llama import randomize_weights
-from models.loader import load_weights, materialize
+from models.loader import check_weights, load_weights, materialize
 from models.registry import create_model
 
 
@@ -34,6 +34,11 @@ class ModelRunner:
         self.device, self.dtype, self.model_config = setup.device, setup.dtype, setup.model_config
         self.backend, self.kernels = setup.backend, setup.kernels
         self.model = create_model(self.model_config, self.backend)
+        # 先用文件头核对形状，再分配内存：配置里写的尺寸若与文件不符，一个字节都不会为它占。
+        # Shapes are checked against the file's header before memory is taken: sizes in the configuration that the file
+        # does not bear out cost not a byte.
+        if setup.config.load_format != "dummy":
+            check_weights(self.model, setup.folder)
         try:
             materialize(self.model, self.dtype, self.device)
         except (RuntimeError, MemoryError) as error:

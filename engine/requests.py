@@ -9,6 +9,7 @@ You are here: `llm_engine.py` calls it between steps; the entries in `serving/` 
 added.
 """
 
+import logging
 import random
 import time
 from dataclasses import replace
@@ -16,20 +17,21 @@ from itertools import count
 from pathlib import Path
 
 from engine.block_manager import BlockManager
-from engine.detokenizer import OutputText
+from engine.detokenizer import Detokenizer, OutputText
 from engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
-from engine.sequence import Sequence, SequenceStatus
+from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import is_int
 from models.config import ModelConfig, ModelLoadError, parse_token_ids, read_json
 
+logger = logging.getLogger(__name__)
 
 def load_generation_config(folder: Path, model_config: ModelConfig) -> tuple[SamplingParams, frozenset[int]]:
-    """模型建议的采样参数和它的停止 id；`do_sample` 为 false 就是贪心，即温度 0。
+    """模型建议的采样参数，和它的文件里写的停止 id；`do_sample` 为 false 就是贪心，即温度 0。
 
-    The sampling parameters that the model recommends, and its stop ids; `do_sample` false is greedy, that is
-    temperature 0.
+    The sampling parameters that the model recommends, and the stop ids in its files; `do_sample` false is greedy, that
+    is temperature 0.
 
     Raises:
         ModelLoadError: `generation_config.json` holds a value that is not valid
@@ -38,11 +40,12 @@ def load_generation_config(folder: Path, model_config: ModelConfig) -> tuple[Sam
     # Optional, unlike `config.json`, which must be there; without it `SamplingParams` has defaults of its own.
     path = folder / "generation_config.json"
     generation_config = read_json(path) if path.exists() else {}
-    # 停止 id 取两个配置文件的并集：Llama 3.2 有三个，少一个就会说个不停。
-    # Stop ids are the union of both files: Llama 3.2 has three, and missing one means it talks on and on.
+    # 这个文件写了就以它为准：`config.json` 里的常是微调之前留下的，可能是个普通 token。
+    # What this file says wins: the ids in `config.json` are often left over from before a fine-tune, and may be those
+    # of ordinary tokens.
     #   Llama 3.2 Instruct: {128001, 128008, 128009}
-    eos_token_ids = frozenset(model_config.eos_token_ids)
-    eos_token_ids |= frozenset(parse_token_ids(generation_config.get("eos_token_id"), "generation_config.json"))
+    given = parse_token_ids(generation_config.get("eos_token_id"), "generation_config.json")
+    eos_token_ids = frozenset(given or model_config.eos_token_ids)
     # 两边叫法不同的只有一项：`max_new_tokens` 是 transformers 的叫法，这里和 vLLM 一样叫 `max_tokens`。
     # One name differs: transformers say `max_new_tokens`, here and in vLLM it is `max_tokens`.
     names = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
@@ -72,6 +75,7 @@ class Requests:
     Attributes:
         defaults: what the model's `generation_config` asks for, used where a request brings no parameters
         eos_token_ids: the ids that end an output unless `ignore_eos`
+        ids_in_use: of the requests that are unfinished, to find duplicates; `finish` frees an id again
     """
 
     def __init__(
@@ -80,17 +84,25 @@ class Requests:
     ) -> None:
         self.tokenizer, self.block_manager = tokenizer, block_manager
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
-        self.defaults, self.eos_token_ids = defaults, eos_token_ids
-        # 未完成请求的 id，用来查重；`finish` 会删掉它，id 便可再用。
-        # The ids of unfinished requests, to find duplicates; `finish` frees an id again.
-        self._ids_in_use: set[str] = set()
+        self.defaults = defaults
+        # 分词器自己的结束符总在其中：微调的模型常常只在那里写对。
+        # The tokenizer's own end token always counts: fine-tuned models often have the right one there alone.
+        ends = eos_token_ids if tokenizer.eos_token_id is None else eos_token_ids | {tokenizer.eos_token_id}
+        self.eos_token_ids = frozenset(i for i in ends if i < vocab_size)
+        if dropped := sorted(ends - self.eos_token_ids):
+            logger.warning("stop ids outside the vocabulary are dropped / 丢弃词表之外的停止 id：%s", dropped)
+        # 一个 token 很少超过 64 个字符：长得没有希望的文字，分词之前就拒绝，不必先花几秒和几 GB。
+        # A token is rarely longer than 64 characters: text that is hopelessly long is refused before it is tokenized,
+        # which would take seconds and gigabytes.
+        tokenizer.max_chars = 64 * max_model_len
+        self.ids_in_use: set[str] = set()
         # 等第 1 份算完提示词的其余各份，按请求 id；见 `take_released`。
         # The outputs of a request that wait until number 1 has computed the prompt, by request id; see `take_released`.
         self.held: dict[str, list[Sequence]] = {}
         self._ids = count()
         # 引擎的种子只管发种子：`seed` 相同、加入顺序相同，第几个请求就拿到同样的种子；None 则每次启动都不同。
         # The engine's seed only deals out seeds: same `seed` and order, same seed for each request; None varies.
-        self._seeds = random.Random(seed)
+        self._seeds = random.Random(seed if seed is None else int(seed))
 
     # ---- 进门 ----
     # ---- at the door ----
@@ -108,7 +120,8 @@ class Requests:
             stream: its text is wanted while it runs
 
         Raises:
-            ValueError: empty or too long a prompt, or a token id out of range; names the request and the limit
+            ValueError: empty or too long a prompt (text of over 64 characters x `max_model_len` is not even tokenized),
+                or a token id out of range; names the request and the limit
         """
         # 检查都在入口做完，相当于准入校验：放进队列之后才发现不合法，就要在别人的请求中间收拾残局。
         # All checks stand at the door (admission control): one found bad in the queue must be removed amid others.
@@ -120,11 +133,14 @@ class Requests:
         if request_id is None:
             # `_ids` 只往前走：`generate` 一次检查几个、都还没加入时，编号也不会重复。
             # `_ids` only moves forward: requests validated by `generate` and not added yet get distinct numbers too.
-            request_id = next(name for name in map(str, self._ids) if name not in self._ids_in_use)
+            request_id = next(name for name in map(str, self._ids) if name not in self.ids_in_use)
         if isinstance(prompt, str):
             # 纯文本由分词器加 BOS；对话是以 id 传来的，模板已写好 BOS，走下面的分支，不会加第二遍。
             # Plain text gets its BOS from the tokenizer; a chat comes as ids, with the template's BOS, below.
-            token_ids = self.tokenizer.encode(prompt)
+            try:
+                token_ids = self.tokenizer.encode(prompt)
+            except ValueError as error:
+                raise ValueError(f"request {request_id}: {error}") from None
         # 布尔值在 Python 里也是 int：不排除它，`[True]` 就会被当成 1 号 token。
         # A bool is an int in Python: without this check `[True]` would pass for token 1.
         elif isinstance(prompt, list | tuple) and all(map(is_int, prompt)):
@@ -176,7 +192,7 @@ class Requests:
             stop_token_ids=stop_token_ids,
             # 多数请求两样都不要：它们结束时整段还原一次就够，每个 token 不必多花一分。
             # Most requests want neither: theirs is decoded once, at the end, and no token costs anything more.
-            output_text=OutputText(self.tokenizer, params) if params.stop or stream else None,
+            output_text=OutputText(self.tokenizer, params, token_ids) if params.stop or stream else None,
         )
 
     def open(self, seq: Sequence) -> list[Sequence]:
@@ -189,9 +205,9 @@ class Requests:
         """
         # 查重放在登记时做，不在 `prepare` 里：检查和加入之间，这个 id 可能被别人先用了。
         # Duplicates are checked here, not in `prepare`: between validating and adding somebody may take the id.
-        if seq.request_id in self._ids_in_use:
+        if seq.request_id in self.ids_in_use:
             raise ValueError(f"request {seq.request_id}: this id is already running; choose another")
-        self._ids_in_use.add(seq.request_id)
+        self.ids_in_use.add(seq.request_id)
         # 计时从入队算起，用户等待的排队时间也在内；用 `monotonic`，系统校时不会让时间倒流。
         # Counted from queueing, so the wait is included; `monotonic` never runs backwards when the clock is adjusted.
         seq.metrics.arrival_time = time.monotonic()
@@ -200,16 +216,19 @@ class Requests:
         # `n` 份输出就是 `n` 个序列，各自调度、抢占、结束，只在交出结果时合在一起。
         # `n` outputs are `n` sequences, each scheduled, preempted and ended on its own; the result puts them together.
         siblings = [seq.sibling(index) for index in range(1, seq.params.n)]
-        for each in (seq, *siblings):
-            each.siblings = [seq, *siblings]
+        # 大家共用一个列表：各存一份就是 `n` 的平方。
+        # All share one list: a copy each would be the square of `n`.
+        group = [seq, *siblings]
+        for each in group:
+            each.siblings = group
             # 文字各有各的。
             # Each has its own text.
-            each.output_text = seq.output_text and OutputText(self.tokenizer, seq.params)
+            each.output_text = seq.output_text and OutputText(self.tokenizer, seq.params, each.token_ids)
         # 同一步里大家互相查不到，提示词会算 `n` 遍；有整块可共享时，先让第 1 份算，其余的命中它的块。
         # In the same step they would not find each other and compute the prompt `n` times; if there are whole blocks to
         # share, number 1 computes them first and the others hit its blocks.
         if not self._num_shareable_blocks(seq):
-            return [seq, *siblings]
+            return group
         self.held[seq.request_id] = siblings
         return [seq]
 
@@ -221,17 +240,18 @@ class Requests:
         manager = self.block_manager
         return (seq.num_prompt_tokens - 1) // manager.block_size if manager.enable_prefix_caching else 0
 
-    def take_released(self) -> list[Sequence]:
-        """第 1 份的提示词块都登记了，或者它已经结束，其余各份就可以排队，排在最前面。
+    def take_released(self, running: list[Sequence]) -> list[Sequence]:
+        """第 1 份的提示词块都登记了，其余各份就可以排队，排在最前面；它若先结束，由 `LLMEngine.release` 放行。
 
-        Once the prompt's blocks of number 1 are registered, or it has ended, the others may queue, at the very front.
+        Once the prompt's blocks of number 1 are registered, the others may queue, at the very front; should it end
+        sooner, `LLMEngine.release` lets them go.
         """
+        # 只看在运行的：等待中的第 1 份一个块也没有，它们可能有几千个。
+        # Only running ones are looked at: a number 1 that waits has no blocks, and there may be thousands of them.
         released: list[Sequence] = []
-        for request_id, siblings in list(self.held.items()):
-            first = siblings[0].siblings[0]
-            computed = first.num_registered_blocks >= self._num_shareable_blocks(first)
-            if computed or first.status is SequenceStatus.FINISHED:
-                released += self.held.pop(request_id)
+        for seq in running if self.held else ():
+            if seq.request_id in self.held and seq.num_registered_blocks >= self._num_shareable_blocks(seq):
+                released += self.held.pop(seq.request_id)
         return released
 
     # ---- 出门 ----
@@ -244,11 +264,11 @@ class Requests:
         """
         # 几份输出在同一步结束时，只有第一个来到这里的交出结果，那时 id 还在。
         # If several outputs end in the same step, only the first that comes here hands out the result: the id is there.
-        if not seq.request_finished or seq.request_id not in self._ids_in_use:
+        if seq.request_id not in self.ids_in_use or not seq.request_finished:
             return None
         # 引擎可以跑上几周：不删掉这个 id 就是内存泄漏，它也永远不能再用。
         # An engine runs for weeks: an id left behind leaks memory and can never be used again.
-        self._ids_in_use.remove(seq.request_id)
+        self.ids_in_use.remove(seq.request_id)
         seq.metrics.finished_time = time.monotonic()
         return self.output(seq)
 
@@ -296,9 +316,10 @@ class Requests:
             # 停止 token 留在 `token_ids` 里，但不进文字：它是信号，不是回答的一部分。
             # The stop token stays in `token_ids` but out of the text: it is a signal and no part of the answer.
             shown = token_ids[:-1] if seq.finish_reason == "stop" else token_ids
-            # 整段一起还原成文字，不逐个拼接：一个汉字可能由几个 token 组成，拆开还原只会得到乱码符号。
-            # Decoded as a whole: a Chinese character may span several tokens, each of which alone decodes to garbage.
-            text = self.tokenizer.decode(shown, seq.params.skip_special_tokens)
+            # 与流式走同一条路，只是一次收下全部 token，所以两边的文字总是相等。
+            # The same way as a stream, all tokens at once: so both texts are always equal.
+            whole = Detokenizer(self.tokenizer, seq.params.skip_special_tokens, seq.prompt_token_ids)
+            text = whole.push(*shown) + whole.rest()
         asked = seq.params.logprobs is not None
         chosen = [report[token].logprob for report, token in zip(seq.logprobs, token_ids)]
         return CompletionOutput(

@@ -89,7 +89,9 @@ class Sampler:
         # 一开始就按上限分配，量显存峰值时才算在内。例：Qwen3-0.6B，256 行：2 * 256 * 151936 * 4 字节，约 311 MB。
         # Made for the most there can be, so that the measured peak of a GPU's memory has it. Example: Qwen3-0.6B with
         # 256 rows takes 2 * 256 * 151936 * 4 bytes, some 311 MB.
-        self.counts = torch.zeros(2, max_num_seqs, vocab_size, dtype=torch.int32, device=device)
+        # 不必清零，`_row` 交出一行时才清：在 CPU 上，没有碰过的行并不真占内存。
+        # Not zeroed, as `_row` clears a row when it hands it out: on a CPU, rows never touched take no memory.
+        self.counts = torch.empty(2, max_num_seqs, vocab_size, dtype=torch.int32, device=device)
         self.rows: dict[Sequence, int] = {}
         self.free_rows = list(range(max_num_seqs))
 
@@ -166,8 +168,11 @@ class Sampler:
             mine = [next(reports) for _ in range(count)]
             # 与 `commit` 一样：重叠循环里多算的那个 token 丢掉，它的对数概率也丢掉。
             # As in `commit`: the extra token of the overlapped loop is dropped, and so is its log-probability.
+            # 分数坏了的行（-1）没有 token，也就没有可报告的。
+            # A row of bad scores (-1) has no token and so nothing to report.
             if seq.status is not SequenceStatus.FINISHED:
-                seq.logprobs += [read_logprobs(*pair, number, self.decode_token) for pair in zip(mine, kept)]
+                pairs = [pair for pair in zip(mine, kept) if pair[1] >= 0]
+                seq.logprobs += [read_logprobs(*pair, number, self.decode_token) for pair in pairs]
         return token_ids
 
     def release(self, seq: Sequence) -> None:
@@ -223,7 +228,7 @@ class Sampler:
             # Preempted sequences keep their rows, and others may come before they are back: doubled when too few.
             if not self.free_rows:
                 self.free_rows.extend(range(self.counts.shape[1], 2 * self.counts.shape[1]))
-                self.counts = torch.cat([self.counts, torch.zeros_like(self.counts)], dim=1)
+                self.counts = torch.cat([self.counts, torch.empty_like(self.counts)], dim=1)
             row = self.rows[seq] = self.free_rows.pop()
             self.counts[:, row] = 0
             # 提示词里的次数没有人用，只看有没有，所以记 1 就够。
@@ -247,7 +252,7 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
 
     Args:
         logits: [S, vocab_size]
-        tokens: [S] int64
+        tokens: [S] int64, -1 where there is none
         wanted: for each row how many of the likeliest tokens, None for no report; [S]
 
     Returns:
@@ -262,7 +267,7 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
     # Rows want different numbers: all take the largest, and the host cuts them; a tensor has no rows of unequal length.
     k = min(max(number for number in wanted if number is not None), logits.shape[1])
     logprobs = logits[where].float().log_softmax(-1)  # [L, vocab_size]
-    chosen = logprobs.gather(1, tokens[where].unsqueeze(1))  # [L, 1]
+    chosen = logprobs.gather(1, tokens[where].clamp(min=0).unsqueeze(1))  # [L, 1]
     # 名次就是“比我大的有几个”再加 1，不必排序。
     # A rank is how many are larger, plus 1; no sort is needed.
     rank = (logprobs > chosen).sum(1, keepdim=True) + 1  # [L, 1]

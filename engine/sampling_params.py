@@ -14,6 +14,10 @@ GREEDY_TEMPERATURE = 1e-5
 # 与 vLLM 的默认上限相同：每个 token 多报一份，就多占一份内存。
 # vLLM's default cap: each one more is reported for every token, and takes memory for every token.
 MAX_LOGPROBS = 20
+# 每份输出是一个序列，每个停止字符串每步都要查：没有上限，一个请求就能拖住大家。
+# Each output is a sequence and each stop string is searched every step: unbounded, one request could hold up all.
+MAX_OUTPUTS = 1024
+MAX_STOPS, MAX_STOP_CHARS = 64, 1024
 _FACTORS = (1e-30, 1e30)
 
 
@@ -31,10 +35,11 @@ class SamplingParams:
         seed: fixes the noise; None draws one when the request is added
         max_tokens: at most so many output tokens
         min_tokens: at least so many; until then the request's stop ids cannot be chosen
-        stop: a string or several that end the output; they are cut from the text, their tokens stay
+        stop: a string or several that end the output, at most 64 of at most 1,024 characters each; they are cut from
+            the text, their tokens stay
         stop_token_ids: token ids that end the output, besides the model's own
         ignore_eos: do not stop at the model's own end tokens
-        n: outputs per request; output i draws its noise from seed + i
+        n: outputs per request, at most 1,024; output i draws its noise from seed + i
         logprobs: report the log-probability of the chosen token and of so many likeliest ones, 0 to 20; None is off
         presence_penalty: taken from the score of each token that the output holds, in [-2, 2]
         frequency_penalty: likewise, times how often the output holds it, in [-2, 2]
@@ -93,6 +98,10 @@ class SamplingParams:
             value = getattr(self, name)
             if not is_number(value) or not low <= value <= high:
                 raise ValueError(f"{name}={value!r} is out of range: use a number from {low:g} to {high:g}")
+            # 换成 Python 自己的数：`Fraction` 和 numpy 的数到了采样那一步，torch 未必认得，它们的运算还会溢出。
+            # As Python's own numbers: torch may not know a `Fraction` or a number of numpy's when it samples, and
+            # theirs overflow.
+            object.__setattr__(self, name, float(value))
         # 上面的区间含 0，因为 `temperature` 为 0 是贪心、`min_p` 为 0 是关闭；只有 `top_p` 不许为 0。
         # The range above includes 0, as a `temperature` of 0 is greedy and a `min_p` of 0 is off;
         # only `top_p` may not be 0.
@@ -104,11 +113,17 @@ class SamplingParams:
             value = getattr(self, name)
             if not is_int(value) or value < lowest:
                 raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} up")
+            object.__setattr__(self, name, int(value))
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}: lower it")
         if self.logprobs is not None and (not is_int(self.logprobs) or not 0 <= self.logprobs <= MAX_LOGPROBS):
             raise ValueError(f"logprobs={self.logprobs!r}: use an integer from 0 to {MAX_LOGPROBS}, or None")
+        if self.n > MAX_OUTPUTS:
+            raise ValueError(f"n={self.n} is out of range: use an integer from 1 to {MAX_OUTPUTS}")
         check_seed(self.seed)
+        for name in ("logprobs", "seed"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("ignore_eos", "skip_special_tokens"):
             check_flag(name, getattr(self, name))
         self._check_stops()
@@ -130,11 +145,14 @@ class SamplingParams:
         stops = [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
             raise ValueError(f"stop={self.stop!r} must be a string or a list of strings, none of them empty")
+        if len(stops) > MAX_STOPS or any(len(s) > MAX_STOP_CHARS for s in stops):
+            raise ValueError(f"stop={self.stop!r:.40}...: use up to {MAX_STOPS} strings of {MAX_STOP_CHARS} characters")
         # 存成元组：用户以后再改他的列表，也绕不过这里的检查。
         # Kept as tuples: if users change their lists later, that does not get past these checks.
-        for name in ("stop", "stop_token_ids"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
+        if ids is not None:
+            object.__setattr__(self, "stop_token_ids", tuple(map(int, ids)))
 
     @property
     def filters(self) -> bool:

@@ -13,8 +13,7 @@ are those of vLLM V1. This file reads no clock, touches no device and knows no t
 the same decisions.
 """
 
-from collections import deque
-from itertools import chain
+from collections import OrderedDict
 from typing import NamedTuple
 
 from engine.block_manager import BlockManager
@@ -75,12 +74,16 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.strict = strict
-        # 新请求从尾部进，被抢占的插回头部，两头都要 O(1)，所以用 deque。
-        # New requests join at the tail and preempted ones return to the head: a deque has both ends in O(1).
-        self.waiting: deque[Sequence] = deque()
+        # 新请求从尾部进，被抢占的插回头部，取消的从中间抽走，都要 O(1)：与空闲块的队列一样，用有序字典的键。
+        # New requests join at the tail, preempted ones return to the head, aborted ones leave from the middle, each in
+        # O(1): the keys of an ordered dict, as in the queue of free blocks.
+        self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         # 次序就是接纳的先后，越靠后来得越晚；抢占从末尾挑，全靠这一点。
         # Its order is that of admission, the latest at the end; preemption relies on that when it takes from the end.
         self.running: list[Sequence] = []
+        # 取消时不必翻遍两个队列：每个请求在队列里的序列。
+        # The sequences of each request that are in the queues, so that an abort need not search these.
+        self._queued: dict[str, dict[Sequence, None]] = {}
         self.num_preemptions = 0
 
     def add(self, seq: Sequence) -> None:
@@ -88,16 +91,20 @@ class Scheduler:
 
         A new request joins the end of the waiting queue; the engine has validated it before.
         """
-        self.waiting.append(seq)
+        self.waiting[seq] = None
+        self._queued.setdefault(seq.request_id, {})[seq] = None
 
     def add_first(self, sequences: list[Sequence]) -> None:
         """插到等待队列的最前面，次序不变。
 
         Put them at the front of the waiting queue, in this order.
         """
-        # `extendleft` 一个一个往前插，会把次序倒过来，所以先用 `reversed` 反转。
-        # `extendleft` puts them in front one by one, which turns their order around, hence `reversed`.
-        self.waiting.extendleft(reversed(sequences))
+        for seq in sequences:
+            self.add(seq)
+        # 一个一个移到最前面，次序会倒过来，所以先用 `reversed` 反转。
+        # Moving them to the front one by one turns their order around, hence `reversed`.
+        for seq in reversed(sequences):
+            self.waiting.move_to_end(seq, last=False)
 
     def has_unfinished(self) -> bool:
         """还有没有请求要算。
@@ -147,11 +154,6 @@ class Scheduler:
             # 停在这里看 `seq`：`computed 12/20` 表示已知 20 个 token，算了 12 个。
             # Stop here and look at `seq`: `computed 12/20` says that 20 tokens are known and 12 are computed.
             num_new = min(seq.num_tokens - seq.num_computed_tokens, budget)
-            # 猜测只用剩下的：预算、块、长度上限不够就裁掉，不为它抢占别人；一般的请求没有猜测，这里什么也不做。
-            # Guesses take only what is left: they are cut by budget, blocks and lengths, and nobody is preempted for
-            # them; ordinary requests have none, and this does nothing.
-            if seq.draft_ids:
-                num_new += self._cut_drafts(seq, num_new, budget - num_new)
             # 没有空闲块：牺牲最后接纳的那个，再试；牺牲者可能就是自己，那么它退出 `running`，循环也到了尽头。
             # No block free: sacrifice the one admitted last and try again; if that is this one, it leaves `running`.
             # 例，共 4 个块，块大小 4：A 要第 3 个块，空闲 0 个，抢占末尾的 B；B 归还 2 个，A 取走 1 个。
@@ -185,7 +187,7 @@ class Scheduler:
         # 刚发生过抢占就不接纳任何人：块已经不够，再放人进来只会马上又被抢占。
         # After a preemption admit nobody: blocks are short, and a newcomer would be preempted right away.
         while not preempted and self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            seq = self.waiting[0]
+            seq = next(iter(self.waiting))
             # 到接纳这一刻才查，不在 `add` 时查：等待期间别人可能登记了相同的开头，旧命中也可能已被淘汰。
             # Looked up now and not in `add`: meanwhile others may have registered the same beginning,
             # or old hits were evicted.
@@ -202,7 +204,7 @@ class Scheduler:
                 break
             # 从查询命中到占用它们，中间没有分配过块，`hits` 才仍然有效；若分配过，命中的块可能已经换了主人。
             # `hits` still holds as no block was taken since the look-up; a block taken in between might be among them.
-            self.waiting.popleft()
+            del self.waiting[seq]
             self.block_manager.allocate(seq, hits, num_cached + num_new)
             # 提示词只排了一个分段也进 `running`：剩下的由下一步的第 1 部分接着分，不再排队。
             # With only a chunk of its prompt scheduled it joins `running` too:
@@ -211,6 +213,15 @@ class Scheduler:
             self.running.append(seq)
             scheduled.append(ScheduledSequence(seq, num_new))
             budget -= num_new
+
+        # 3. 猜测放在最后，只用别人剩下的预算和块：猜不中也不耽误谁，更不会抢占谁；一般的请求没有猜测，这里什么也不做。
+        # 3. Guesses come last and take only the budget and the blocks that others leave: wrong ones delay nobody and
+        # preempt nobody; ordinary requests have none, and this does nothing.
+        for index, (seq, num_new) in enumerate(scheduled):
+            if seq.draft_ids:
+                num_guesses = self._fit_drafts(seq, num_new, budget)
+                scheduled[index] = ScheduledSequence(seq, num_new + num_guesses)
+                budget -= num_guesses
 
         # 只有 1 个新 token 的行排到前面，走解码函数，其余走变长函数；排序是稳定的，组内次序不变。
         # 提示词只剩 1 个 token 要算的行，也按解码行处理。
@@ -225,10 +236,10 @@ class Scheduler:
             self._check(scheduled)
         return scheduled
 
-    def _cut_drafts(self, seq: Sequence, num_known: int, budget: int) -> int:
-        """把猜测裁到用得上、放得下的个数，返回剩几个。
+    def _fit_drafts(self, seq: Sequence, num_known: int, budget: int) -> int:
+        """把猜测裁到用得上、放得下的个数，占好块，返回剩几个。
 
-        Cut the guesses to what can be used and has room, and return how many are left.
+        Cut the guesses to what can be used and has room, take their blocks, and return how many are left.
 
         Args:
             num_known: its known tokens that are scheduled in this step
@@ -242,6 +253,7 @@ class Scheduler:
         while count > 0 and not self.block_manager.can_grow(seq, end + count):
             count -= 1
         seq.draft_ids = seq.draft_ids[: max(count, 0)]
+        self.block_manager.grow(seq, end + len(seq.draft_ids))
         return len(seq.draft_ids)
 
     def _preempt_last(self) -> Sequence:
@@ -259,13 +271,13 @@ class Scheduler:
         self.block_manager.free(seq)
         seq.status = SequenceStatus.WAITING
         seq.num_preemptions += 1
-        seq.draft_ids = []
         self.num_preemptions += 1
         # 插在最前面：一步抢占多个时从后往前弹，再依次插到前面，先来后到正好还原。
         # At the very front: several are popped from the back and pushed to the front in turn, which keeps their order.
         #     running [A, B, C, D] -> [A, B, C] -> [A, B]
         #     waiting [E]          -> [D, E]    -> [C, D, E]
-        self.waiting.appendleft(seq)
+        self.waiting[seq] = None
+        self.waiting.move_to_end(seq, last=False)
         return seq
 
     def update(self, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[Sequence]:
@@ -328,6 +340,13 @@ class Scheduler:
             # An empty list means that the prompt is unfinished:
             # this loop does nothing, the sequence stays in `running`.
             for index, token in enumerate(tokens):
+                # 这一行的分数是 NaN 或无穷大：没有 token 可记，占位由 `_retire` 去掉；别的请求照常。
+                # The row's scores are NaN or infinite: there is no token to record, `_retire` takes the placeholder
+                # away, and the other requests go on.
+                if token < 0:
+                    seq.finish_reason = "error"
+                    del tokens[index:]
+                    break
                 seq.token_ids[-seq.num_pending_tokens] = token
                 seq.num_pending_tokens -= 1
                 seq.finish_reason = self._finish_reason(seq, token)
@@ -340,9 +359,11 @@ class Scheduler:
                     # Among guesses that were right there may be a stop token: what follows is void and must not count.
                     del tokens[index + 1 :]
                     break
-            # 先登记，后释放：释放后的块仍可被命中，但只有登记过的才找得到。
-            # Register before freeing: a freed block can still be hit, but only if it was registered.
-            self.block_manager.register_full_blocks(seq)
+            # 先登记，后释放：释放后的块仍可被命中，但只有登记过的才找得到。出错的不登记：它的 K、V 里可能就有 NaN。
+            # Register before freeing: a freed block can still be hit, but only if it was registered. Not after an
+            # error: there may be NaN in its K and V.
+            if seq.finish_reason != "error":
+                self.block_manager.register_full_blocks(seq)
             if seq.finish_reason:
                 finished.append(seq)
         self._retire(finished)
@@ -396,9 +417,12 @@ class Scheduler:
             # A placeholder at the end, of a step already launched, means nothing any more.
             del seq.token_ids[len(seq.token_ids) - seq.num_pending_tokens :]
             seq.num_pending_tokens = 0
-            if seq.status is SequenceStatus.WAITING:
-                self.waiting.remove(seq)
+            self.waiting.pop(seq, None)
             seq.status = SequenceStatus.FINISHED
+            group = self._queued.get(seq.request_id, {})
+            group.pop(seq, None)
+            if not group:
+                self._queued.pop(seq.request_id, None)
         # 整体重建一次，而不是逐个 `remove`：后者每次都扫描列表，256 个同时结束就要扫 256 遍。
         # Rebuilt once, not with a `remove` for each: that scans the list every time, 256 scans when 256 end at once.
         if sequences:
@@ -417,15 +441,11 @@ class Scheduler:
         # The step in flight still writes to the blocks that go back; `OverlappedEngine` says why that does no harm.
         # 一个请求可以有 `n` 条序列，这里每次只取消一条；引擎反复调用，直到返回 None。
         # A request may have `n` sequences, and each call cancels one: the engine calls until it gets None.
-        for seq in chain(self.waiting, self.running):
-            if seq.request_id == request_id:
-                seq.finish_reason = "abort"
-                # 遍历中删元素本来会出错；这里删完就 `return`，不再往下迭代，所以安全。
-                # To remove while iterating is normally an error;
-                # here a `return` follows and the iteration never goes on.
-                self._retire([seq])
-                return seq
-        return None
+        seq = next(iter(self._queued.get(request_id, ())), None)
+        if seq is not None:
+            seq.finish_reason = "abort"
+            self._retire([seq])
+        return seq
 
     def _check(self, scheduled: list[ScheduledSequence]) -> None:
         """严格模式下每步核对：总 token 数不超预算，运行数不超上限。

@@ -1,29 +1,38 @@
-"""分词器：文字 <-> token id，以及对话模板。底层用 `transformers` 的分词器，这里只补上几条容易出错的规则。
+"""分词器：文字 <-> token id；对话先由 `chat_template.py` 变成文字。底层用 `transformers`，这里只补上容易出错的规则。
 
-The tokenizer: text <-> token ids, and the chat template. `transformers` does the work; here are only the rules that
-are easily missed.
+The tokenizer: text <-> token ids; `chat_template.py` first turns a conversation into text. `transformers` does the
+work; here are only the rules that are easily missed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from engine.chat_template import Message, render
 from models.config import ModelLoadError
 
-Message = Mapping[str, str]
+# `BYTES["<0x0A>"]` 是 10：有些词表把没有的字符拆成字节，每个字节是一个这样写的 token。
+# `BYTES["<0x0A>"]` is 10: some vocabularies spell what they lack in bytes, each a token written like this.
+BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
 class Tokenizer:
     """一个模型文件夹的分词器。
 
     The tokenizer of a model folder.
+
+    Attributes:
+        max_chars: longer text is refused before it is tokenized; the engine sets it by its `max_model_len`
+        eos_token_id: the end token that the tokenizer's own files name, or None
     """
 
     def __init__(self, folder: Path) -> None:
         # 自己先查文件：缺文件时 `transformers` 报的错，往往看不出缺的是哪个，更不说怎么办。
         # Look first: the error of `transformers` hardly tells which file is missing, still less what to do.
-        if not (folder / "tokenizer_config.json").exists() or not (folder / "tokenizer.json").exists():
-            raise ModelLoadError(f"{folder} lacks tokenizer.json or tokenizer_config.json: download the model again")
+        if not (folder / "tokenizer.json").exists():
+            raise ModelLoadError(f"{folder} lacks tokenizer.json: download the model again")
         # 直接用快速分词器的基类：`AutoTokenizer` 会为了找类名多导入几百个模块，慢好几倍。
         # The fast tokenizers' base class directly: `AutoTokenizer` imports hundreds of modules to find a class name.
         # 导入要一秒左右，所以放到用时才做：`--help` 和 `--list-backends` 不必等它。
@@ -41,6 +50,18 @@ class Tokenizer:
         # Catch everything: for a bad file the Rust library raises a plain `Exception`, and anything narrower misses it.
         except Exception as error:
             raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded ({error}): download it again") from None
+        self.max_chars = 1 << 62
+        self.eos_token_id: int | None = self._tokenizer.eos_token_id
+        # 按 id 认特殊 token：底层的库按字符串认，标了 `normalized` 的，名字被改写之后它就认不出来了。
+        # Special tokens are known by id: the library compares strings, and misses those flagged `normalized`, whose
+        # names it rewrites.
+        added = self._tokenizer.added_tokens_decoder.items()
+        self._special = {i for i, token in added if token.special} | set(self._tokenizer.all_special_ids)
+        self._backend = self._tokenizer.backend_tokenizer
+        # id 的写法，例如 "▁list"、"<0x0A>"；词表没有这个 id 就是 None。
+        # How an id is written, "▁list" or "<0x0A>" say; None if the vocabulary has no such id.
+        self._piece: Callable[[int], str | None] = lru_cache(1 << 16)(self._backend.id_to_token)
+        self._byte_fallback = self._join(["<0x41>"]) == "A"
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """文字变 token id；`add_special_tokens` 决定要不要在前面加 BOS。
@@ -48,6 +69,8 @@ class Tokenizer:
         Text to token ids; `add_special_tokens` says whether BOS goes in front.
         """
         #   Llama 3: "Hello", True -> [128000, 9906];  "Hello", False -> [9906]
+        if len(text) > self.max_chars:
+            raise ValueError(f"the prompt has {len(text)} characters: shorten it to at most {self.max_chars}")
         # 命令行里的坏字节会变成落单的代理字符，分词器不认；在这里说清楚，好过它内部的 TypeError。
         # A bad byte on the command line becomes a lone surrogate that the tokenizer refuses; say so here.
         try:
@@ -56,65 +79,78 @@ class Tokenizer:
             raise ValueError("the prompt is not valid text: it holds a byte that is not UTF-8") from None
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+    def visible(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> list[int]:
+        """其中有文字的：词表里没有的、不要显示的特殊 token 都去掉。
+
+        Those of them that have text: without ids that the vocabulary lacks, and special tokens if these are hidden.
+        """
+        hidden: Any = self._special if skip_special_tokens else ()
+        return [i for i in token_ids if i not in hidden and self._piece(i) is not None]
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """token id 变文字。
 
         Token ids to text.
         """
-        return str(
-            self._tokenizer.decode(
-                # 不做“清理”：它把 "a , b" 改成 "a, b"，不再是模型写的原文；
-                # 而 Llama 3 的 `tokenizer_config.json` 偏偏打开了它。
-                # No "clean-up": it turns "a , b" into "a, b", not what the model wrote;
-                # Llama 3's `tokenizer_config.json` asks for it.
-                token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-            )
-        )
+        # 绕过 `transformers` 的“清理”：它把 "a , b" 改成 "a, b"，不再是模型写的原文，而 Llama 3 的配置偏偏打开了它。
+        # Past the "clean-up" of `transformers`: it turns "a , b" into "a, b", not what the model wrote, and Llama 3's
+        # configuration asks for it.
+        ids = self.visible(token_ids, skip_special_tokens)
+        text: str = self._backend.decode(ids, skip_special_tokens=False)
+        if not self._byte_fallback or "\ufffd" not in text:
+            return text
+        # 一串字节 token 里有一个坏字节，底层的库就把整串都变成替换符；这里只替换坏的那几个字节。
+        # For one bad byte the library turns a whole run of byte tokens into replacement marks; here only the bad bytes
+        # are replaced.
+        #     <0xE4> <0xBD> <0xA0> <0xFF>   library "����"   here "你�"
+        pieces: list[str] = []
+        for is_bytes, run in groupby(map(str, map(self._piece, ids)), BYTES.__contains__):
+            if is_bytes:
+                sound = bytes(map(BYTES.__getitem__, run)).decode("utf-8", "replace").encode()
+                run = map("<0x{:02X}>".format, sound)
+            pieces += run
+        return self._join(pieces)
+
+    def _join(self, pieces: list[str]) -> str:
+        """token 的写法接成文字；没有解码器的分词器（整词的）在中间加空格。
+
+        How tokens are written, joined to text; a tokenizer without a decoder, of whole words, puts spaces between.
+        """
+        decoder = self._backend.decoder
+        return str(decoder.decode(pieces) if decoder else " ".join(pieces))
 
     def decode_token(self, token_id: int) -> str:
-        """单个 token 的文字，特殊 token 也写出来；一个汉字的几个字节若分在几个 token 里，得到的是替换符。
+        """单个 token 在一段文字中间的样子，特殊 token 也写出来；它若只是一个字符的一部分，得到的是替换符。
 
-        A single token's text, special tokens included; one that is only part of a character gives a replacement mark.
+        A single token as it reads amid text, special tokens included; one that is only part of a character gives a
+        replacement mark.
         """
-        return self.decode([token_id], skip_special_tokens=False)
+        # 前面放一个 "a" 再去掉：放在全文开头，“▁list”的空格就没有了。
+        # An "a" is put in front and taken away again: at the very start, "▁list" would lose its space.
+        piece = self._piece(token_id)
+        return "" if piece is None else self._join(["a", piece])[1:]
 
-    def encode_chat(self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True, continue_final_message: bool = False,
+    ) -> list[int]:
         """对话套上模板，再分词。
 
         Put a conversation through the template, then tokenize.
 
+        Args:
+            template_kwargs: extra variables for the template, say Qwen3's `enable_thinking`; unknown ones do nothing
+            add_generation_prompt: end with the mark "the assistant speaks now"
+            continue_final_message: leave the last message open, for the model to write on; not both
+
         Raises:
             ValueError: no template, or messages that the template refuses
         """
-        # 基础模型没有对话模板：与其自己编一个格式，不如让用户改用 `generate`。
-        # A base model has no chat template: rather than invent a format, send the user to `generate`.
-        if self._tokenizer.chat_template is None:
-            raise ValueError("this model's tokenizer has no chat template: use generate() with plain prompts")
-        if not isinstance(messages, list | tuple):
-            raise ValueError(f"a conversation must be a list of messages with role and content, got {messages!r:.80}")
-        for message in messages:
-            # 模板对缺少的键往往静默地填空串：把 "content" 拼成 "contents"，问题就没了，模型答非所问。
-            # Templates often render a missing key as nothing: with "contents" for "content" the question is gone.
-            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-                raise ValueError(f"a message must be a dict with role and content, got {message!r}")
-            # 分成几部分的内容（[{"type": "text", ...}]）会被模板照着 Python 的写法贴进提示词里，不报错，只是答非所问。
-            # Content in parts ([{"type": "text", ...}]) would be pasted into the prompt as Python prints it: no error,
-            # just a wrong answer.
-            if not isinstance(message["content"], str):
-                raise ValueError(f"a message's content must be a string, got {type(message['content']).__name__}")
-        try:
-            text = self._tokenizer.apply_chat_template(
-                # `add_generation_prompt` 在末尾写上“轮到助手说话”的标记；没有它，模型可能接着替用户写下去。
-                # `add_generation_prompt` ends with the mark "the assistant speaks now";
-                # without it the model may go on as the user.
-                # `template_kwargs` 原样传给模板，例如 Qwen3 的 `enable_thinking`；模板不认识的变量没有作用。
-                # `template_kwargs` go to the template as is, say Qwen3's `enable_thinking`; unknown ones do nothing.
-                list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
-            )
-        except Exception as error:
-            raise ValueError(f"the chat template refuses these messages: {error}") from None
+        text = render(
+            self._tokenizer, messages, self.max_chars, template_kwargs, add_generation_prompt, continue_final_message
+        )
         # 模板自己已经写了 BOS，这里再加一次就成了两个 BOS，模型的回答会变差。
         # The template has written BOS itself; adding it here would make two, and the answers get worse.
         # 留意：用户在问题里打出的特殊 token 也会被认成真的，就像拼接字符串时的 SQL 注入；对外服务要先过滤。
         # Beware: a special token typed by a user counts as a real one, like SQL injection; a service must filter.
-        return self.encode(str(text), add_special_tokens=False)
+        return self.encode(text, add_special_tokens=False)

@@ -40,6 +40,9 @@ class Embedding(nn.Module):
         # 越界的 id 在 CPU 上抛异常，在 CUDA 上会毁掉整个进程的 CUDA 上下文，所以引擎收到请求时就先检查。
         # An id out of range raises on the CPU but ruins the whole process's CUDA context,
         # so the engine checks each request.
+        # 重叠循环里，分数坏了的行已经带着 -1 走进下一步：它取到最后一行，算出来的没有人要。
+        # In the overlapped loop a row of bad scores has gone on to its next step as -1: it takes the last row, and what
+        # comes of it nobody wants.
         return self.weight[input_ids]  # [T, hidden_size]
 
 

@@ -5,7 +5,7 @@ that their dot product depends on the distance alone.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +14,80 @@ from backends.kernels import FusedKernels
 
 
 @dataclass(frozen=True, slots=True)
-class Llama3Scaling:
-    """Llama 3.1 起的长上下文缩放参数，含义见 `inverse_frequencies`。
+class RopeScaling:
+    """让模型看得比训练时更远的规则；这一种最简单，即 `linear`：所有频率除以 `factor`。
 
-    The long-context scaling of Llama 3.1 and later; `inverse_frequencies` explains the fields.
+    A rule that lets a model see further than it was trained; this one is the simplest, `linear`: every frequency is
+    divided by `factor`.
+    """
+
+    factor: float
+    # 只有 YaRN 不是 1：q 和 k 都乘了它，所以点积放大它的平方倍。
+    # Other than 1 with YaRN alone: q and k are both multiplied by it, so dot products grow by its square.
+    attention_factor: float = field(default=1.0, kw_only=True)
+
+    def frequencies(self, waves: Tensor, theta: float) -> Tensor:
+        """缩放之后的频率。
+
+        The frequencies after scaling.
+
+        Args:
+            waves: positions per radian of each pair, [D // 2] float32
+
+        Returns:
+            [D // 2] float32
+        """
+        # `factor` 为 4 时，位置 4000 的角度就是原来位置 1000 的：没有新的角度，代价是相邻位置只差原来的 0.25。
+        # With a `factor` of 4, position 4000 has the angle of 1000 before: no angle is new, but neighbours are only
+        # 0.25 as far apart as before.
+        return 1.0 / waves / self.factor  # [D // 2]
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling(RopeScaling):
+    """Llama 3.1 起的规则：波长短的不动，波长长的除以 `factor`，中间平滑过渡。
+
+    模型因此能看到比训练时更远的位置，近处的感觉却不变。
+
+    The rule of Llama 3.1 and later: short wavelengths stay, long ones are divided by `factor`, blended in between; so
+    the model reaches further than it was trained, and what is near feels as before.
     """
 
     # Llama 3.2 的值：`factor` 32（Llama 3.1 是 8），low 1，high 4，原训练长度 8192。
     # The values of Llama 3.2: `factor` 32 (8 in Llama 3.1), low 1, high 4, and an original length of 8192.
-    factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
 
+    def frequencies(self, waves: Tensor, theta: float) -> Tensor:
+        """见 `RopeScaling.frequencies`。
 
-def inverse_frequencies(head_dim: int, theta: float, scaling: Llama3Scaling | None) -> Tensor:
+        See `RopeScaling.frequencies`.
+        """
+        frequencies = 1.0 / waves  # [D // 2]
+        # 一个波长在原训练长度里转了几圈：Llama 3.2 的原长是 8192，波长 2048 转 4 圈。
+        # Turns within the original training length: for Llama 3.2's 8192, a wavelength of 2048 makes 4 turns.
+        turns = self.original_max_position_embeddings / (2 * math.pi / frequencies)  # [D // 2]
+        low, high = self.low_freq_factor, self.high_freq_factor
+        # `smooth` 是“保留原频率”的比例：转满 `high` 圈以上为 1，不足 `low` 圈为 0，中间线性。
+        # `smooth` is the share of the original frequency: 1 from `high` turns up, 0 below `low`, linear in between.
+        # 1B 的 32 对：0 到 14 不动；18 到 31 除以 32；15 到 17 在中间。断点停在这里，看 `smooth` 从 1 降到 0。
+        # Of the 1B's 32 pairs, 0 to 14 stay, 18 to 31 are divided by 32, 15 to 17 lie in between: stop here and watch
+        # `smooth` fall from 1 to 0.
+        smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)  # [D // 2]
+        # 例：波长 4096 转 2 圈，`smooth` = (2 - 1) / (4 - 1) = 0.333，新频率是原来的 0.667 / 32 + 0.333 = 0.354 倍。
+        # Example: a wavelength of 4096 makes 2 turns, `smooth` = (2 - 1) / (4 - 1) = 0.333, and the new frequency is
+        # 0.667 / 32 + 0.333 = 0.354 times the old one.
+        return (1 - smooth) * frequencies / self.factor + smooth * frequencies  # [D // 2]
+
+
+def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
     """每对分量每前进一个位置转多少弧度。
 
     第 0 对转得最快（分辨近处），最后一对最慢（分辨远处）：freq_i = theta^(-2i / head_dim)。
-    llama3 缩放：波长短的不动，波长长的除以 `factor`，中间平滑过渡；
-    于是模型能看到比训练时更远的位置，近处的感觉却不变。
 
     Radians that each pair of components turns per position.
     Pair 0 is the fastest (it tells near positions apart), the last the slowest: freq_i = theta^(-2i / head_dim).
-    llama3 scaling keeps short wavelengths, divides long ones by `factor`, and blends in between; so the model reaches
-    further than it was trained, and what is near feels as before.
     Source: Su et al. 2021, "RoFormer"; the llama3 rule as published with Llama 3.1.
 
     Returns:
@@ -51,33 +100,13 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: Llama3Scaling | No
     # The CPU by name: pow may differ by the last bit between devices, which a large position magnifies; and the `meta`
     # device, on which a model's frame is built, computes nothing.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim  # [D // 2]
-    # Llama-3.2-1B（64 维、theta 500000）：第 0 对每个位置转 1 弧度，
-    # 6.28 个位置一圈；第 31 对要 2084765 个位置才转一圈。
-    # Llama-3.2-1B (64 dims, theta 500000): pair 0 turns 1 radian per position,
-    # a full turn in 6.28 positions; pair 31 needs 2084765 positions for a turn.
+    # Llama-3.2-1B（64 维、theta 500000）：第 0 对 6.28 个位置一圈，第 31 对要 2084765 个位置才转一圈。
+    # Llama-3.2-1B (64 dims, theta 500000): pair 0 makes a full turn in 6.28 positions; pair 31 needs 2084765.
     # 像钟表的秒针和时针：快的分辨相邻的 token，慢的分辨相隔几万的 token，合在一起每个位置都不同。
-    # Like the hands of a clock: fast ones tell neighbours apart,
-    # slow ones what is far away; together each position differs.
-    frequencies = 1.0 / (theta**exponents)  # [D // 2]
-    if scaling is None:
-        return frequencies
-    wavelengths = 2 * math.pi / frequencies  # [D // 2]
-    # 一个波长在原训练长度里转了几圈：Llama 3.2 的原长是 8192，波长 2048 转 4 圈。
-    # Turns within the original training length: for Llama 3.2's 8192, a wavelength of 2048 makes 4 turns.
-    turns = scaling.original_max_position_embeddings / wavelengths  # [D // 2]
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    # `smooth` 是“保留原频率”的比例：转满 `high` 圈以上为 1，不足 `low` 圈为 0，中间线性。
-    # `smooth` is the share of the original frequency: 1 from `high` turns up, 0 below `low`, linear in between.
-    # 1B 的 32 对：0 到 14 转满 4 圈以上，不动；18 到 31 不足 1 圈，频率除以 32；15 到 17 在中间。
-    # The 32 pairs of the 1B: 0 to 14 make more than 4 turns and stay; 18 to 31 make less than 1 and are divided by 32;
-    # 15 to 17 lie in between.
-    # `clamp` 代替三个分支：断点停在这里，看 `smooth` 从 1 降到 0。
-    # `clamp` replaces three branches: stop here and watch `smooth` fall from 1 to 0.
-    smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)  # [D // 2]
-    # 例：波长 4096 转 2 圈，`smooth` = (2 - 1) / (4 - 1) = 0.333，新频率是原来的 0.667 / 32 + 0.333 = 0.354 倍。
-    # Example: a wavelength of 4096 makes 2 turns, `smooth` = (2 - 1) / (4 - 1) = 0.333, and the new frequency is
-    # 0.667 / 32 + 0.333 = 0.354 times the old one.
-    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies  # [D // 2]
+    # Like the hands of a clock: fast ones tell neighbours apart, slow ones what is far away; together all positions
+    # differ.
+    waves = theta**exponents  # [D // 2]
+    return 1.0 / waves if scaling is None else scaling.frequencies(waves, theta)  # [D // 2]
 
 
 class RotaryEmbedding(nn.Module):
@@ -88,8 +117,9 @@ class RotaryEmbedding(nn.Module):
 
     kernels: FusedKernels | None = None
 
-    def __init__(self, head_dim: int, theta: float, scaling: Llama3Scaling | None) -> None:
+    def __init__(self, head_dim: int, theta: float, scaling: RopeScaling | None) -> None:
         super().__init__()
+        self.attention_factor = 1.0 if scaling is None else scaling.attention_factor
         # 缓冲区而不是参数：它不在权重文件里（`persistent=False`），也必须始终是 float32。
         # A buffer and no parameter: it is in no weight file (`persistent=False`) and must stay float32.
         # 所以加载时只换它的设备；`model.to(torch.bfloat16)` 会连它一起转换，长文本的位置就乱了：这是很常见的错误。
@@ -110,14 +140,18 @@ class RotaryEmbedding(nn.Module):
             cos, sin: [T, head_dim // 2] float32; with kernels, in the shape that these want
         """
         if self.kernels is not None:
-            return self.kernels.rotary(positions, self.inv_freq)
-        # 位置会超过 100000，bf16 连 257 都表示不了，角度必须用 float32 算。
-        # Positions exceed 100000 while bf16 cannot even hold 257, so angles are float32.
-        # 例：位置 3，频率 [1, 0.01]，角度是 [3, 0.03] 弧度。各序列的 token 混在一批里也没关系，每行只看自己的位置。
-        # Example: position 3 and frequencies [1, 0.01] give angles [3, 0.03] in radians.
-        # Sequences may mix in a batch: each row knows its own position.
-        angles = positions[:, None].float() * self.inv_freq  # [T, head_dim // 2]
-        return angles.cos(), angles.sin()  # [T, head_dim // 2]
+            cos, sin = self.kernels.rotary(positions, self.inv_freq)
+        else:
+            # 位置会超过 100000，bf16 连 257 都表示不了，角度必须用 float32 算。
+            # Positions exceed 100000 while bf16 cannot even hold 257, so angles are float32.
+            # 例：位置 3，频率 [1, 0.01]，角度是 [3, 0.03] 弧度。各序列的 token 混在一批里也没关系，每行只看自己的位置。
+            # Example: position 3 and frequencies [1, 0.01] give angles [3, 0.03] in radians.
+            # Sequences may mix in a batch: each row knows its own position.
+            angles = positions[:, None].float() * self.inv_freq  # [T, head_dim // 2]
+            cos, sin = angles.cos(), angles.sin()  # [T, head_dim // 2]
+        if self.attention_factor != 1.0:
+            cos, sin = cos * self.attention_factor, sin * self.attention_factor
+        return cos, sin  # [T, head_dim // 2]
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

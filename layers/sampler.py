@@ -184,18 +184,21 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels 
         kernels: the fused kernels, if there are any; used for rows that do not filter
 
     Returns:
-        token ids [S] int64
+        token ids [S] int64; -1 where the row's highest score is NaN or infinite
     """
-    if inputs is None:
-        return logits.argmax(dim=-1)  # [S]
     # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；它是下面那些步骤的快速孪生兄弟。
     # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.
     unfiltered = None
-    if kernels is not None and kernels.has_sampler:
+    if inputs is not None and kernels is not None and kernels.has_sampler:
         unfiltered = kernels.sample(logits, inputs.temperatures.squeeze(1), inputs.seeds, inputs.output_indices)  # [S]
         if not inputs.any_filter and not inputs.any_min_p:
             return unfiltered
     greedy = logits.argmax(dim=-1)  # [S]
+    # `argmax` 把 NaN 当作最大，所以看一眼每行选中的那个分数，就知道这一行还能不能用。
+    # `argmax` takes NaN for the largest, so one look at the score it chose tells whether a row can be used at all.
+    sound = logits.gather(-1, greedy.unsqueeze(-1)).squeeze(-1).abs() < torch.inf  # [S]
+    if inputs is None:
+        return torch.where(sound, greedy, -1)  # [S]
     logits = logits.float()  # [S, vocab_size]
     # 贪心行也跟着算，温度先用 1 代替以免除以 0，最后再换回 argmax 的结果。
     # Greedy rows go along, with 1 for a temperature so nothing divides by 0; argmax replaces them at the end.
@@ -247,7 +250,7 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels 
     # 两种结果都已算好，逐行挑选即可：没有按行的 `if`，贪心与采样的请求才能混在一批里。
     # Both results exist, so this only picks row by row:
     # with no `if` per row, greedy and sampled requests share a batch.
-    sampled = torch.where(is_greedy.squeeze(-1), greedy, sampled)  # [S]
+    sampled = torch.where(sound, torch.where(is_greedy.squeeze(-1), greedy, sampled), -1)  # [S]
     if unfiltered is None:
         return sampled
     # 不过滤的行仍取融合核函数的结果：两边的噪声会差最后一位，同批有谁不该改变它选中的 token。

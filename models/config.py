@@ -8,19 +8,30 @@ No code from the model folder is run; the file is read as JSON and nothing else.
 """
 
 import json
-import sys
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layers.rotary_embedding import Llama3Scaling
+from layers.rotary_embedding import Llama3Scaling, RopeScaling
+from layers.yarn import YarnScaling
+from models.refusals import OPTIONS, ROPE_OPTIONS, packed_weights, unsupported_option
 
 # 白名单，而不是 `getattr(torch, name)`：后者会让文件里的一个字符串取到 torch 里的任何东西，例如 `torch.load`。
 # An allow list, not `getattr(torch, name)`: with that,
 # a string in the file could name anything in torch, `torch.load` say.
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# 文件没写的键，各架构有各自的默认值，与 transformers 的相同；写成 null 的不算没写。
+# What a file leaves out has a default of its architecture, as in transformers; null is not left out.
+_QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False,
+         "sliding_window": 4096, "max_window_layers": 28}  # fmt: skip
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"max_position_embeddings": 2048},
+    "MistralForCausalLM": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "Qwen2ForCausalLM": _QWEN, "Qwen3ForCausalLM": {**_QWEN, "head_dim": 128},
+}  # fmt: skip
 
 
 class ModelLoadError(ValueError):
@@ -30,9 +41,10 @@ class ModelLoadError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # 消息里常常转述别的库的话，那里面可以有换行，甚至就来自文件的内容。
-        # Messages often quote other libraries, which may hold line breaks, even some out of the file itself.
-        super().__init__(" ".join(message.splitlines()))
+        # 消息里常常转述别的库的话，那里面可以有换行和控制字符，甚至就来自文件的内容。
+        # Messages often quote other libraries, with line breaks and control characters, even some out of the file
+        # itself.
+        super().__init__("".join(char if char.isprintable() else " " for char in message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +55,10 @@ class ModelConfig:
 
     Attributes:
         head_dim: size of one attention head; not always hidden_size / num_attention_heads
-        max_position_embeddings: the longest context the model was made for, in tokens
+        max_position_embeddings: the longest context that the model can serve here, in tokens
         rope_theta, rope_scaling: see `layers/rotary_embedding.py`
-        dtype: the dtype of the stored weights
+        dtype: the dtype of the stored weights; None if the file does not say
+        sliding_window: set if it is what limits `max_position_embeddings`
     """
 
     # 注册表的键，决定用哪个类来搭，见 `models/registry.py`；Llama-3.2 写的是 `LlamaForCausalLM`。
@@ -91,21 +104,26 @@ class ModelConfig:
     # How slow the slowest pair turns: a larger theta means longer waves, which tell larger distances apart. 500000 in
     # Llama-3.2, 10000 in the early Llamas.
     rope_theta: float
-    rope_scaling: Llama3Scaling | None
+    rope_scaling: RopeScaling | None
     # 为真时，输出头就是词嵌入那张表，文件里没有 `lm_head.weight`。
     # If true, the output head is the embedding's table and the file has no `lm_head.weight`.
     #     3B:   128256 * 3072 * 2 bytes = 788 MB saved
     tie_word_embeddings: bool
-    # 线性层有没有偏置。Llama-3.2 和 Qwen3 都没有；保留这两个字段，是因为结构相同的其他模型可能有。
-    # Whether linear layers have a bias. Llama-3.2 and Qwen3 have none; other models of the same shape may.
+    # 线性层有没有偏置。Llama-3.2 和 Qwen3 都没有；Qwen2 的 q、k、v 有，但由它的类决定，文件里不写。
+    # Whether linear layers have a bias. Llama-3.2 and Qwen3 have none; Qwen2 has one on q, k and v, but there its class
+    # decides and the file says nothing.
     attention_bias: bool
     mlp_bias: bool
     # 文件里权重的精度。实际用什么精度算，由引擎的 `dtype` 选项决定。
     # The precision in the file. What the engine computes in is decided by its own `dtype` option.
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     # 遇到其中任何一个就停。Llama-3.2 有 3 个：128001 文本结束，128008 等待工具结果，128009 一轮对话结束。
     # Any of them ends the output. Llama-3.2 has 3: 128001 end of text, 128008 waiting for a tool, 128009 end of turn.
     eos_token_ids: tuple[int, ...]
+    # 滑动窗口：每个 token 只看最近的这么多个，这里没有实现；长度不超过窗口时，看到的就是全部，结果一样。
+    # A sliding window, where each token sees the last so many only, is not implemented; as long as no sequence exceeds
+    # it, a token sees everything, and the result is the same.
+    sliding_window: int | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,8 +161,11 @@ def _positive_int(raw: dict[str, Any], key: str, default: int | None = None) -> 
     # 上限是 int32：长度之后要存进 int32 张量（如 `cache_seqlens`），放不下的值现在就拒绝，免得到时回绕成负数。
     # The limit is int32: lengths end up in int32 tensors such as `cache_seqlens`, so what does not fit is refused here
     # rather than wrapping to a negative number.
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise ModelLoadError(f"config.json: {key} must be a positive integer, got {value!r}")
+    # 层数和头宽远远用不到那么大；再大，连空架子都要搭上几个小时，或者光是频率表就有几 GB。
+    # Layers and heads come nowhere near; beyond, even the empty frame takes hours, or the frequencies alone gigabytes.
+    limit = {"num_hidden_layers": 1 << 12, "head_dim": 1 << 16}.get(key, 1 << 31)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < limit:
+        raise ModelLoadError(f"config.json: {key} must be a positive integer below {limit}, got {value!r:.60}")
     return value
 
 
@@ -154,12 +175,13 @@ def _positive_number(raw: dict[str, Any], key: str, default: float | None = None
     Take a finite positive number.
     """
     value = raw.get(key, default)
-    # JSON 的整数可以有几百位，装不进 float；与最大的 float 比较，NaN 和无穷也一并挡住。
-    # An integer in JSON may have hundreds of digits and fit no float; this bound stops NaN and infinity as well.
+    # JSON 的整数可以有几百位，装不进 float；界限取在 float32 之内，后面的乘除也就不会溢出。
+    # An integer in JSON may have hundreds of digits and fit no float; the bounds lie within float32, so that products
+    # and quotients later do not overflow.
     # 标准 JSON 没有 `NaN` 和 `Infinity`，Python 的解析器却接受；NaN 与任何数比较都是假，所以通不过。
     # Standard JSON has no `NaN` or `Infinity`, but Python's parser takes them; every comparison with NaN is false.
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
-        raise ModelLoadError(f"config.json: {key} must be a positive number, got {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-30 < value < 1e30:
+        raise ModelLoadError(f"config.json: {key} must be a positive number, got {value!r:.60}")
     return float(value)
 
 
@@ -172,55 +194,119 @@ def _flag(raw: dict[str, Any], key: str, default: bool = False) -> bool:
     # 字符串 `"false"` 在 Python 里是真值；不检查类型的话，它会悄悄打开这个选项。
     # The string `"false"` is truthy in Python; without this check it would quietly switch the option on.
     if not isinstance(value, bool):
-        raise ModelLoadError(f"config.json: {key} must be true or false, got {value!r}")
+        raise ModelLoadError(f"config.json: {key} must be true or false, got {value!r:.60}")
     return value
 
 
-def _read_rope(raw: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
+def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """两种写法：旧的 `rope_theta` 加 `rope_scaling`；新的 `rope_parameters`，`rope_theta` 在它里面。
 
+    两个都有时 `rope_scaling` 算数，与 transformers 相同：模型卡片教人“加上它”。
+
+        {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0, ...}}
+        {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 32.0, ...}}
+
     Two spellings: the older `rope_theta` plus `rope_scaling`, and the newer `rope_parameters` with `rope_theta` inside.
+    Where both are there `rope_scaling` counts, as in transformers: model cards tell people to add it.
     """
-    # 同一个模型的两种写法，含义相同：
-    # Two spellings of the same model:
-    #     {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0, ...}}
-    #     {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 32.0, ...}}
-    # 用 `or`：空的 `rope_parameters` 什么也没说，不该盖住旁边的 `rope_scaling`。
-    # With `or`, as an empty `rope_parameters` says nothing and must not hide a `rope_scaling` beside it.
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling", {})
-    if not isinstance(rope, dict):
-        raise ModelLoadError(f"config.json: rope_parameters/rope_scaling must be an object, got {rope!r}")
+    newer, older = (raw.get(key) or {} for key in ("rope_parameters", "rope_scaling"))
+    rope = older or newer
+    if not (isinstance(newer, dict) and isinstance(older, dict)) or any(isinstance(x, dict) for x in rope.values()):
+        raise ModelLoadError(f"config.json: rope_parameters/rope_scaling must be one flat object, got {rope!r:.60}")
     rope = {key: value for key, value in rope.items() if value is not None}
-    # 小于 1 表示每个头只旋转一部分分量，`apply_rotary` 却总是旋转全部；新写法把这一项也放在里层，两处都要看。
-    # Below 1, only part of each head is rotated, but `apply_rotary` always rotates all of it;
-    # the newer spelling keeps this one inside as well, so look in both places.
-    for partial in (raw.get("partial_rotary_factor", 1.0), rope.get("partial_rotary_factor", 1.0)):
-        if partial != 1.0:
-            raise ModelLoadError(f"config.json: partial_rotary_factor={partial!r} is not supported: only 1.0 is")
+    if reason := unsupported_option(rope, ROPE_OPTIONS):
+        raise ModelLoadError(f"config.json: rope_parameters/rope_scaling: {reason}")
     # 新写法只在里层有 theta。只看外层会得到默认的 10000：不报错，几乎每对分量的转速却都错了，输出悄悄变差。
-    # The newer spelling has theta inside only. Looking outside gives the default 10000:
-    # no error, but nearly every pair turns at a wrong speed and the output is quietly worse.
-    theta = _positive_number(rope if "rope_theta" in rope else raw, "rope_theta", 10000.0)
-    # 更早的文件把 `rope_type` 叫作 `type`。
-    # Still older files call `rope_type` just `type`.
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type == "default":
-        return theta, None
-    # yarn、linear、dynamic 等其他规则会改变频率；当作没看见的话，短提示词看不出毛病，长提示词才出错。
-    # Other rules, such as yarn, linear or dynamic, change the frequencies;
-    # ignored, only long prompts would show the damage.
-    if rope_type != "llama3":
-        raise ModelLoadError(f"config.json: rope type {rope_type!r} is not supported: use default or llama3")
-    scaling = Llama3Scaling(
-        factor=_positive_number(rope, "factor"), low_freq_factor=_positive_number(rope, "low_freq_factor"),
-        high_freq_factor=_positive_number(rope, "high_freq_factor"),
-        original_max_position_embeddings=_positive_int(rope, "original_max_position_embeddings"),
+    # The newer spelling has theta inside only. Looking outside gives the default 10000: no error, but nearly every pair
+    # turns at a wrong speed and the output is quietly worse.
+    place = rope if "rope_theta" in rope else raw
+    theta = _positive_number(place, "rope_theta", 10000.0)
+    # 被盖住的 `rope_parameters` 里才有 theta：transformers 用 10000，写文件的人却多半不是这个意思，所以问清楚。
+    # Only the hidden `rope_parameters` has a theta: transformers take 10000, which hardly anybody means, so ask.
+    if "rope_theta" not in place and (newer.get("rope_theta") or theta) != theta:
+        raise ModelLoadError("config.json: rope_scaling hides rope_parameters: copy its rope_theta into rope_scaling")
+    return theta, _read_scaling(raw, rope, theta)
+
+
+def _read_scaling(raw: dict[str, Any], rope: dict[str, Any], theta: float) -> RopeScaling | None:
+    """缩放的规则；更早的文件把 `rope_type` 叫作 `type`。
+
+    The rule of scaling; still older files call `rope_type` just `type`.
+    """
+    # 写了 `factor` 却没写是哪种规则，就不能当作 `default`：它会被悄悄忽略。
+    # A `factor` without a rule is not taken for `default`, which would quietly ignore it.
+    rope_type = rope.get("rope_type", rope.get("type", None if "factor" in rope else "default"))
+    # `dynamic` 在 `factor` 为 1 时什么也不改。
+    # With a `factor` of 1 `dynamic` changes nothing.
+    if rope_type == "default" or (rope_type == "dynamic" and rope.get("factor") == 1.0):
+        return None
+    # dynamic、longrope 等其他规则会改变频率；当作没看见的话，短提示词看不出毛病，长提示词才出错。
+    # Other rules, such as dynamic or longrope, change the frequencies; ignored, only long prompts would show it.
+    if rope_type not in ("linear", "llama3", "yarn"):
+        raise ModelLoadError(f"config.json: rope type {rope_type!r:.60} is none of default, linear, llama3 and yarn")
+    if "factor" not in rope:
+        raise ModelLoadError(f"config.json: rope type {rope_type!r} needs a factor: see the model's card")
+    factor = _positive_number(rope, "factor")
+    if rope_type == "linear":
+        return RopeScaling(factor)
+    # 写在外层的原训练长度优先；YaRN 可以不写，那就是 `max_position_embeddings`：都与 transformers 相同。
+    # The original length outside goes first; YaRN may leave it out and means `max_position_embeddings`, both as in
+    # transformers.
+    key = "original_max_position_embeddings"
+    default = raw.get("max_position_embeddings") if rope_type == "yarn" else None
+    original = _positive_int(raw if key in raw else rope, key, default)
+    if rope_type == "llama3":
+        low, high = _positive_number(rope, "low_freq_factor"), _positive_number(rope, "high_freq_factor")
+        # 频率的公式要除以两者之差：相等就是除以 0。
+        # The formula divides by their difference: if they are equal, it divides by 0.
+        if low >= high:
+            raise ModelLoadError("config.json: low_freq_factor must be smaller than high_freq_factor")
+        return Llama3Scaling(factor, low, high, original)
+    # 要除以 theta 的对数；能到的长度也要放得进 int32。
+    # The formula divides by theta's logarithm; and the length that it reaches must fit into int32.
+    if theta <= 1 or not 1 <= original * factor < 1 << 31:
+        raise ModelLoadError(f"config.json: yarn with rope_theta={theta:g}, {factor=:g} and {original=} cannot be")
+    return YarnScaling(
+        factor, original, _positive_number(rope, "beta_fast", 32.0), _positive_number(rope, "beta_slow", 1.0),
+        _flag(rope, "truncate", True), attention_factor=_attention_factor(rope, factor),
     )
-    # `inverse_frequencies` 要除以两者之差：相等就是除以 0。
-    # `inverse_frequencies` divides by their difference: if they are equal, it divides by 0.
-    if scaling.low_freq_factor >= scaling.high_freq_factor:
-        raise ModelLoadError("config.json: low_freq_factor must be smaller than high_freq_factor")
-    return theta, scaling
+
+
+def _attention_factor(rope: dict[str, Any], factor: float) -> float:
+    """YaRN 的 `attention_factor`：写了就用，没写就由 `factor` 算出；`attn_factor` 再乘上去。
+
+    DeepSeek-R1-0528-Qwen3-8B 写着 `attn_factor` 0.878，是 0.1·ln(4) + 1 = 1.139 的倒数：乘起来正好是 1。
+
+    YaRN's `attention_factor`: as given, else it follows from `factor`; `attn_factor` multiplies it.
+    DeepSeek-R1-0528-Qwen3-8B has an `attn_factor` of 0.878, which is 1 over 0.1·ln(4) + 1 = 1.139: the product is 1.
+    """
+
+    def grown(weight: float) -> float:
+        return 0.1 * weight * math.log(max(factor, 1.0)) + 1.0
+
+    default = grown(1.0)
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        default = grown(_positive_number(rope, "mscale")) / grown(_positive_number(rope, "mscale_all_dim"))
+    return _positive_number(rope, "attention_factor", default) * _positive_number(rope, "attn_factor", 1.0)
+
+
+def _read_window(raw: dict[str, Any], num_layers: int) -> int | None:
+    """有效的滑动窗口；没有窗口，或没有一层用它，返回 None。
+
+    The sliding window that is in force; None if there is none, or if no layer uses it.
+    """
+    if not _flag(raw, "use_sliding_window", "sliding_window" in raw):
+        return None
+    # Qwen 的文件写明哪些层用窗口：逐层列出，或者从第 `max_window_layers` 层起。
+    # Qwen's files say which layers use it: one by one, or those from layer `max_window_layers` on.
+    kinds, first = raw.get("layer_types") or [], raw.get("max_window_layers", 0)
+    if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
+        raise ModelLoadError(f"config.json: layer_types={kinds!r:.60} is not supported: only full_attention is")
+    if ("sliding_attention" not in kinds) if kinds else isinstance(first, int) and first >= num_layers:
+        return None
+    if "sliding_window" not in raw:
+        raise ModelLoadError("config.json: use_sliding_window=True without sliding_window: set it to false")
+    return _positive_int(raw, "sliding_window")
 
 
 def parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
@@ -236,28 +322,6 @@ def parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _reject_unsupported(raw: dict[str, Any]) -> None:
-    """会改变计算结果而这里没有实现的选项：宁可报错，也不装作没看见。
-
-    Options that would change the result and are not implemented: an error is better than looking away.
-    """
-    # 键 -> （文件里的值，这里支持的值）。每一项若被忽略，模型照样能跑，只是输出不对，最难查。
-    # Key -> (value in the file, value supported here). Ignored,
-    # each would still run and give wrong output, which is hard to trace.
-    required = {
-        "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
-        # 量化的权重要乘上缩放因子才是真值；直接读进来，形状都对，数值全错。
-        # Quantized weights need their scales; read as they are, every shape fits and every value is wrong.
-        "quantization_config": (raw.get("quantization_config"), None),
-        # 滑动窗口只看最近的若干 token，要用另一种掩码。
-        # A sliding window sees the last few tokens only and needs another mask.
-        "use_sliding_window": (raw.get("use_sliding_window", False), False),
-    }
-    for key, (value, supported) in required.items():
-        if value != supported:
-            raise ModelLoadError(f"config.json: {key}={value!r} is not supported: only {supported!r} is")
-
-
 def parse_config(raw: dict[str, Any]) -> ModelConfig:
     """把 `config.json` 的内容变成 `ModelConfig`，每个字段都检查过。
 
@@ -268,13 +332,14 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     """
     # 写成 null 和没写同样处理：有的 `config.json` 里就有 `"head_dim": null`、`"rope_scaling": null`。
     # null counts as absent: some `config.json` files do contain `"head_dim": null` and `"rope_scaling": null`.
-    raw = {key: value for key, value in raw.items() if value is not None}
     architectures = raw.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
-        raise ModelLoadError(f"config.json: architectures must name the model class, got {architectures!r}")
+        raise ModelLoadError(f"config.json: architectures must name the model class, got {architectures!r:.60}")
+    raw = {key: value for key, value in {**_DEFAULTS.get(architectures[0], {}), **raw}.items() if value is not None}
     # 先拒绝不支持的选项，再读形状：报错时说的是真正的原因。
     # Refuse unsupported options before reading shapes, so that the error names the real cause.
-    _reject_unsupported(raw)
+    if reason := packed_weights(raw) or unsupported_option(raw, OPTIONS):
+        raise ModelLoadError(f"config.json: {reason}")
     theta, scaling = _read_rope(raw)
     hidden_size = _positive_int(raw, "hidden_size")
     num_heads = _positive_int(raw, "num_attention_heads")
@@ -290,22 +355,28 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     # RoPE pairs component i with i + D/2, which an odd D does not allow.
     if head_dim % 2:
         raise ModelLoadError(f"config.json: head_dim={head_dim} must be even for rotary embedding")
-    # `dtype` 是新写法，`torch_dtype` 是旧写法；都没有就当作 float32。
-    # `dtype` is the newer spelling, `torch_dtype` the older; with neither it is taken for float32.
-    dtype_name = raw.get("dtype", raw.get("torch_dtype", "float32"))
-    # 先查类型：值若是列表，不能做字典的键，`in` 会抛出 `TypeError`。
-    # The type first: a list cannot be a key, and `in` would raise `TypeError`.
-    if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
-        raise ModelLoadError(f"config.json: dtype {dtype_name!r} is not supported: use {', '.join(DTYPES)}")
+    # `dtype` 是新写法，`torch_dtype` 是旧写法；先查类型：值若是列表，不能做字典的键，`in` 会抛出 `TypeError`。
+    # `dtype` is the newer spelling, `torch_dtype` the older. The type first: a list cannot be a key, and `in` would
+    # raise `TypeError`.
+    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        raise ModelLoadError(f"config.json: dtype {dtype!r:.60} is not supported: use {', '.join(DTYPES)}")
+    # YaRN 能到原训练长度的 `factor` 倍，其他规则就到文件写的长度；窗口更短，就只到窗口。
+    # YaRN reaches `factor` times the original length, all other rules the length in the file; a shorter window is the
+    # limit.
+    length, num_layers = _positive_int(raw, "max_position_embeddings"), _positive_int(raw, "num_hidden_layers")
+    if isinstance(scaling, YarnScaling):
+        length = int(scaling.original_max_position_embeddings * scaling.factor)
+    window = _read_window(raw, num_layers)
+    window = window if window is not None and window < length else None
     return ModelConfig(
         architecture=architectures[0], vocab_size=_positive_int(raw, "vocab_size"), hidden_size=hidden_size,
         intermediate_size=_positive_int(raw, "intermediate_size"),
-        num_hidden_layers=_positive_int(raw, "num_hidden_layers"), num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads, head_dim=head_dim,
-        max_position_embeddings=_positive_int(raw, "max_position_embeddings"),
+        num_hidden_layers=num_layers, num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads, head_dim=head_dim, max_position_embeddings=window or length,
         rms_norm_eps=_positive_number(raw, "rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling,
         tie_word_embeddings=_flag(raw, "tie_word_embeddings"), attention_bias=_flag(raw, "attention_bias"),
-        mlp_bias=_flag(raw, "mlp_bias"), dtype=DTYPES[dtype_name],
+        mlp_bias=_flag(raw, "mlp_bias"), dtype=None if dtype is None else DTYPES[dtype], sliding_window=window,
         # `generation_config.json` 里可能还有别的结束符，由引擎合并；这里只读 `config.json` 的。
         # `generation_config.json` may list more of them, which the engine adds;
         # only those of `config.json` are read here.

@@ -7,7 +7,10 @@ Fill the model from safetensors: every tensor must have a place, every parameter
 Only safetensors are read, never pickle, which can run any code while loading.
 """
 
-from collections.abc import Callable, Iterator
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -17,12 +20,24 @@ from torch import Tensor, nn
 from layers.linear import StackedLinear
 from models.config import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
+from models.refusals import WEIGHTS, first_match
 
 # Hugging Face 的固定文件名：小模型一个文件，大模型切成几片，由索引说明哪个张量在哪一片。
 # Hugging Face's fixed names: a small model is one file, a large one several shards, and the index says what lies where.
 #     {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", ...}}
 _INDEX_FILE = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
+# safetensors 的浮点类型；整数权重是量化过的，缺了缩放因子就没有意义，`copy_` 却会照样把它们转成浮点数。
+# The floating-point types of safetensors; integer weights are quantized and mean nothing without their scales, yet
+# `copy_` would turn them into floats.
+_FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float32}
+# 旧的权重文件里由配置就能算出的表，不需要读，transformers 也不读。
+# Tables in old files that follow from the configuration; neither we nor transformers read them.
+_DERIVED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.masked_bias$")
+_OTHER = "config.json belongs to another model, download both again"
+# 文件头里写的一个张量：在哪个文件，形状，类型。
+# A tensor as the header of its file has it: which file, shape, type.
+Stored = tuple[str, list[int], str]
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -37,31 +52,68 @@ def shard_files(folder: Path) -> list[Path]:
     # Where both exist the single file is taken, as in transformers: the same folder gives both the same weights.
     if (folder / _SINGLE_FILE).exists():
         return [folder / _SINGLE_FILE]
-    if not (folder / _INDEX_FILE).exists():
-        raise ModelLoadError(
-            f"{folder} has neither {_SINGLE_FILE} nor {_INDEX_FILE}: download the model again "
-            "(only safetensors are read, not .bin or .pth)"
-        )
-    weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
+    index = folder / _INDEX_FILE
+    if not index.exists():
+        raise ModelLoadError(str(first_match(folder, WEIGHTS)))
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelLoadError(f"{folder / _INDEX_FILE}: weight_map must be an object that names the shards")
+        raise ModelLoadError(f"{index}: weight_map must be an object that names the shards")
     # 先逐个检查，最后才取集合：值若是列表，`set` 会抛出 `TypeError`，用户就看不到下面那句说明。
     # Check one by one and build the set last:
     # for a list as a value `set` raises `TypeError`, and the message below is lost.
-    names = list(weight_map.values())
+    names, present = list(weight_map.values()), {path.name for path in folder.iterdir()}
     for name in names:
         # 索引是外来数据：“../../别处”这样的名字会读到文件夹外面去，只接受单纯的文件名。
         # The index is foreign data: a name such as "../../elsewhere" would leave the folder; plain names only.
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelLoadError(
-                f"{folder / _INDEX_FILE}: shard name {name!r} is not a plain file name that ends in .safetensors"
-            )
-        if not (folder / name).exists():
-            raise ModelLoadError(f"{folder / name} is missing: {_INDEX_FILE} lists it; download it again")
+            raise ModelLoadError(f"{index}: shard name {name!r:.100} is no plain file name that ends in .safetensors")
+        if name not in present:
+            raise ModelLoadError(f"{folder}: {name!r:.100} is missing: {_INDEX_FILE} lists it; download it again")
     # 几百个张量只在几片里，取集合，每片只读一次；排序让每次加载的次序都相同。
     # Hundreds of tensors lie in a few shards: the set reads each shard once,
     # the sort makes every load go in the same order.
     return [folder / name for name in sorted(set(names))]
+
+
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """只读各个文件的头：有哪些张量，什么形状，什么类型。
+
+    Read the headers of the files only: which tensors there are, of what shapes and types.
+
+    Raises:
+        ModelLoadError: a file is missing or damaged, or two files hold the same tensor
+    """
+    stored: dict[str, Stored] = {}
+    for path in shard_files(folder):
+        try:
+            with path.open("rb") as file:
+                # 几千个张量的头也不到 1 MB；再大，光是解析就要占满内存。
+                # The header of thousands of tensors is below 1 MB; far larger ones fill the memory by being parsed.
+                if (length := int.from_bytes(file.read(8), "little")) > 1 << 24:
+                    raise ValueError(f"a header of {length} bytes")
+                # 打开就是检查：每个张量的字节区间（不重叠、不留空）和文件的大小，都由库来核对。
+                # To open is to check: the library compares the byte ranges (no overlap, no gap) and the file's size.
+                with safe_open(str(path), framework="pt", device="cpu"):
+                    header = json.loads(file.read(length), object_pairs_hook=list)
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
+        # 读成列表而不是字典：同一个名字写两遍，字典里后一个会悄悄盖住前一个。
+        # A list and no dict: in a dict a name's second entry would quietly hide the first.
+        for name, entry in header:
+            if name in stored:
+                raise ModelLoadError(f"{path} holds {name!r:.60}, and so does {stored[name][0]}: download it again")
+            if name != "__metadata__":
+                stored[name] = path.name, dict(entry)["shape"], dict(entry)["dtype"]
+    return stored
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """`config.json` 没写 dtype 时，以最大的那个张量为准。
+
+    The dtype where `config.json` names none: that of the largest tensor.
+    """
+    _, _, dtype = max(read_headers(folder).values(), key=lambda stored: math.prod(stored[1]), default=("", [], ""))
+    return _FLOATS.get(dtype, torch.float32)
 
 
 def weight_targets(model: nn.Module) -> dict[str, Tensor]:
@@ -112,15 +164,76 @@ def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> N
             setattr(module, name, buffer.to(device))
 
 
+def _places(names: Collection[str], tied: bool) -> dict[str, str]:
+    """文件里的名字 -> 模型里的名字。
+
+    有的文件夹只存主干（没有 `model.` 前缀），有的带着外层的前缀（`language_model.model.`）：
+    词嵌入的名字说明前缀是什么，其余的都要与之一致。
+
+    The name in the file -> the name in the model. Some folders hold the trunk only (without the prefix `model.`), some
+    have an outer prefix (`language_model.model.`): the name of the embedding tells it, and all others must agree.
+    """
+    embedding = next((name for name in names if name.endswith("embed_tokens.weight")), "model.embed_tokens.weight")
+    trunk = embedding.removesuffix("embed_tokens.weight")
+    # 共用权重的模型有时也存了一份 `lm_head.weight`，它和词嵌入是同一个参数。
+    # A tied model may store `lm_head.weight` as well; it is the same parameter as the embedding.
+    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    places = {trunk.removesuffix("model.") + "lm_head.weight": head}
+    for name in names:
+        if not _DERIVED.search(name):
+            places.setdefault(name, "model." + name.removeprefix(trunk) if name.startswith(trunk) else name)
+    return {name: place for name, place in places.items() if name in names}
+
+
+def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
+    """用文件头核对：每个张量都有去处，形状相符，一个也不少；此时还没有分配内存，也没有读权重。
+
+    Check against the headers: every tensor has a place and fits it, and none is missing. No memory has been taken yet
+    and no weight been read.
+
+    Returns:
+        the name in the file -> the name of its place, as in `weight_targets`
+
+    Raises:
+        ModelLoadError: a tensor is missing, unexpected, wrongly shaped, or a file is damaged
+    """
+    stored, targets = read_headers(folder), weight_targets(model)
+    places = _places(stored, model.config.tie_word_embeddings)
+    for name, place in places.items():
+        file, shape, dtype = stored[name]
+        what = f"tensor {name!r:.100}"
+        # 多余的张量也是错误：例如带 `q_norm` 的 Qwen3 权重配上 Llama 的配置，跳过它就会输出错的结果。
+        # A tensor too many is an error too: Qwen3 weights with `q_norm` under a Llama configuration would compute wrong
+        # results if it were skipped.
+        if place not in targets:
+            raise ModelLoadError(f"unexpected {what} {shape!s:.60} in {file}: {_OTHER}")
+        # 必须自己比形状：`copy_` 会广播，一个 [1] 的张量会悄悄填满整个 [2048] 的参数。
+        # Compare shapes ourselves: `copy_` broadcasts, and a tensor of [1] would quietly fill a parameter of [2048].
+        needed = list(targets[place].shape)
+        if shape != needed:
+            raise ModelLoadError(f"{what} has shape {shape!s:.60}, the model needs {needed}: {_OTHER}")
+        if dtype not in _FLOATS:
+            raise ModelLoadError(f"{what} has dtype {dtype}: only floating-point weights are supported")
+    # 没填的参数里是 `torch.empty` 的垃圾值，模型能跑，却在胡说：所以少一个就整个失败。
+    # An unfilled parameter holds what `torch.empty` left: the model would run and talk nonsense, so any gap fails the
+    # load.
+    if missing := sorted(targets.keys() - places.values()):
+        first = f"{missing[0]} {list(targets[missing[0]].shape)}"
+        tie = "set tie_word_embeddings to true, or " if missing == ["lm_head.weight"] else ""
+        raise ModelLoadError(
+            f"{len(missing)} tensors are missing in {folder}, first {first}: {tie}download the model again"
+        )
+    return places
+
+
 def _iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """逐个读出一个文件里的张量，读完一个再读下一个，内存里不会同时有整份权重的两份拷贝。
 
     Read one file's tensors one by one, so that memory never holds all weights twice.
     """
     try:
-        # 文件开头是一段 JSON：每个张量的 dtype、形状和字节区间。打开时只读它，用到哪个张量才读哪一段。
-        # The file begins with JSON: each tensor's dtype, shape and byte range.
-        # Opening reads that; a tensor's bytes follow on demand.
+        # 用到哪个张量，才从文件里读哪一段。
+        # A tensor's bytes are read from the file on demand.
         with safe_open(str(path), framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118
                 # `try` 只管这里读文件的错误：调用者在循环体里抛出的异常不会传进生成器，不会被误报成“文件损坏”。
@@ -128,29 +241,25 @@ def _iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                 # so it is never mistaken for a damaged file.
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"{path} is truncated or corrupt ({error}): download it again") from None
+        raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
 
 
 def _fill(name: str, target: Tensor, tensor: Tensor) -> None:
-    """检查形状和类型，再复制；dtype 不同时 `copy_` 会转换。
+    """复制；dtype 不同时 `copy_` 会转换；复制完看一眼是不是有限的数。
 
-    Check shape and kind, then copy; `copy_` converts the dtype.
+    Copy, and `copy_` converts the dtype; then see whether all numbers are finite.
     """
-    # 必须自己比形状：`copy_` 会广播，一个 [1] 的张量会悄悄填满整个 [2048] 的参数。
-    # Compare shapes ourselves: `copy_` broadcasts, and a tensor of [1] would quietly fill a parameter of [2048].
-    if tensor.shape != target.shape:
-        raise ModelLoadError(
-            f"tensor {name} has shape {list(tensor.shape)}, the model needs {list(target.shape)}: "
-            "config.json and the weights do not belong together"
-        )
-    # 整数权重是量化过的，缺了缩放因子就没有意义；`copy_` 却会照样把它们转成浮点数。
-    # Integer weights are quantized and mean nothing without their scales, yet `copy_` would turn them into floats.
-    if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        raise ModelLoadError(f"tensor {name} has dtype {tensor.dtype}: only floating-point weights are supported")
     # 文件是 bf16，而参数在 CPU 上是 float32 时，转换就发生在这里；参数在 GPU 上时，搬运也发生在这里。
-    # If the file is bf16 and the parameter float32, as on a CPU,
-    # the conversion happens here; so does the copy to a GPU.
+    # If the file is bf16 and the parameter float32, as on a CPU, the conversion happens here; so does the copy to a
+    # GPU.
     target.copy_(tensor)
+    # 一个 NaN 就足以让每个回答都是 `!!!!`。最小和最大值都有限，全部就都有限：NaN 会传到这两个数上。
+    # A single NaN makes every answer `!!!!`. If minimum and maximum are finite all are: NaN spreads to both.
+    if all(bound.isfinite() for bound in torch.aminmax(target)):
+        return
+    if all(bound.isfinite() for bound in torch.aminmax(tensor)):
+        raise ModelLoadError(f"tensor {name!r:.100} does not fit into {target.dtype}: use dtype bfloat16 or float32")
+    raise ModelLoadError(f"tensor {name!r:.100} holds NaN or infinity: the file is damaged, download it again")
 
 
 def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> None:
@@ -162,41 +271,23 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
         on_progress: called with (tensors loaded, tensors in all) after each tensor
 
     Raises:
-        ModelLoadError: a tensor is missing, unexpected, wrongly shaped, or a file is damaged
+        ModelLoadError: see `check_weights`; a tensor holds NaN or infinity
     """
-    targets = weight_targets(model)
-    # `loaded` 记下已打勾的名字，最后与清单相减，剩下的就是缺失的。
-    # `loaded` holds the names ticked so far; subtracted from the checklist in the end, it leaves what is missing.
+    places, targets = check_weights(model, folder), weight_targets(model)
     loaded: set[str] = set()
     for path in shard_files(folder):
         for name, tensor in _iterate_tensors(path):
-            # 共用权重的模型有时也存了一份 `lm_head.weight`，它和词嵌入是同一个参数。
-            # A tied model may store `lm_head.weight` as well; it is the same parameter as the embedding.
-            if name == "lm_head.weight" and model.config.tie_word_embeddings:
-                name = "model.embed_tokens.weight"
-            # 旧的权重文件会带上 RoPE 的频率表；它由配置算出，不需要读。
-            # Old files carry RoPE's frequencies; they follow from the configuration and are not read.
-            if name.endswith("rotary_emb.inv_freq"):
+            if name not in places:
                 continue
-            # 多余的张量也是错误：例如带 `q_norm` 的 Qwen3 权重配上 Llama 的配置，跳过它就会输出错的结果。
-            # A tensor too many is an error too: Qwen3 weights with `q_norm` under a
-            # Llama configuration would compute wrong results if it were skipped.
-            if name not in targets:
-                raise ModelLoadError(f"unexpected tensor {name!r} {list(tensor.shape)} in {path.name}: wrong model?")
-            # 同一个参数出现两次时，两份内容必须相同，否则不知道该信哪一份。
-            # Where a parameter comes twice, both must be equal, or nobody knows which to believe.
-            if name in loaded and not torch.equal(targets[name], tensor.to(targets[name])):
-                raise ModelLoadError(f"{name} is stored twice with different values: config.json or the file is wrong")
-            _fill(name, targets[name], tensor)
-            loaded.add(name)
+            place = places[name]
+            # 词嵌入与 `lm_head.weight` 都存了的时候，两份内容必须相同，否则不知道该信哪一份。
+            # Where both the embedding and `lm_head.weight` are stored, they must be equal, or nobody knows which to
+            # believe.
+            if place in loaded and not torch.equal(targets[place], tensor.to(targets[place])):
+                remedy = "set tie_word_embeddings to false in config.json to use both"
+                raise ModelLoadError(f"{place} is stored twice with different values (lm_head.weight): {remedy}")
+            _fill(name, targets[place], tensor)
+            loaded.add(place)
             if on_progress:
                 on_progress(len(loaded), len(targets))
-    # 没填的参数里是 `torch.empty` 的垃圾值，模型能跑，却在胡说：所以少一个就整个失败。
-    # An unfilled parameter holds what `torch.empty` left:
-    # the model would run and talk nonsense, so any gap fails the load.
-    missing = sorted(targets.keys() - loaded)
-    if missing:
-        shape = list(targets[missing[0]].shape)
-        raise ModelLoadError(
-            f"{len(missing)} tensors are missing in {folder}, first {missing[0]} {shape}: download the model again"
-        )
+    assert loaded == targets.keys(), "check_weights has seen other names than the library reads"

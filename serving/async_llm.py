@@ -13,7 +13,9 @@ else posts a message. Without requests the thread sleeps at the inbox and does n
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -23,13 +25,7 @@ from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from serving.llm import LLM, Prompt
-
-
-class EngineDeadError(RuntimeError):
-    """引擎线程已经停了（出错或 `shutdown`）；起因在 `__cause__` 里。
-
-    The engine's thread has ended, by a failure or by `shutdown`; `__cause__` has the failure.
-    """
+from serving.turns import EngineDeadError
 
 
 class _Stream:
@@ -38,18 +34,20 @@ class _Stream:
     One request's mailbox. It keeps the latest result only, as texts are cumulative: slow readers pile up nothing.
     """
 
-    def __init__(self, seq: Sequence) -> None:
-        self.seq = seq
-        # 记下是哪个事件循环在等：不同的线程可以各有一个，结果要送回提问的那一个。
-        # Which event loop waits: each thread may have its own, and results go back to the one that asked.
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
         self.loop = asyncio.get_running_loop()
         self.arrived = asyncio.Event()
-        self.latest: RequestOutput | EngineDeadError | None = None
+        self.latest: RequestOutput | Exception | None = None
         # 引擎线程上次发出时的（各份输出的总长，是否都结束了），没变就不用再发。
         # What the engine's thread has sent, as (length of all outputs, whether all ended); unchanged, nothing is sent.
         self.sent: tuple[int, bool] = (0, False)
+        # 分好词、寄出之前还没有序列；那时来的取消先记下。
+        # No sequence before the prompt is tokenized and posted; an abort that comes sooner is noted.
+        self.seq: Sequence | None = None
+        self.aborted = False
 
-    def put(self, item: RequestOutput | EngineDeadError) -> None:
+    def put(self, item: RequestOutput | Exception) -> None:
         """总在事件循环的线程里运行，所以不用锁。
 
         Always runs in the event loop's thread, so it needs no lock.
@@ -70,13 +68,14 @@ class AsyncLLM:
         # A message is a function that the engine's thread takes out and calls; None says that it is time to stop.
         self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._streams: dict[str, _Stream] = {}
-        # 空字符串表示还活着；停了之后是给用户看的原因。
-        # Empty while the engine lives; afterwards the reason, as users will read it.
         self._death = ""
-        self._cause: Exception | None = None
-        # 守护线程：忘了 `shutdown` 的程序也能退出。
-        # A daemon: a program that forgets `shutdown` can still exit.
+        self._cause: BaseException | None = None
+        # 守护线程：忘了 `shutdown` 的程序也能退出；但它若还在 torch 里面，解释器一收场，整个进程就会 abort。
+        # 所以退出前要等它走完手上的一步。
+        # A daemon: a program that forgets `shutdown` can still exit. But were it inside torch while the interpreter
+        # goes away, the process would abort; so before the exit, it is waited for until its step is done.
         self._thread = threading.Thread(target=self._run, name="mini-llama engine", daemon=True)
+        weakref.finalize(self, _stop, self._inbox, self._thread)
         self._thread.start()
 
     async def __aenter__(self) -> "AsyncLLM":
@@ -104,51 +103,59 @@ class AsyncLLM:
         id at once, take `contextlib.aclosing`.
 
         Raises:
-            ValueError: the request is not valid (at the call), or its id is in use (at the first result)
+            ValueError: the request is not valid (at the call for token ids; text is tokenized in another thread, hence
+                at the first result), or its id is in use (at the first result)
             EngineDeadError: the engine has failed or was shut down
         """
         self._check_alive()
-        # 随机的 id，不用引擎的编号：还在收件箱里的请求引擎不知道，编号可能与它重名。
-        # A random id and not the engine's next number: the engine does not know requests that are still in the inbox,
-        # and one of them may bear that number.
         request_id = uuid4().hex if request_id is None else request_id
         if not isinstance(request_id, str):
             raise ValueError(f"request_id={request_id!r} must be a string")
-        # 检查在调用者的线程里做，不占引擎线程：分词再慢，别人的解码也不停。
-        # Validated in the caller's thread and not in the engine's: however slow the tokenizer, others go on decoding.
-        return self._generate(self.engine.requests.prepare(prompt, sampling_params, request_id, stream=True))
+        prepare = partial(self.engine.requests.prepare, prompt, sampling_params, request_id, stream=True)
+        # 长文字分词要几秒，不能让整个事件循环等它。
+        # A long text takes seconds to tokenize, and the event loop must not wait for it.
+        return self._generate(request_id, prepare if prompt and isinstance(prompt, str) else prepare())
 
-    async def _generate(self, seq: Sequence) -> AsyncGenerator[RequestOutput, None]:
+    async def _generate(
+        self, request_id: str, request: Sequence | Callable[[], Sequence]
+    ) -> AsyncGenerator[RequestOutput, None]:
         """登记信箱，寄出请求，等结果；无论怎样离开，都收拾干净。
 
         Set up a mailbox, post the request, wait for results; clean up, whichever way this is left.
         """
-        if seq.request_id in self._streams:
-            raise ValueError(f"request {seq.request_id}: this id is already running; choose another")
-        stream = self._streams[seq.request_id] = _Stream(seq)
+        # 查重放在这里而不是引擎里：两个协程可以在引擎看到第一个之前，就用上同一个 id。
+        # Duplicates are found here, not in the engine: two coroutines may take an id before it sees the first.
+        if request_id in self._streams:
+            raise ValueError(f"request {request_id}: this id is already running; choose another")
+        stream = self._streams[request_id] = _Stream(request_id)
         try:
-            # 先登记，再看引擎是否还在：它若此后才停，就会在 `_streams` 里看到这个信箱，并通知它。
-            # Register first, then see if the engine lives: should it die later, it finds this mailbox in `_streams`.
+            # `to_thread` 之后回到事件循环：从这一行起，又只有这个线程在碰 `_streams`。
+            # After `to_thread` we are back in the event loop, and only its thread touches `_streams` again.
+            seq = request if isinstance(request, Sequence) else await asyncio.to_thread(request)
+            stream.seq = seq
+            self._inbox.put(partial(self._add, stream, seq))
+            # 分词的时候可能已经有人取消了它，那时引擎里还没有可以取消的东西。
+            # Somebody may have aborted it while it was tokenized, when the engine had nothing yet to abort.
+            if stream.aborted:
+                await self.abort(request_id)
+            # 先寄出，再看引擎是否还在：它若此后才停，就会在 `_streams` 里看到这个信箱，并通知它。
+            # Post first, then see if the engine lives: should it die later, it finds this mailbox in `_streams`.
             self._check_alive()
-            self._inbox.put(partial(self.engine.add_sequence, seq))
             finished = False
             while not finished:
+                # 先等，再清掉标志，再取：取完之后到的，下一圈就会看到，不会漏掉。
+                # Wait, clear the flag, then take: what arrives later is seen in the next round, nothing is lost.
                 await stream.arrived.wait()
-                # 上次看过之后来了几份，只取最新的：文字是累计的，旧的都含在里面。
-                # Of what has come since the last look only the latest is taken: texts are cumulative and hold the rest.
                 stream.arrived.clear()
                 item = stream.latest
                 if not isinstance(item, RequestOutput):
-                    raise self._dead()
+                    assert item is not None
+                    raise item
                 finished = item.finished
                 yield item
         finally:
-            # `break`、取消任务、出错都走到这里；没结束的就写信请引擎取消，不能在这个线程里直接碰引擎。
-            # A `break`, a cancelled task and an error all lead here; what has not ended is aborted by a message, as the
-            # engine must not be touched in this thread.
-            self._streams.pop(seq.request_id, None)
-            if not seq.request_finished:
-                self._inbox.put(partial(self.engine.abort, seq.request_id))
+            self._streams.pop(request_id, None)
+            self._inbox.put(partial(self._abort, stream))
 
     async def abort(self, request_id: str) -> None:
         """取消一个请求；它的消费者随后得到最后一份结果，`finish_reason` 是 "abort"。不存在就什么也不做。
@@ -156,19 +163,23 @@ class AsyncLLM:
         Cancel a request; its consumer then gets a last result whose `finish_reason` is "abort". Does nothing if there
         is no such request.
         """
-        self._inbox.put(partial(self._abort, request_id))
+        if (stream := self._streams.get(request_id)) is not None:
+            stream.aborted = True
+            self._inbox.put(partial(self._abort, stream))
 
     def shutdown(self) -> None:
         """走完手上的一步就停下；还在等结果的调用者得到 `EngineDeadError`。可以重复调用。
 
         Stop after the step in hand; callers still waiting get an `EngineDeadError`. May be called again.
         """
-        self._inbox.put(None)
-        # 等线程走完手上的一步：之后不会再有人碰引擎，程序可以放心退出。
-        # Wait for the step in hand: nobody touches the engine afterwards, and the program may end.
-        self._thread.join()
+        _stop(self._inbox, self._thread)
 
     def _check_alive(self) -> None:
+        # `fork` 出来的子进程里只有调用它的那个线程，引擎的线程没有跟来；等它就是永远等下去。
+        # A child made by `fork` has only the thread that called it; the engine's has not come along, and to wait for it
+        # would be to wait for ever.
+        if not self._death and not self._thread.is_alive():
+            self._death = "the engine's thread is not in this process, which was forked: make a new AsyncLLM here"
         if self._death:
             raise self._dead()
 
@@ -190,20 +201,22 @@ class AsyncLLM:
         death = "the engine was shut down: make a new AsyncLLM"
         try:
             while self._take_messages():
-                self.engine.step()
-                self._publish()
-        # 一步里出的错可能已弄乱引擎的账目：不再继续，让每个人都知道。
-        # An error within a step may have spoilt the engine's books: go no further and tell everybody.
-        except Exception as error:
+                self._publish(self.engine.step())
+        # 分词器是 Rust 写的，它的 panic 不是 `Exception`；线程悄悄死掉，等的人就永远等下去。
+        # The tokenizer is written in Rust, and a panic in it is no `Exception`; were the thread to die silently, those
+        # who wait would wait for ever.
+        except BaseException as error:
             death, self._cause = f"the engine failed ({error!r}): make a new AsyncLLM", error
         self._death = death
         # 看的是“有没有告诉过他已结束”，不是“是否结束”：出错的那一步里结束的，结果还没发出去。
         # What counts is whether the end was sent, not whether it came: results of the failed step were not sent.
         waiting = [stream for stream in list(self._streams.values()) if not stream.sent[1]]
         for stream in waiting:
-            self._send(stream, self._dead())
-        for stream in waiting:
-            self.engine.abort(stream.seq.request_id)
+            # 归还块只是尽力而为：引擎已经出错，再错一次也不能耽误通知别人。
+            # Returning blocks is best effort: the engine has failed, and failing again must not keep others waiting.
+            with suppress(BaseException):
+                self._send(stream, self._dead())
+                self.engine.abort(stream.request_id)
 
     def _take_messages(self) -> bool:
         """处理收件箱里的信；没有请求时睡在这里。收到 None 返回假，线程该结束了。
@@ -211,45 +224,70 @@ class AsyncLLM:
         Handle the messages in the inbox, and sleep here while there is no request. False if the thread is to end.
         """
         while not self._inbox.empty() or not self.engine.has_unfinished():
-            # 收件箱空着又没有请求时，`get` 就睡在这里，直到有人投信。
-            # With an empty inbox and no request, `get` sleeps here until somebody posts.
+            # 空的时候 `get` 就睡着，一点 CPU 也不占；来了信才醒。
+            # On an empty inbox `get` sleeps and takes no CPU; a message wakes it.
             message = self._inbox.get()
             if message is None:
                 return False
             message()
         return True
 
-    def _abort(self, request_id: str) -> None:
-        # 取消之后引擎可能就闲下来了，不会再有下一步来发结果，所以这里就发。
-        # After an abort the engine may be idle, and no step would follow to send the result, so it is sent here.
-        self.engine.abort(request_id)
-        self._publish()
+    def _add(self, stream: _Stream, seq: Sequence) -> None:
+        # 一个请求自己的毛病，只该由它的调用者承担。
+        # What is wrong with one request concerns its caller alone.
+        try:
+            self.engine.add_sequence(seq)
+        except Exception as error:
+            stream.seq = None
+            self._send(stream, error)
 
-    def _publish(self) -> None:
+    def _abort(self, stream: _Stream) -> None:
+        # 已经结束的不取消，它的 id 可能已另有主人；取消之后引擎可能就闲下来了，不会再有下一步来发结果，所以这里就发。
+        # What has ended is left alone, its id may have a new owner. After an abort the engine may be idle, and no step
+        # would follow to send the result, so it is sent here.
+        if stream.seq is not None and not stream.seq.request_finished:
+            self.engine.abort(stream.request_id)
+        self._publish_one(stream)
+
+    def _publish(self, finished: list[RequestOutput]) -> None:
         """谁有了新 token 或者结束了，就给谁发一份结果。
 
         Send a result to everyone who has a new token or has ended.
         """
-        # `list` 是一次拷贝：协程随时可能在别的线程里登记或离开。
-        # `list` takes a copy at once: coroutines may register or leave in another thread at any time.
-        for stream in list(self._streams.values()):
-            seq = stream.seq
-            # 重叠循环里末尾的占位还没读到，不算数。
-            # Placeholders at the end, which the overlapped loop has not read yet, do not count.
-            lengths = [each.num_output_tokens - each.num_pending_tokens for each in seq.siblings or [seq]]
-            state = (sum(lengths), seq.request_finished)
-            if state != stream.sent:
-                stream.sent = state
-                self._send(stream, self.engine.requests.output(seq))
+        # 只看结束的和在运行的：等待中的可能有几千个，它们没有新 token。
+        # Those that have ended and those that run: thousands may be waiting, and none of these has a new token.
+        names = [output.request_id for output in finished] + [seq.request_id for seq in self.engine.scheduler.running]
+        for name in dict.fromkeys(names):
+            # 协程随时可能在别的线程里离开，所以找不到也不奇怪。
+            # Coroutines may leave in another thread at any time, so it may well be gone.
+            if (stream := self._streams.get(name)) is not None:
+                self._publish_one(stream)
 
-    def _send(self, stream: _Stream, item: RequestOutput | EngineDeadError) -> None:
+    def _publish_one(self, stream: _Stream) -> None:
+        if (seq := stream.seq) is None:
+            return
+        lengths = [each.num_output_tokens - each.num_pending_tokens for each in seq.siblings or [seq]]
+        state = (sum(lengths), seq.request_finished)
+        if state != stream.sent:
+            stream.sent = state
+            self._send(stream, self.engine.requests.output(seq))
+
+    def _send(self, stream: _Stream, item: RequestOutput | Exception) -> None:
         try:
-            # asyncio 的对象只许在自己的线程里碰，唯一的例外是这个函数：它请事件循环稍后调用 `put`。
-            # Objects of asyncio may be touched in their own thread only; this function is the exception and asks the
-            # event loop to call `put` soon.
             stream.loop.call_soon_threadsafe(stream.put, item)
         except RuntimeError:
             # 它的事件循环已经关了，没人会来读：取消它，别人照常。
             # Its event loop is closed and nobody will read: abort it, and the others go on.
-            self._streams.pop(stream.seq.request_id, None)
-            self.engine.abort(stream.seq.request_id)
+            self._streams.pop(stream.request_id, None)
+            self._abort(stream)
+
+
+def _stop(inbox: "SimpleQueue[Callable[[], object] | None]", thread: threading.Thread) -> None:
+    """让引擎的线程走完手上的一步，然后等它结束。
+
+    Let the engine's thread end its step, and wait for it.
+    """
+    # 不收 `AsyncLLM` 自己作参数：退出时要做的事若拿着它，它就永远不会被回收。
+    # It does not take the `AsyncLLM` itself: what is to be done at the exit would keep it alive for ever.
+    inbox.put(None)
+    thread.join()

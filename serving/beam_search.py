@@ -156,6 +156,8 @@ def beam_search(
                         finish_reason="stop" if ended else "length", stop_reason=token if ended else None,
                     )
                     (done if ended else extended).append(longer)
+            # 总分高的排前面；Python 的排序是稳定的，同分的保持原来的次序，结果可以重现。
+            # The highest score first; Python's sort is stable, so ties keep their order and the result can be repeated.
             extended.sort(key=lambda beam: -beam_score(beam, params.length_penalty))
             # 改的是列表的内容，不是名字：`searches` 里的还是这个列表。
             # The contents of the list change and not the name: it is still the list that `searches` holds.
@@ -165,6 +167,8 @@ def beam_search(
         # 到长度上限还没结束的，与遇到结束符的一起排名：长度已经折算进分数。
         # Those cut off at the limit rank beside those that met an end token: the score has the length in it.
         best = sorted(done + beams, key=lambda beam: -beam_score(beam, params.length_penalty))[: params.beam_width]
+        # 只在最后还原文字：中途落选的候选，谁也不会去读。
+        # Decoded at the end only: nobody reads the candidates that were dropped on the way.
         for beam in best:
             beam.text = engine.tokenizer.decode(beam.tokens)
         outputs.append(BeamSearchOutput(best))

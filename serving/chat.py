@@ -4,16 +4,15 @@
 written and does not leave.
 """
 
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 
+from engine.chat_template import Message
 from engine.sampling_params import SamplingParams
-from engine.tokenizer import Message
-from serving.console import format_hits
-from serving.llm import LLM
+from serving.console import MARKS, format_hits, printable
+from serving.llm import LLM, Pieces
+from serving.turns import ctrl_c_noted
 
 CHAT_HELP = """\
 /help    这份帮助 / this help
@@ -23,30 +22,28 @@ CHAT_HELP = """\
 Ctrl-C   停下正在写的回答 / stop the answer that is being written"""
 
 
-@contextmanager
-def _ctrl_c_noted() -> Iterator[list[int]]:
-    """其间第一次 Ctrl-C 只记下来，第二次才抛 `KeyboardInterrupt`。
+def _show(llm: LLM, stream: Pieces, pieces: list[str]) -> str:
+    """边生成边打印，收进 `pieces`；返回为什么结束，被 Ctrl-C 停下的是 "abort"。
 
-    Meanwhile the first Ctrl-C is only noted; a second one raises `KeyboardInterrupt`.
+    Print while it is generated and collect in `pieces`; returns why it ended, "abort" if Ctrl-C stopped it.
     """
-    # 直接抛出，会打断引擎的半步；而对话之后还要用同一个引擎，所以等到两步之间再停。
-    # Raised at once, it would break off in the middle of a step of an engine that the chat goes on to use.
-    pressed: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        # 第二次说明第一次没有奏效，例如一步迟迟不完：这回当场打断。
-        # A second one says that the first did not help, as a step takes very long, say: this time break off.
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
     try:
-        yield pressed
-    finally:
-        # 无论怎样离开都换回原来的：回答之外，Ctrl-C 照常退出程序。
-        # Put the old one back, whichever way this is left: outside an answer Ctrl-C ends the program as always.
-        signal.signal(signal.SIGINT, before)
+        # 护住整个回答：Ctrl-C 等到两步之间才停下它，不会把一段文字印到一半。
+        # The whole answer is protected: Ctrl-C stops it between two steps and breaks off no piece being printed.
+        with ctrl_c_noted(), closing(stream):
+            while True:
+                pieces.append(next(stream))
+                print(printable(pieces[-1]), end="", flush=True)
+    except StopIteration as end:
+        return str(end.value)
+    except ValueError:
+        return "error"
+    except KeyboardInterrupt:
+        # 同一步里按了两次，引擎已经不能用了：离开。
+        # Pressed twice within a step, and the engine is of no more use: leave.
+        if llm.turns.death is not None:
+            raise
+        return "abort"
 
 
 def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
@@ -73,22 +70,13 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
     if start:
         del history[:start]
         print(f"[对话太长，忘掉最早的 {start // 2} 轮 / too long: oldest exchanges forgotten: {start // 2}]")
-    before, started, pieces = engine.metrics(), time.monotonic(), []
-    with _ctrl_c_noted() as pressed, closing(stream):
-        for piece in stream:
-            pieces.append(piece)
-            # `flush`：输出一般攒满一行才显示，而回答往往一整段都没有换行。
-            # `flush`: output mostly waits for a full line, and an answer may be a paragraph without any.
-            print(piece, end="", flush=True)
-            # 离开 `closing` 就关闭迭代器，请求随之取消；已经写出的留在历史里。
-            # Leaving `closing` closes the iterator, and that aborts the request; what was written stays in the history.
-            if pressed:
-                print(" [已停止 / stopped]", end="")
-                break
-    print()
-    # 回答也要记下，停在半途的也记：下一问会把它一起发去，模型才知道自己说过什么。
-    # The answer is kept, one cut short as well: it is sent with the next question, or the model would not know what it
-    # has said.
+    before, started, pieces = engine.metrics(), time.monotonic(), list[str]()
+    # 正常说完的没有记号；到了长度上限、被停下、出错的，各有一句。
+    # An answer that is complete bears no mark; one cut at its limit, stopped or failed has a few words.
+    mark = MARKS.get(_show(llm, stream, pieces))
+    print(f" {mark}" if mark else "")
+    # 停下的也一样：已经写出的留在历史里。
+    # The same where it was stopped: what was written stays in the history.
     history.append({"role": "assistant", "content": "".join(pieces)})
     after, seconds = engine.metrics(), max(time.monotonic() - started, 1e-9)
     tokens = after.num_generated_tokens - before.num_generated_tokens
@@ -119,6 +107,8 @@ def chat(llm: LLM, params: SamplingParams) -> None:
     while True:
         # 不是终端就不写提示符：问题来自管道时，输出里只该有回答。
         # Without a terminal there is no prompt sign: where questions come from a pipe, the output is answers only.
+        # Ctrl-D 在这里变成 `EOFError`：输入到头了，正常离开。
+        # Ctrl-D becomes an `EOFError` here: the input has ended, and we leave as usual.
         try:
             line = input("> " if terminal else "").strip()
         except EOFError:
@@ -133,7 +123,7 @@ def chat(llm: LLM, params: SamplingParams) -> None:
         elif line == "/stats":
             print(f"prefix cache 前缀缓存  {format_hits(llm.engine.metrics())}\nlast answer 上个回答   {last}")
         elif line.startswith("/"):
-            print(f"[没有这个命令 / no such command: {line}; /help]")
+            print(f"[没有这个命令 / no such command: {printable(line)}; /help]")
         elif line:
             history.append({"role": "user", "content": line})
             try:
@@ -142,4 +132,4 @@ def chat(llm: LLM, params: SamplingParams) -> None:
                 # 这一句问不了（例如太长），不是程序坏了：说一声，忘掉它，接着聊。
                 # This question cannot be asked, being too long say, and nothing is broken: say so and go on without it.
                 history.pop()
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {printable(str(error))}", file=sys.stderr)

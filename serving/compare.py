@@ -58,12 +58,8 @@ def compare_backends(
     limit = load_config(config.resolve_model_folder()).max_position_embeddings
     length = config.max_model_len or min(limit, max(map(len, prompts), default=0) + params.max_tokens)
     tokens = [length, *(min(len(prompt) + params.max_tokens, length) for prompt in prompts)]
-    sizes = replace(
-        config,
-        kvcache_block_size=block_size,
-        max_model_len=length,
-        num_kvcache_blocks=config.num_kvcache_blocks or sum(num_blocks_needed(count, block_size) for count in tokens),
-    )
+    num_blocks = config.num_kvcache_blocks or sum(num_blocks_needed(count, block_size) for count in tokens)
+    sizes = replace(config, kvcache_block_size=block_size, max_model_len=length, num_kvcache_blocks=num_blocks)
     first, second = (LLMEngine(replace(sizes, backend=name)) for name in names)
     # 没给种子时固定为 0：否则两边各抽各的，噪声不同，选的 token 当然不同，比较就失去意义。
     # Without a seed take 0: else each side draws its own, and tokens differ by the noise, not by the backend.
@@ -94,17 +90,14 @@ def compare_backends(
         tokens_a = first.sampler.choose(schedule_a, logits_a)
         tokens_b = second.sampler.choose(schedule_b, logits_b)
         yield StepComparison(
-            step=step,
-            num_tokens=sum(count for _, count in rows_a),
+            step=step, num_tokens=sum(count for _, count in rows_a),
             # 只含中途分段的一步没有 logits：空张量取 `max` 会报错，记为 0。
             # A step of middle chunks only has no logits: `max` of an empty tensor is an error, so it counts as 0.
             max_difference=float((logits_a.float() - logits_b.float()).abs().max()) if logits_a.numel() else 0.0,
             different=[
-                (request_id, a[0], b[0])
-                for (request_id, _), a, b in zip(rows_a, tokens_a, tokens_b)
                 # 没采样的行两边都是空列表，相等，所以能走到 `a[0]` 的两边都有 1 个 token。
                 # A row that did not sample is empty on both sides, hence equal; where `a[0]` is read, both hold 1.
-                if a != b
+                (request_id, a[0], b[0]) for (request_id, _), a, b in zip(rows_a, tokens_a, tokens_b) if a != b
             ],
         )  # fmt: skip
         # `yield` 之后才更新：调用者处理结果时，两边还停在这一步，可以检查它们的状态。

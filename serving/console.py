@@ -6,7 +6,7 @@ and changes nothing.
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.table import Table
 from backends import backend_status
 from engine.llm_engine import LLMEngine
 from engine.outputs import EngineMetrics, RequestOutput
+from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from serving.compare import StepComparison
 
@@ -27,6 +28,16 @@ from serving.compare import StepComparison
 # At most 10 refreshes a second: a display should not slow down what it displays.
 #   10 ms/step: 100 calls/s -> 10 updates/s, 90 early returns
 _REFRESH_SECONDS = 0.1
+# C0、DEL 和 C1：ESC 写成 "\x1b"。
+# C0, DEL and C1: ESC is spelt "\x1b".
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+# 没有好好说完的回答，后面加上的话。
+# What is added to an answer that did not end by itself.
+MARKS = {
+    "length": "[截断/cut:--max-tokens]",
+    "abort": "[已停止 / stopped]",
+    "error": "[出错：分数成了 NaN 或无穷大，换 float32 试试 / error: scores became NaN or infinite, try float32]",
+}
 
 
 class GenerationProgress:
@@ -35,14 +46,14 @@ class GenerationProgress:
     Progress of `LLM.generate`: requests done, prefill and decode speed, queue lengths, KV use.
     """
 
-    def __init__(self, engine: LLMEngine, progress: Progress, task: TaskID) -> None:
-        self._engine, self._progress, self._task = engine, progress, task
+    def __init__(self, engine: LLMEngine, sequences: list[Sequence], progress: Progress, task: TaskID) -> None:
+        self._engine, self._sequences, self._progress, self._task = engine, sequences, progress, task
         # 记下起点：引擎的计数器从启动累计至今，第 2 次 `generate` 若不减掉从前的，一开始就会显示天文数字。
         # The starting point: counters run since start-up; not subtracted, the 2nd `generate` opens with absurd speeds.
         self._shown_at = time.monotonic()
         self._before = engine.metrics()
 
-    def update(self, num_done: int) -> None:
+    def update(self) -> None:
         """每步之后调用；离上次刷新太近就什么也不做。
 
         Called after every step; does nothing if the last refresh is too recent.
@@ -66,7 +77,7 @@ class GenerationProgress:
             self._task,
             # KV 接近 100% 而 `waiting` 大于 0，是块池太小；KV 空着却在排队，是 `max_num_seqs` 或预算太小。
             # KV near 100% with `waiting` above 0: too small a pool. KV idle with a queue: `max_num_seqs` or the budget.
-            completed=num_done,
+            completed=sum(seq.request_finished for seq in self._sequences),
             status=f"prefill {prefilled / elapsed:,.0f} tok/s · decode {generated / elapsed:,.0f} tok/s · "
             f"running {now.num_running} waiting {now.num_waiting} · KV {now.kv_cache_usage:.0%}",
         )
@@ -76,7 +87,7 @@ class GenerationProgress:
 
 
 @contextmanager
-def generation_progress(engine: LLMEngine, num_requests: int, enabled: bool) -> Iterator[GenerationProgress]:
+def generation_progress(engine: LLMEngine, sequences: list[Sequence], enabled: bool) -> Iterator[GenerationProgress]:
     """在一次 `generate` 期间显示进度；结束时，非终端输出一行总结。
 
     Show progress during one `generate`; where the output is no terminal, print a single line at the end.
@@ -87,33 +98,29 @@ def generation_progress(engine: LLMEngine, num_requests: int, enabled: bool) -> 
     started, generated = time.monotonic(), engine.num_generated_tokens
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
     with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[status]}"),
-        console=console,
+        *columns, TimeElapsedColumn(), TextColumn("{task.fields[status]}"), console=console,
         # 结束后擦掉进度条，终端里只留答案。
         # The bar is erased at the end; only the answers stay on the terminal.
-        transient=True,
         # 不是终端就不画：CI 日志里的进度条，是满屏的控制字符。
         # Without a terminal nothing is drawn: in a CI log a progress bar is a screenful of control characters.
-        disable=not (enabled and console.is_terminal),
+        transient=True, disable=not (enabled and console.is_terminal),
     ) as progress:
-        task = progress.add_task("generating 生成中", total=num_requests, status="")
+        task = progress.add_task("generating 生成中", total=len(sequences), status="")
         # `yield` 之前是进入 `with`，之后是离开；没有 `try`，所以出错或 Ctrl-C 时不会再打印下面的总结。
         # Before `yield` we enter `with`, after it we leave; there is no `try`, so an error or Ctrl-C skips the summary.
-        yield GenerationProgress(engine, progress, task)
+        yield GenerationProgress(engine, sequences, progress, task)
     # 重定向时至少留一行：几小时后翻日志，也能看出那次跑了多少、多快。
     # When redirected leave one line at least: hours later the log still tells how much was run, and how fast.
     if enabled and not console.is_terminal:
         tokens, seconds = engine.num_generated_tokens - generated, time.monotonic() - started
-        print(f"{num_requests} requests, {tokens} output tokens, {seconds:.2f} s", file=sys.stderr)
+        print(f"{len(sequences)} requests, {tokens} output tokens, {seconds:.2f} s", file=sys.stderr)
 
 
 @contextmanager
-def loading_progress() -> Iterator["LoadingBar"]:
-    """加载权重时的进度条；不是终端就不显示。
+def loading_progress() -> Iterator[Callable[[int, int], None]]:
+    """加载权重时的进度条，给出加载器的 `on_progress` 回调；不是终端就不显示。
 
-    A bar while weights load; nothing where the output is no terminal.
+    A bar while weights load, as the loader's `on_progress` callback; nothing where the output is no terminal.
     """
     console = Console(file=sys.stderr)
     with Progress(
@@ -122,25 +129,10 @@ def loading_progress() -> Iterator["LoadingBar"]:
     ) as progress:
         # 权重按张量计数而不是按字节：读到哪个张量都知道，字节数却要先把文件头全扫一遍。
         # Counted in tensors, not bytes: the loader meets them one by one, bytes would need all file headers first.
-        yield LoadingBar(progress)
-
-
-class LoadingBar:
-    """可以直接当 `on_progress` 回调用。
-
-    Can be passed as the `on_progress` callback.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
         # 总数此刻还不知道，要等加载器第一次回调；None 让进度条先来回滚动。
         # The total is unknown until the loader first calls back; None lets the bar pulse until then.
-        self._task = progress.add_task("", total=None)
-
-    # 加载器只要一个函数，不认识 rich；定义 `__call__` 让本对象可以直接传过去。
-    # The loader wants a function and knows nothing of rich; with `__call__` this object can be passed as it is.
-    def __call__(self, loaded: int, total: int) -> None:
-        self._progress.update(self._task, completed=loaded, total=total)
+        task = progress.add_task("", total=None)
+        yield lambda loaded, total: progress.update(task, completed=loaded, total=total)
 
 
 # ---- 表格 ----
@@ -170,6 +162,15 @@ def print_backends(console: Console, device: torch.device) -> None:
     console.print(table)
 
 
+def printable(text: str) -> str:
+    """控制字符写成看得见的样子，换行和制表符除外：模型写出的 ESC 能改颜色、移光标，甚至改掉终端的标题。
+
+    Control characters spelt out, but for newline and tab: an ESC that a model writes can change colours, move the
+    cursor, even rename the terminal.
+    """
+    return text.translate(_CONTROLS)
+
+
 def print_answers(console: Console, prompts: list[str], outputs: list[RequestOutput]) -> None:
     """逐条打印问与答。
 
@@ -180,10 +181,12 @@ def print_answers(console: Console, prompts: list[str], outputs: list[RequestOut
         # Square brackets in a question are escaped, or rich would take them for styles.
         # `soft_wrap=True` 让 rich 不按终端宽度硬折行：答案里的换行只该来自模型，复制出来才是原文。
         # `soft_wrap=True` breaks no lines: a line break in an answer is the model's own, and copying gives its text.
-        console.print(f"[bold cyan]>[/] {escape(prompt)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold cyan]>[/] {escape(printable(prompt))}", highlight=False, soft_wrap=True)
         # 答案更不能当样式解析：模型写出 "[red]" 或 "[/]"，轻则吞字，重则 rich 抛出异常。
         # Still less may an answer be read as markup: a "[red]" or "[/]" by the model would vanish, or make rich raise.
-        console.print(output.outputs[0].text, markup=False, highlight=False, soft_wrap=True)
+        answer = output.outputs[0]
+        text = f"{printable(answer.text)} {MARKS.get(str(answer.finish_reason), '')}".rstrip(" ")
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         console.print()
 
 
@@ -254,7 +257,7 @@ def print_comparison(
         # 用 `!r` 打印并保留特殊 token：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
         # Printed by `!r` with special tokens, or blanks, line breaks and BOS are invisible and both sides look alike.
         different = "; ".join(
-            f"#{request_id}: {tokenizer.decode([a], False)!r} / {tokenizer.decode([b], False)!r}"
+            f"#{request_id}: {tokenizer.decode_token(a)!r} / {tokenizer.decode_token(b)!r}"
             for request_id, a, b in result.different
         )
         difference = f"{result.max_difference:.2e}"

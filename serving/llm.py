@@ -7,18 +7,22 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.chat_template import Message
 from engine.config import EngineConfig
 from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
-from engine.tokenizer import Message
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
-from serving.console import generation_progress, loading_progress
+from serving.console import MARKS, generation_progress, loading_progress
+from serving.turns import Turns, ctrl_c_noted
 
 # 文字，或已经分好的 token id；后者绕过分词器，测试和测速用它来固定输入。
 # Text, or token ids; ids bypass the tokenizer, and tests and benchmarks use them to fix the input.
 Prompt = str | list[int]
+# 一段段文字；生成器的返回值是 `finish_reason`。
+# Pieces of text; the generator's return value is the `finish_reason`.
+Pieces = Generator[str, None, str | None]
 
 
 def list_of_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -41,9 +45,9 @@ def list_of_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 class LLM:
-    """离线推理：给一批提示词，等全部完成。
+    """离线推理：给一批提示词，等全部完成。几个线程可以共用一个。
 
-    Offline inference: give it prompts, wait for all of them.
+    Offline inference: give it prompts, wait for all of them. Several threads may share one.
 
     Args:
         model: model folder, hub id in the local cache, or None for the embedded model
@@ -71,6 +75,7 @@ class LLM:
             # 作为库使用时默认不显示：进度条是给命令行看的，服务的日志里不需要它。
             # As a library it is silent by default: bars are for the command line, a service's log has no use for them.
             self.engine = create_engine(config)
+        self.turns = Turns(self.engine)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt],
@@ -90,6 +95,8 @@ class LLM:
 
         Raises:
             ValueError: a request is not valid; then none has been added
+            KeyboardInterrupt: Ctrl-C, between two steps; these requests are aborted, others in the engine go on
+            EngineDeadError: the engine is of no more use
         """
         return self._run(list_of_prompts(prompts), sampling_params, progress)
 
@@ -104,14 +111,18 @@ class LLM:
         Raises:
             ValueError: a prompt is not valid
         """
-        return beam_search(
-            self.engine, lambda beams, one: self._run(beams, one, progress=False), list_of_prompts(prompts), params
-        )
+        # 最外面护住一层：两次 `_run` 之间的 Ctrl-C 也记下来，下一步之前再抛。
+        # Protected as a whole: a Ctrl-C between two calls of `_run` is noted as well and raised before the next step.
+        with ctrl_c_noted():
+            return beam_search(
+                self.engine, lambda beams, one: self._run(beams, one, progress=False), list_of_prompts(prompts), params
+            )
 
     def chat(
         self, messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None, progress: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None, add_generation_prompt: bool = True,
+        continue_final_message: bool = False, progress: bool = True,
     ) -> list[RequestOutput]:
         """回答一段或几段对话，每段套上模型的对话模板。
 
@@ -120,6 +131,8 @@ class LLM:
         Args:
             messages: [{"role": "user", "content": "..."}, ...], or a list of such lists
             chat_template_kwargs: extra variables for the template
+            add_generation_prompt: end with the mark "the assistant speaks now"
+            continue_final_message: have the model write on at the last message; needs add_generation_prompt=False
 
         Raises:
             ValueError: no template, bad messages, or a request that is not valid
@@ -138,20 +151,25 @@ class LLM:
         tokenizer = self.engine.tokenizer
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
-        prompts: list[Prompt] = [tokenizer.encode_chat(c, chat_template_kwargs) for c in conversations]
+        prompts: list[Prompt] = [
+            tokenizer.encode_chat(c, chat_template_kwargs, add_generation_prompt, continue_final_message)
+            for c in conversations
+        ]
         return self._run(prompts, sampling_params, progress)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Generator[str, None, None]:
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Pieces:
         """边生成边交出文字；各段接起来就是 `generate` 的 `text`，从不切开一个字符。
 
         提前关闭迭代器（`break`、异常、Ctrl-C）就取消请求，归还它的块。引擎里的其他请求同步前进。
+        生成器的返回值是 `finish_reason`。
 
         Yield the text as it is generated; the pieces joined are the `text` of `generate`, and none splits a character.
         To close the iterator early (`break`, an exception, Ctrl-C) aborts the request and returns its blocks. Others in
-        the engine go on beside it.
+        the engine go on beside it. The generator's return value is the `finish_reason`.
 
         Raises:
-            ValueError: the request is not valid; at the call, before anything runs
+            ValueError: the request is not valid (at the call, before anything runs), or its scores became NaN
+            EngineDeadError: the engine is of no more use
         """
         # 普通函数检查，生成器运行：若整个写成生成器，错误要等到取第一段文字时才抛出。
         # A plain function validates and a generator runs: as one generator it would raise at the first piece only.
@@ -162,41 +180,61 @@ class LLM:
 
     def stream_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Generator[str, None, None]:
-        """回答一段对话，其余同 `stream`。
+        chat_template_kwargs: Mapping[str, Any] | None = None, add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> Pieces:
+        """回答一段对话；参数同 `chat`，其余同 `stream`。
 
-        Answer one conversation; the rest is as in `stream`.
+        Answer one conversation; the arguments are those of `chat`, the rest is as in `stream`.
         """
-        return self.stream(self.engine.tokenizer.encode_chat(messages, chat_template_kwargs), sampling_params)
+        prompt = self.engine.tokenizer.encode_chat(
+            messages, chat_template_kwargs, add_generation_prompt, continue_final_message
+        )
+        return self.stream(prompt, sampling_params)
 
-    def _stream(self, seq: Request) -> Generator[str, None, None]:
+    def _stream(self, seq: Request) -> Pieces:
         """走一步，交出新的文字，直到结束。
 
         Step and yield what is new, until the end.
         """
+        try:
+            return (yield from self._pieces(seq))
+        finally:
+            # 里层的收尾也可能恰好被 Ctrl-C 打断：再收一次，已经收过的什么也不做。
+            # Ctrl-C may strike at just the line where the inner one cleans up: once more, which does nothing if done.
+            with ctrl_c_noted():
+                self.turns.abort([seq])
+
+    def _pieces(self, seq: Request) -> Pieces:
         assert seq.output_text is not None
-        self.engine.add_sequence(seq)
         shown, finished = 0, False
         try:
+            with ctrl_c_noted():
+                self.turns.add(seq)
             while not finished:
-                # 两段文字之间，别人（另一个 `stream`）可能已经把引擎走到了这个请求的结尾。
-                # Between two pieces somebody else, another `stream` say, may have stepped this request to its end.
-                if seq.finish_reason is None:
-                    self.engine.step()
-                finished = seq.finish_reason is not None
-                text = seq.output_text.so_far(finished)
+                # 只护住走步，不护住 `yield`：两段文字之间是用户自己的代码，Ctrl-C 该怎样就怎样。
+                # The step is protected, the `yield` is not: between two pieces runs the user's own code, where Ctrl-C
+                # does what it always does.
+                with ctrl_c_noted():
+                    # 两段文字之间，别人（另一个 `stream`）可能已经把引擎走到了这个请求的结尾。
+                    # Between two pieces somebody else, another `stream` say, may have stepped this request to its end.
+                    if seq.finish_reason is None:
+                        self.turns.step()
+                    finished = seq.finish_reason is not None
+                    text = seq.output_text.so_far(finished)
                 # 半个字符、可能是停止字符串开头的尾巴，都还扣着，所以不是每步都有新文字。
                 # Half a character, or a tail that may begin a stop string, is held back: not every step has new text.
                 if len(text) > shown:
                     yield text[shown:]
                     shown = len(text)
         finally:
-            # `break` 时 Python 在 `yield` 处抛 `GeneratorExit`，就走到这里；已经结束的不取消，它的 id 可能已另有主人。
-            # On `break` Python raises `GeneratorExit` at the `yield`, which leads here. One that has ended is left
-            # alone: its id may have a new owner.
-            if seq.finish_reason is None:
-                self.engine.abort(seq.request_id)
+            # `break` 时 Python 在 `yield` 处抛 `GeneratorExit`，就走到这里。
+            # On `break` Python raises `GeneratorExit` at the `yield`, which leads here.
+            with ctrl_c_noted():
+                self.turns.abort([seq])
+        if seq.finish_reason == "error":
+            raise ValueError(f"request {seq.request_id} {MARKS['error']}")
+        return seq.finish_reason
 
     def _run(
         self, prompts: Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None,
@@ -226,32 +264,30 @@ class LLM:
         # `step` returns anybody's results; this set tells which are ours.
         ours = {seq.request_id for seq in sequences}
         results: dict[str, RequestOutput] = {}
-        try:
-            # 全部先进队列，再走第一步：调度器看得到所有请求，第一步就能把它们拼成一批。
-            # All enter the queue before the first step, so that the scheduler can batch them from the start.
-            for seq in sequences:
-                self.engine.add_sequence(seq)
-            # 连续批处理就发生在这个循环里：短的先完成离开，等待的随即补上，谁也不等同批最长的那个。
-            # Continuous batching is this loop: short ones leave, waiting ones step in, nobody waits for the longest.
-            with generation_progress(self.engine, len(sequences), progress) as bar:
-                # 引擎里可能还有别人加的请求，它们同步前进，但不算在这里的结果里。
-                # Others may have added requests to the engine; they go on beside ours but are not among our results.
-                while len(results) < len(sequences) and self.engine.has_unfinished():
-                    # 初读源码从这里“单步进入”。多数步返回空列表，只有请求结束的那一步才有结果。
-                    # First reading: step into this call. Most return an empty list; results come when a request ends.
-                    finished = self.engine.step()
-                    results.update((output.request_id, output) for output in finished if output.request_id in ours)
-                    bar.update(len(results))
-        finally:
-            # 正常结束时这里无事可做；Ctrl-C 或出错时，把没完成的请求取消，块全部归还。
-            # Nothing to do after a normal end; after Ctrl-C or an error, cancel what is left and return its blocks.
-            for seq in sequences:
-                if seq.request_id not in results:
-                    # 不取消的话，下一次 `generate` 会接着算这些没人要的请求，还占着它们的块。
-                    # Otherwise the next `generate` would go on with requests that nobody wants, on their blocks.
-                    self.engine.abort(seq.request_id)
+        with ctrl_c_noted():
+            try:
+                # 全部先进队列，再走第一步：调度器看得到所有请求，第一步就能把它们拼成一批。
+                # All enter the queue before the first step, so that the scheduler can batch them from the start.
+                for seq in sequences:
+                    self.turns.add(seq)
+                # 连续批处理就发生在这里：短的先完成离开，等待的随即补上，谁也不等同批最长的那个。
+                # Continuous batching is this: short ones leave, waiting ones step in, nobody waits for the longest.
+                with generation_progress(self.engine, sequences, progress) as bar:
+                    for seq in sequences:
+                        while not seq.request_finished:
+                            # 初读源码从这里“单步进入”。多数步返回空列表，只有请求结束的那一步才有结果。
+                            # First reading: step into this call. Most return nothing; a request's end brings results.
+                            finished = self.turns.step()
+                            results.update((each.request_id, each) for each in finished if each.request_id in ours)
+                            bar.update()
+            finally:
+                # 正常结束时这里无事可做；Ctrl-C 或出错时，把没完成的请求取消，块全部归还。
+                # Nothing to do after a normal end; after Ctrl-C or an error, cancel what is left and return its blocks.
+                # 不取消的话，下一次 `generate` 会接着算这些没人要的请求，还占着它们的块。
+                # Otherwise the next `generate` would go on with requests that nobody wants, on their blocks.
+                self.turns.abort(sequences)
         # 完成的次序不等于提交的次序：短的先完成。按提交次序取出，`outputs[i]` 才对得上 `prompts[i]`。
         # Short requests finish first; results go back in order, so that `outputs[i]` answers `prompts[i]`.
-        # 中途被别处 `abort` 掉的请求没有走到结束那一步，这里补上它的结果，已输出的部分照样返回。
-        # A request that somebody else's `abort` ended has no result yet; make it here, with what it had put out.
+        # 被别处 `abort` 掉的、在别的线程的步子里完成的，结果不在其中，这里补上。
+        # Those that somebody else's `abort` ended, or a step of another thread finished, are not among them: made here.
         return [results.get(seq.request_id) or self.engine.requests.output(seq) for seq in sequences]

@@ -40,8 +40,11 @@ class BackendSpec:
     picks: Callable[[Case], bool] | None = None
     packages: tuple[str, ...] = ()
 
-    def installed(self) -> bool:
-        return all(importlib.util.find_spec(package) is not None for package in self.packages)
+    def missing(self) -> list[str]:
+        """要用而没有装的包。
+        The packages that it needs and that are not installed.
+        """
+        return [package for package in self.packages if importlib.util.find_spec(package) is None]
 
 
 POWERS_OF_TWO = (16, 32, 64, 128, 256)
@@ -201,15 +204,16 @@ class Problem:
 
 
 def targets() -> list[Target]:
-    """此机上能测的（后端，设备）。
-    The (backend, device) pairs that can be tested on this machine.
+    """此机上能测的（后端，设备）；缺包的也在内，由测试跳过并说明缺什么。
+    The (backend, device) pairs that can be tested on this machine; those without their packages are among them, and the
+    tests skip them and say what is missing.
     """
     available = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     found = [Target(spec, device) for spec in BACKENDS for device in spec.devices if device in available]
     # 有 GPU 的机器上不开解释模式，Triton 就只在 GPU 上测。
     # On a machine with a GPU the interpreter is off, and Triton is tested on the GPU only.
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
-    return [t for t in found if t.spec.installed() and (interpreting or not t.interpreted)]
+    return [t for t in found if interpreting or not t.interpreted]
 
 
 def supported(target: Target, case: Case) -> bool:

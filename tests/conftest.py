@@ -57,7 +57,7 @@ def make_hf_model(architecture: str = "llama", seed: int = 0, **overrides: Any) 
 
     A small random model made by transformers, its weights enlarged so that logits differ clearly.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    import transformers
 
     config: dict[str, Any] = {
         "vocab_size": 2304,
@@ -74,9 +74,9 @@ def make_hf_model(architecture: str = "llama", seed: int = 0, **overrides: Any) 
     }
     config.update(overrides)
     torch.manual_seed(seed)
-    classes = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
-    config_class, model_class = classes[architecture]
-    model = model_class(config_class(**config)).eval()
+    kind = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[architecture]
+    model_class = getattr(transformers, f"{kind}ForCausalLM")
+    model = model_class(getattr(transformers, f"{kind}Config")(**config)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from engine import block_key
 from engine.block_manager import BlockManager
+from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
@@ -153,11 +155,11 @@ class SlotModel:
         return seq.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
     def prefix(self, seq: Sequence, length: int) -> tuple[int, ...]:
-        """序列的前 `length` 个 token。
+        """序列的前 `length` 个 token，猜测接在已知的后面。
 
-        The sequence's first `length` tokens.
+        The sequence's first `length` tokens, guesses behind the known ones.
         """
-        return tuple(seq.token_ids[:length])
+        return (*seq.token_ids, *seq.draft_ids)[:length]
 
     def execute(self, schedule: list[ScheduledSequence], manager: BlockManager) -> None:
         """先写后读，与注意力层的次序相同。
@@ -179,6 +181,20 @@ class SlotModel:
                 expected = self.prefix(seq, position + 1)
                 found = self.content.get(self.slot(seq, position))
                 assert found == expected, f"{seq!r} attends to {found} at {position}, its prefix is {expected}"
+
+    def check_registered(self, manager: BlockManager) -> None:
+        """每个登记在册的块，内容就是它名字所说的那段前缀。
+
+        Each registered block holds just the prefix that its name says.
+        """
+        for block_id in manager.cached.values():
+            key, prefix = manager.blocks[block_id].key, ()
+            while key is not None:
+                prefix, key = key.token_ids + prefix, key.parent
+            first = len(prefix) - self.block_size
+            for offset in range(self.block_size):
+                found = self.content.get(block_id * self.block_size + offset)
+                assert found == prefix[: first + offset + 1], f"block {block_id} holds {found}, its name is {prefix}"
 
 
 # ---- 带模型 ----
@@ -334,7 +350,7 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
     """
     engine = llm.engine
     run = Run(outputs=[], seeds=[])
-    real_choose, real_add = engine.sampler.choose, engine.add_sequence
+    real_choose, real_open = engine.sampler.choose, engine.requests.open
 
     def choose(schedule: list[ScheduledSequence], logits: Tensor) -> list[list[int]]:
         run.decisions.append(rows(schedule))
@@ -350,20 +366,47 @@ def run_requests(llm: LLM, requests: list[Request], forced: Run | None = None) -
                 tokens[place] = [forced.tokens[int(row.seq.request_id)][row.seq.num_output_tokens]]
         return tokens
 
-    def add_sequence(seq: Sequence) -> None:
+    def open_request(seq: Sequence) -> list[Sequence]:
         run.seeds.append(seq.seed)
         run.stops.append(seq.stop_token_ids)
-        real_add(seq)
+        return real_open(seq)
 
-    engine.sampler.choose, engine.add_sequence = choose, add_sequence  # type: ignore[method-assign]
+    engine.sampler.choose, engine.requests.open = choose, open_request  # type: ignore[method-assign]
     run.outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
     run.num_preemptions = engine.scheduler.num_preemptions
     run.cache_hits = engine.block_manager.stats.hit
     assert_all_free(engine.block_manager)
     assert not engine.has_unfinished()
+    assert len(run.seeds) == len(run.stops) == len(requests)
     for request, output in zip(requests, run.outputs):
         assert_well_ended(llm, request, output)
     return run
+
+
+def add_guesses(engine: LLMEngine, plain: Run, kind: str) -> Counter[str]:
+    """每步之前照着 `plain` 的输出给每个序列写猜测：对的，错的，或者先对后错。
+
+    Before each step every sequence gets guesses after the outputs of `plain`: right, wrong, or right and then wrong.
+    """
+    rng, seen, real_plan, real_read = random.Random(3), Counter[str](), engine.plan, engine.sampler.read
+
+    def plan() -> list[ScheduledSequence]:
+        for seq in engine.scheduler.running:
+            answer = plain.tokens[int(seq.request_id)][seq.num_output_tokens :]
+            right = answer[: rng.randint(0, 6)] if kind != "wrong" else []
+            wrong = [(token + 1) % 2000 for token in answer[len(right) :][: rng.randint(0, 3)]]
+            seq.draft_ids = right + wrong if kind != "right" else right
+        schedule = real_plan()
+        seen["guesses"] += sum(len(row.seq.draft_ids) for row in schedule)
+        return schedule
+
+    def read(*arguments: Any) -> list[list[int]]:
+        token_ids = real_read(*arguments)
+        seen["right"] += sum(max(len(tokens) - 1, 0) for tokens in token_ids)
+        return token_ids
+
+    engine.plan, engine.sampler.read = plan, read  # type: ignore[method-assign]
+    return seen
 
 
 def assert_well_ended(llm: LLM, request: Request, output: RequestOutput) -> None:
@@ -375,7 +418,12 @@ def assert_well_ended(llm: LLM, request: Request, output: RequestOutput) -> None
     assert output.prompt_token_ids == request.prompt
     stops = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else set(llm.engine.requests.eos_token_ids))
     assert not stops & set(completion.token_ids[:-1]), "went on after a stop token"
-    if completion.finish_reason == "stop":
+    if isinstance(completion.stop_reason, str):
+        decode = llm.engine.tokenizer.decode
+        assert completion.stop_reason in (params.stop or ()) and completion.finish_reason == "stop"
+        assert completion.stop_reason in decode(completion.token_ids)
+        assert completion.stop_reason not in decode(completion.token_ids[:-1])
+    elif completion.finish_reason == "stop":
         assert completion.token_ids[-1] in stops
     else:
         assert completion.finish_reason == "length"

@@ -22,6 +22,7 @@ from backends.kv_cache import KVCache, store_by_index
 from engine.gpu.decode_graphs import DecodeGraphs
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
+from engine.outputs import RequestOutput
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence
 from layers.activation import silu_and_mul
@@ -86,14 +87,15 @@ def run_overlapped(llm: LLM, requests: list[Request]) -> tuple[Run, Spy]:
     engine = llm.engine
     assert isinstance(engine, OverlappedEngine)
     spy, seeds = Spy(engine), []
-    real_add = engine.add_sequence
+    real_open = engine.requests.open
 
-    def add_sequence(seq: Sequence) -> None:
+    def open_request(seq: Sequence) -> list[Sequence]:
         seeds.append(seq.seed)
-        real_add(seq)
+        return real_open(seq)
 
-    engine.add_sequence = add_sequence  # type: ignore[method-assign]
+    engine.requests.open = open_request  # type: ignore[method-assign]
     outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
+    assert len(seeds) == len(requests)
     run = Run(outputs, seeds, decisions=spy.decisions)
     run.num_preemptions = engine.scheduler.num_preemptions
     run.cache_hits = engine.block_manager.stats.hit
@@ -115,6 +117,35 @@ def assert_drained(engine: OverlappedEngine) -> None:
     assert not engine.has_unfinished() and engine.launched is None
     assert engine.step() == []
     assert_all_free(engine.block_manager)
+
+
+def assert_nothing_kept(engine: OverlappedEngine) -> None:
+    """图和采样器里，一个序列也不剩，每一条、每一行都空出来了。
+
+    No sequence is left in the graphs or the sampler, and all lanes and rows are free.
+    """
+    assert engine.graphs is not None
+    assert engine.graphs.lanes == {} and sorted(engine.graphs.free_lanes) == list(range(len(engine.graphs.tables)))
+    assert engine.sampler.rows == {}
+    assert sorted(engine.sampler.free_rows) == list(range(engine.sampler.counts.shape[1]))
+
+
+def collect_at_once(engine: OverlappedEngine) -> None:
+    """每一步都取回结果再安排下一步：有猜测时必须如此，因为猜对几个决定了下一步算什么。
+
+    Collect each step before the next is planned, as guesses require: how many were right decides what comes next.
+    """
+
+    def step() -> list[RequestOutput]:
+        schedule = engine.plan()
+        tokens, chosen, logprobs = engine._forward_and_sample(schedule)
+        engine.sampled = tokens
+        drawn = tokens.tolist()
+        counts = [(row.seq, row.num_logits) for row in schedule]
+        token_ids = engine.sampler.read(counts, [drawn[row] for row in chosen], logprobs)
+        return engine.record(schedule, token_ids, engine.scheduler.update(schedule, token_ids))
+
+    engine.step = step  # type: ignore[method-assign]
 
 
 def poison(llm: LLM) -> None:

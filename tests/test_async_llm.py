@@ -45,7 +45,7 @@ def run(llm: AsyncLLM, main: Callable[[AsyncLLM], Awaitable[None]], dead: bool =
     asyncio.run(wrapped())
     assert not llm._thread.is_alive() and llm._streams == {}
     if not dead:
-        assert not llm.engine.has_unfinished() and llm.engine.requests._ids_in_use == set()
+        assert not llm.engine.has_unfinished() and llm.engine.requests.ids_in_use == set()
         assert_all_free(llm.engine.block_manager)
 
 

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from engine_helpers import BAD_REQUESTS, assert_all_free, small_model_folder
 
+import engine.model_runner
+import mini_llama
+from backends import BackendUnavailableError
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from models.config import ModelLoadError
@@ -300,7 +303,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong shape": (edit("config.json", intermediate_size=128), "shape"),
     "missing tensor": (edit("config.json", num_hidden_layers=3), "layers.2"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json"),
-    "no tokenizer config": (remove("tokenizer_config.json"), "tokenizer_config.json"),
     "tokenizer not JSON": (write("tokenizer.json", b"{oops\n\n"), "tokenizer"),
     "tokenizer config not JSON": (write("tokenizer_config.json", b"{\noops"), "tokenizer"),
     "generation config not JSON": (write("generation_config.json", b"oops"), "generation_config.json"),
@@ -320,11 +322,95 @@ def test_a_damaged_model_folder_is_a_one_line_error(
     one_line(info.value)
     # 命令行：同一个错误，一行，返回 2。
     # The command line: the same error in one line, and 2.
-    import mini_llama
-
     capsys.readouterr()
     assert mini_llama.main(["--model", str(copy), "--device", "cpu", "--prompt", "hi"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("mini_llama.py: error: ")
+
+
+# ---- 不花钱的检查在前 ----
+# ---- what costs nothing is checked first ----
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """谁去分配或读权重，谁就失败。
+
+    Whoever allocates or reads weights fails.
+    """
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the weights were touched")
+
+    for name in ("materialize", "load_weights"):
+        monkeypatch.setattr(engine.model_runner, name, fail)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_model_len": 513}, "max_model_len=513"),
+        ({"max_model_len": 1}, "max_model_len=1"),
+        ({"max_model_len": 257}, "max_model_len=257.*17 blocks of 16.*there are 16"),
+        ({"kvcache_block_size": 12}, "kvcache_block_size=12"),
+        ({"backend": "nope"}, "nope.*torch, sdpa"),
+        ({"backend": "flash"}, "flash"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"dtype": "int8"}, "int8"),
+        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens=0"),
+        ({"num_kvcache_blocks": 0}, "num_kvcache_blocks=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+    ids=str,
+)
+def test_a_bad_option_fails_before_weights_are_read(
+    folder: Path, no_weights: None, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, BackendUnavailableError), match=message):
+        make_llm(folder, **options)
+
+
+BEFORE_WEIGHTS = [
+    "no config", "unknown architecture", "unknown rope type", "no tokenizer", "tokenizer not JSON",
+    "generation config not JSON", "bad default temperature", "bad stop ids",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEFORE_WEIGHTS)
+def test_a_bad_file_beside_the_weights_fails_before_they_are_read(copy: Path, no_weights: None, name: str) -> None:
+    damage, message = DAMAGE[name]
+    damage(copy)
+    with pytest.raises(ModelLoadError, match=message):
+        make_llm(copy)
+
+
+def test_good_options_do_read_the_weights(folder: Path, no_weights: None) -> None:
+    with pytest.raises(AssertionError, match="the weights were touched"):
+        make_llm(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-p", "2"], "top_p=2"),
+        (["--temperature", "3"], "temperature=3"),
+        (["--top-k", "-2"], "top_k=-2"),
+        (["--max-tokens", "0"], "max_tokens=0"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--backend", "nope"], "nope"),
+        (["--num-kvcache-blocks", "0"], "num_kvcache_blocks=0"),
+        (["--max-num-batched-tokens", "0"], "max_num_batched_tokens=0"),
+        (["--chat", "--top-p", "2"], "top_p=2"),
+        (["--compare", "torch", "nope"], "nope"),
+        (["--compare", "torch", "sdpa", "--top-p", "2"], "top_p=2"),
+    ],
+    ids=str,
+)
+def test_the_command_line_fails_before_weights_are_read(
+    folder: Path, no_weights: None, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mini_llama.main(["--model", str(folder), "--device", "cpu", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and message in captured.err and len(captured.err.splitlines()) == 1

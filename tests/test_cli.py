@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_helpers import ROOT, environment, python
@@ -14,7 +15,8 @@ from engine_helpers import ROOT, environment, python
 import mini_llama
 from backends import backend_names
 from engine import kv_pool
-from engine.tokenizer import Tokenizer
+from engine.outputs import RequestOutput
+from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +95,14 @@ def test_a_prompt_with_brackets_is_printed_as_it_is(capsys: pytest.CaptureFixtur
 
 def test_an_answer_is_printed_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = "[/] [red]x[/b] :key: a\\[b] list[0] " + "word " * 60 + "\n  indented"
-    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, skip_special_tokens=True: text)
+    real = mini_llama.LLM.chat
+
+    def chat(self: LLM, *arguments: Any, **options: Any) -> list[RequestOutput]:
+        outputs = real(self, *arguments, **options)
+        outputs[0].outputs[0].text = text
+        return outputs
+
+    monkeypatch.setattr(mini_llama.LLM, "chat", chat)
     code, out, _ = main(capsys, "--prompt", "hi", "--max-tokens", "1")
     assert code == 0 and text in out
 
@@ -277,7 +286,7 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import mini_llama
 from engine.llm_engine import LLMEngine
-from engine import kv_pool
+from engine.model_runner import ModelRunner
 engines, steps, real = [], [], ModelRunner.execute
 start = LLMEngine.__init__
 def init(self, *arguments):

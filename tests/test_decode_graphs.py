@@ -6,6 +6,10 @@ How inputs of the CUDA graphs are prepared, on the CPU: "record and replay" beco
 stays. Buffers, padded rows, updates of the block tables, the row that holds the last step's token: none needs a GPU.
 """
 
+import gc
+import random
+from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +18,29 @@ import torch
 from engine_helpers import (
     Request,
     Run,
+    add_guesses,
     assert_equal_or_close_call,
+    featured_requests,
     mixed_requests,
     run_requests,
     small_model_folder,
 )
-from overlap_helpers import add_graphs, poison, run_overlapped
+from overlap_helpers import (
+    add_graphs,
+    assert_drained,
+    assert_nothing_kept,
+    collect_at_once,
+    poison,
+    run_overlapped,
+)
 
 import serving.llm
+from engine.batch import build_batch, flatten
+from engine.gpu import decode_graphs
 from engine.gpu.decode_graphs import graph_sizes
 from engine.gpu.overlapped_engine import OverlappedEngine
+from engine.scheduler import ScheduledSequence
+from engine.sequence import Sequence
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,3 +122,123 @@ def test_64_mixed_requests_give_equal_tokens(folder: Path, requests: list[Reques
     assert assert_equal_or_close_call(plain, run, requests) <= 2
     assert len(replayed) > 20 and max(replayed) <= graphs.sizes[-1]
     assert (run.num_preemptions > 10) == ("tiny pool" in name)
+
+
+# ---- 带猜测的行 ----
+# ---- rows with guesses ----
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "mixed"])
+@pytest.mark.parametrize("name", ["plain", "tiny pool", "budget of 40 tokens"])
+def test_rows_with_guesses_equal_the_eager_path(
+    folder: Path, requests: list[Request], plain: Run, name: str, kind: str
+) -> None:
+    # 部分请求要过滤，图之后重采；带猜测的行在图里占好几行，各有自己的序号。
+    # Some requests filter and are sampled again after the graph; a row with guesses takes several rows of it, each with
+    # its own output index.
+    llm = make_llm(folder, **VARIANTS.get(name, dict(max_num_batched_tokens=40)))
+    engine, graphs = llm.engine, add_graphs(llm)
+    assert isinstance(engine, OverlappedEngine)
+    seen = add_guesses(engine, plain, kind)
+    collect_at_once(engine)
+    replayed, real = Counter[str](), graphs.run
+
+    def run_graph(schedule: list[ScheduledSequence]) -> Any:
+        replayed["steps"] += 1
+        for row in schedule:
+            replayed["with guesses"] += len(row.seq.draft_ids) > 0
+            replayed["with guesses, sampled again"] += len(row.seq.draft_ids) > 0 and row.seq.needs_logits
+        return real(schedule)
+
+    graphs.run = run_graph  # type: ignore[method-assign]
+    poison(llm)
+    outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
+    assert assert_equal_or_close_call(plain, Run(outputs, plain.seeds), requests) <= 2
+    assert seen["guesses"] > 100 and (seen["right"] > 50) == (kind != "wrong")
+    # 64 个一起跑时，一步带上猜测常常超过 64 行，要逐个启动；快结束时才用得上图。
+    # With 64 at once a step with guesses often has more than 64 rows and is launched kernel by kernel; graphs serve the
+    # steps near the end.
+    least = 3 if name == "plain" else 20
+    assert replayed["steps"] > least and replayed["with guesses"] > 2 * least, replayed
+    assert replayed["with guesses, sampled again"] > least, replayed
+    assert_nothing_kept(engine)
+
+
+def test_a_graph_gets_the_step_laid_flat(folder: Path, requests: list[Request]) -> None:
+    # 主机送去的每一列，就是 `flatten` 的那一列；补齐的行不写缓存，长度是 0。
+    # Each column that the host sends is that of `flatten`; padded rows store nothing and have a length of 0.
+    llm = make_llm(folder, max_num_seqs=24)
+    engine, graphs = llm.engine, add_graphs(llm)
+    for index, request in enumerate(requests[:12]):
+        engine.add_request(request.prompt[:9], request.params, str(index))
+    rng, seen = random.Random(0), Counter[str]()
+    for _ in range(12):
+        for seq in engine.scheduler.running:
+            seq.draft_ids = [rng.randrange(2000) for _ in range(rng.choice([0, 0, 1, 2]))]
+        schedule = engine.plan()
+        step = flatten(schedule, engine.pool.block_size)
+        batch = build_batch(schedule, engine.pool.block_size, engine.model_runner.device)
+        if graphs.can_run(schedule):
+            _, logits, same = graphs.run(schedule)
+            assert same == step
+            column = dict(zip(decode_graphs._COLUMNS, graphs.inputs.tolist()))
+            count, size = len(step.input_ids), next(s for s in graphs.sizes if s >= len(step.input_ids))
+            assert column["input_ids"][:count] == step.input_ids == batch.input_ids.tolist()
+            assert column["positions"][:count] == step.positions == batch.positions.tolist()
+            assert column["slots"][:size] == step.slots + [-1] * (size - count)
+            assert step.slots == batch.metadata.slot_mapping.tolist()
+            assert column["seqlens"][:size] == [p + 1 for p in step.positions] + [0] * (size - count)
+            assert [column["seeds"][i] for i in step.logits_indices] == [seq.seed for seq, _ in step.samples]
+            assert [column["output_indices"][i] for i in step.logits_indices] == [index for _, index in step.samples]
+            for (seq, num_new), start in zip(schedule, accumulate([row.num_new_tokens for row in schedule], initial=0)):
+                for lane in column["lanes"][start : start + num_new]:
+                    assert graphs.tables[lane].tolist()[: len(seq.block_table)] == seq.block_table
+            # 同样的一步逐个启动，得到同样的 logits。
+            # The same step, launched one by one, gives the same logits.
+            eager = engine.model_runner.execute(batch)
+            torch.testing.assert_close(logits[step.logits_indices], eager, rtol=1e-4, atol=1e-4)
+            seen["steps"] += 1
+            seen["guesses"] += sum(len(seq.draft_ids) for seq, _ in schedule)
+            seen["padded"] += size > count
+        token_ids = engine.sampler.choose(schedule, engine.model_runner.execute(batch))
+        engine.record(schedule, token_ids, engine.scheduler.update(schedule, token_ids))
+    assert seen["steps"] > 6 and seen["guesses"] > 10 and seen["padded"] > 2, seen
+
+
+# ---- 结束的序列不留下 ----
+# ---- nothing is kept of a sequence that has ended ----
+
+
+def count_sequences() -> int:
+    gc.collect()
+    return sum(type(thing) is Sequence for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("blocks", [640, MAX_LEN // 16 + 2])
+def test_lanes_and_rows_are_let_go_at_the_end_and_on_abort(folder: Path, blocks: int) -> None:
+    before = count_sequences()
+    llm = make_llm(folder, num_kvcache_blocks=blocks, max_num_seqs=6)
+    engine, graphs = llm.engine, add_graphs(llm)
+    assert isinstance(engine, OverlappedEngine)
+    rng, aborted = random.Random(1), 0
+    for index, request in enumerate(featured_requests(30)):
+        engine.add_request(request.prompt, request.params, str(index))
+    while engine.has_unfinished():
+        engine.step()
+        live = {*engine.scheduler.running, *engine.scheduler.waiting}
+        # 结束的那一刻就让出，不等以后有人来要。
+        # Let go at the very end, and not when somebody asks for it later.
+        assert set(graphs.lanes) <= live and set(engine.sampler.rows) <= live
+        assert len(graphs.lanes) + len(graphs.free_lanes) == 6
+        if live and rng.random() < 0.2:
+            victim = rng.choice(sorted(seq.request_id for seq in live))
+            aborted += victim in {seq.request_id for seq in graphs.lanes}
+            assert engine.abort(victim) is not None
+            assert victim not in {seq.request_id for seq in [*graphs.lanes, *engine.sampler.rows]}
+    assert_drained(engine)
+    assert_nothing_kept(engine)
+    assert aborted > 3 and (engine.scheduler.num_preemptions > 0) == (blocks < 640)
+    del live
+    # 引擎还在，序列一个也不在了。
+    # The engine is there, and not one sequence is.
+    assert count_sequences() == before

@@ -12,7 +12,7 @@ import pytest
 from conftest import EMBEDDED_MODEL
 from hypothesis import given, settings
 
-from engine.detokenizer import MAX_UNDECIDED, REPLACEMENT, Detokenizer, OutputText
+from engine.detokenizer import CONTEXT, REPLACEMENT, Detokenizer, OutputText
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 
@@ -112,7 +112,7 @@ def test_garbage_costs_no_more_than_text(monkeypatch: pytest.MonkeyPatch, cycle:
     monkeypatch.setattr(Tokenizer, "decode", lambda self, i, **k: lengths.append(len(i)) or real(self, i, **k))
     joined = "".join(pieces_of(ids))
     assert joined == real(TOKENIZER, ids)
-    assert max(lengths) <= 3 * MAX_UNDECIDED and sum(lengths) < 40 * len(ids)
+    assert max(lengths) <= 3 * CONTEXT and sum(lengths) < 40 * len(ids)
 
 
 # ---- 停止字符串 ----

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,19 +24,25 @@ CLOSING = ["## Try it · 动手试试", "## Breakpoint · 断点", "## Questions
 # 这两章是用来查的，不是用来读的：一章是数据，一章是词条。
 # These two are for looking things up: one is figures, the other entries.
 REFERENCE = ("glossary", "performance")
-NOT_RUN = ("gpu", "download", "terminal")
+# 代码块上面那行注释：为什么不运行；或者要用哪个包，没装就跳过。
+# The comment above a block: why it is not run; or which package it needs, without which it is skipped.
+MARKERS = ("not run: gpu", "not run: download", "not run: terminal", "needs: triton")
 
 
 @dataclass(frozen=True)
 class Block:
-    """一个代码块；`first` 是它第一行代码的行号（从 1 数），`marker` 是它上面那行写的不运行的原因。
-    A code block; `first` is the number of its first line of code (from 1), `marker` the reason above it not to run it.
+    """一个代码块；`first` 是它第一行代码的行号（从 1 数），`marker` 是它上面那行注释，没有就是空的。
+    A code block; `first` is the number of its first line of code (from 1), `marker` the comment above it or empty.
     """
 
     kind: str
     code: str
     first: int
-    marker: str | None
+    marker: str
+
+    @property
+    def package(self) -> str:
+        return self.marker.partition("needs: ")[2]
 
 
 @cache
@@ -47,9 +54,9 @@ def read(lang: str, chapter: str) -> tuple[str, list[Block]]:
     kind, last = None, ""
     for number, line in enumerate((DOCS / lang / f"{chapter}.md").read_text(encoding="utf-8").splitlines(), 1):
         if kind is None and line.startswith("```"):
-            kind, code, marker = line[3:].strip(), [], re.fullmatch(r"<!-- not run: (.+) -->", last)
+            kind, code, marker = line[3:].strip(), [], re.fullmatch(r"<!-- ((?:not run|needs): .+) -->", last)
         elif kind is not None and line.rstrip() == "```":
-            blocks.append(Block(kind, "\n".join(code), number - len(code), marker[1] if marker else None))
+            blocks.append(Block(kind, "\n".join(code), number - len(code), marker[1] if marker else ""))
             kind = None
         elif kind is not None:
             code.append(line)
@@ -98,8 +105,14 @@ def blocks_to_run(kind: str, chapter: str) -> list[Block]:
     """两种语言的代码块相同，跑一遍就够。
     The blocks are the same in both languages, so one run will do.
     """
-    exists = (DOCS / "en" / f"{chapter}.md").exists()
-    return [block for block in read("en", chapter)[1] if block.kind == kind and not block.marker] if exists else []
+    blocks = read("en", chapter)[1] if (DOCS / "en" / f"{chapter}.md").exists() else []
+    return [block for block in blocks if block.kind == kind and not block.marker.startswith("not run")]
+
+
+def skip_without_packages(blocks: list[Block]) -> None:
+    missing = sorted({block.package for block in blocks if block.package and find_spec(block.package) is None})
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
 
 
 def run(command: list[str]) -> None:
@@ -143,15 +156,20 @@ def test_links_lead_somewhere(lang: str, chapter: str) -> None:
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 @pytest.mark.parametrize("lang", LANGS)
-def test_only_known_reasons_not_to_run(lang: str, chapter: str) -> None:
+def test_only_known_markers(lang: str, chapter: str) -> None:
     prose, blocks = read(lang, chapter)
-    reasons = re.findall(r"<!--\s*not run.*", prose)
     marked = [block for block in blocks if block.marker]
     # 每个标记都紧挨在一个本来会运行的代码块上面。
     # Each marker stands directly above a block that would run without it.
-    assert reasons == [f"<!-- not run: {block.marker} -->" for block in marked]
+    assert re.findall(r"<!--\s*(?:not run|needs).*", prose) == [f"<!-- {block.marker} -->" for block in marked]
+    requirements = (ROOT / ".ci/requirements.txt").read_text(encoding="utf-8").splitlines()
     for block in marked:
-        assert block.marker in NOT_RUN and block.kind in ("python", "bash"), block
+        assert block.marker in MARKERS and block.kind in ("python", "bash"), block
+        # 读者看不见注释，所以正文也要写明怎样装这个包，版本与检查所用的相同。
+        # Readers do not see comments, so the text, too, says how to install the package, in the version of the checks.
+        if block.package:
+            (wanted,) = [line for line in requirements if re.match(rf"{block.package}\b", line)]
+            assert f'pip install "{wanted}"' in prose
     assert {block.kind for block in blocks} <= {"python", "bash", "text", "mermaid"}
 
 
@@ -160,6 +178,7 @@ def test_python_blocks_run(chapter: str, tmp_path: Path) -> None:
     # 用空行补齐，出错时的行号就是这一章里的行号。
     # Padded with empty lines, so that line numbers in a traceback are those of the chapter.
     lines: list[str] = []
+    skip_without_packages(blocks_to_run("python", chapter))
     for block in blocks_to_run("python", chapter):
         lines += [""] * (block.first - 1 - len(lines)) + block.code.split("\n")
     script = tmp_path / f"{chapter}.py"
@@ -176,4 +195,5 @@ def test_python_blocks_run(chapter: str, tmp_path: Path) -> None:
     ],
 )
 def test_bash_blocks_run(block: Block) -> None:
+    skip_without_packages([block])
     run(["bash", "-e", "-o", "pipefail", "-c", block.code])

@@ -332,7 +332,7 @@ def test_a_stop_token_of_the_user(small: LLM) -> None:
     assert said.text == small.engine.tokenizer.decode(said.token_ids)
 
 
-def test_the_models_own_stop_tokens_are_the_union_of_both_files(folder: Path, tmp_path: Path) -> None:
+def test_the_models_own_stop_tokens(folder: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "union"
@@ -344,8 +344,11 @@ def test_the_models_own_stop_tokens_are_the_union_of_both_files(folder: Path, tm
     (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": [2203, in_config]}))
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation}))
     llm = make_llm(copy, num_kvcache_blocks=64)
-    assert llm.engine.requests.eos_token_ids == {2203, in_config, in_generation}
-    for params, end in [(SamplingParams(temperature=0, max_tokens=30), {in_config, in_generation}), (greedy, None)]:
+    # `generation_config.json` 有就以它为准，再加上分词器自己的结束符。
+    # `generation_config.json` wins where it has any; the tokenizer's own end token is added.
+    own = llm.engine.tokenizer.eos_token_id
+    assert llm.engine.requests.eos_token_ids == {in_generation, own}
+    for params, end in [(SamplingParams(temperature=0, max_tokens=30), {in_generation, own}), (greedy, None)]:
         completion = llm.generate([[1, 2, 3]], params, progress=False)[0].outputs[0]
         expected = said if end is None else said[: next(i for i, t in enumerate(said) if t in end) + 1]
         assert completion.token_ids == expected
@@ -354,7 +357,7 @@ def test_the_models_own_stop_tokens_are_the_union_of_both_files(folder: Path, tm
         assert (completion.finish_reason, completion.stop_reason) == ("length" if end is None else "stop", None)
     (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": in_config}))
     (copy / "generation_config.json").unlink()
-    assert make_llm(copy, num_kvcache_blocks=64).engine.requests.eos_token_ids == {in_config}
+    assert make_llm(copy, num_kvcache_blocks=64).engine.requests.eos_token_ids == {in_config, own}
 
 
 def test_num_cached_tokens_of_a_repeated_prompt(folder: Path) -> None:

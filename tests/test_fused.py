@@ -228,8 +228,8 @@ def test_every_module_with_a_fast_twin_gets_the_kernels(place: Place, kernels: F
     # A small model with biases and norms of heads: no module that has the attribute `kernels` may be left out.
     shape = {
         "architectures": ["Qwen3ForCausalLM"], "vocab_size": 40, "hidden_size": 32, "intermediate_size": 24,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
-        "attention_bias": True,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 64, "attention_bias": True,
     }  # fmt: skip
     model = create_model(parse_config(shape), create_backend("torch", "cpu"))
     materialize(model, place.dtype, torch.device(place.device))

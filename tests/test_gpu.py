@@ -15,6 +15,7 @@ import torch
 from engine_helpers import (
     Request,
     Run,
+    add_guesses,
     assert_all_free,
     assert_equal_or_close_call,
     check_logprobs,
@@ -23,7 +24,7 @@ from engine_helpers import (
     run_requests,
     small_model_folder,
 )
-from overlap_helpers import assert_drained, poison, run_overlapped
+from overlap_helpers import assert_drained, assert_nothing_kept, collect_at_once, poison, run_overlapped
 
 from backends import backend_status, choose_backend
 from engine.gpu.overlapped_engine import OverlappedEngine
@@ -224,13 +225,27 @@ def test_penalties_logprobs_and_n(folder: Path, name: str) -> None:
     assert spy.finite and len(spy.rows) > 10
     assert assert_equal_or_close_call(expected, run, requests) <= 3
     check_logprobs(expected, run, requests)
-    assert llm.engine.sampler.rows == {}
+    assert isinstance(llm.engine, OverlappedEngine)
+    assert_nothing_kept(llm.engine)
     several = [Request(r.prompt, replace(r.params, n=3, seed=2**63 - 2)) for r in requests[:12]]
     each = [Request(r.prompt, replace(r.params, n=1, seed=s)) for r in several for s in (2**63 - 2, 2**63 - 1, 0)]
     alone = eager_run(folder, each)
     together, _ = run_overlapped(llm, several)
     outputs = [replace(output, outputs=[one]) for output in together.outputs for one in output.outputs]
     assert assert_equal_or_close_call(alone, replace(together, outputs=outputs, seeds=alone.seeds), each) <= 3
+
+
+@pytest.mark.parametrize("kind", ["right", "mixed"])
+@pytest.mark.parametrize("name", ["plain", "tiny pool"])
+def test_rows_with_guesses(folder: Path, requests: list[Request], plain: Run, name: str, kind: str) -> None:
+    llm = make_llm(folder, strict=True, **VARIANTS[name])
+    assert isinstance(llm.engine, OverlappedEngine)
+    spy, seen = GraphSpy(llm), add_guesses(llm.engine, plain, kind)
+    collect_at_once(llm.engine)
+    outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
+    assert assert_equal_or_close_call(plain, Run(outputs, plain.seeds), requests) <= 3
+    assert spy.finite and len(spy.rows) > 3 and seen["right"] > 50
+    assert_nothing_kept(llm.engine)
 
 
 def test_abort_with_a_step_in_flight(folder: Path) -> None:

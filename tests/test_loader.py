@@ -170,7 +170,10 @@ def test_every_tensor_arrives(tmp_path: Path, architecture: str, shards: int, op
     tensors = random_weights(config)
     assert ("lm_head.weight" in tensors) != config["tie_word_embeddings"]
     assert ("model.layers.0.self_attn.q_norm.weight" in tensors) == (architecture == "Qwen3ForCausalLM")
-    assert ("model.layers.0.self_attn.v_proj.bias" in tensors) == ("attention_bias" in options)
+    # Qwen2 的偏置由架构规定，文件里写什么都一样。
+    # Qwen2's bias is implied by the architecture, whatever the file says.
+    biased = "attention_bias" in options or architecture == "Qwen2ForCausalLM"
+    assert ("model.layers.0.self_attn.v_proj.bias" in tensors) == biased
     model = load(write(tmp_path / "model", tensors, config, shards))
     targets = weight_targets(model)
     assert targets.keys() == tensors.keys()
@@ -369,10 +372,14 @@ def test_wrong_shape_names_both_shapes(tmp_path: Path, shape: tuple[int, ...]) -
     refuses(lambda: load(write(tmp_path / "model", tensors)), GATE, str(list(shape)), "[24, 16]", "config.json")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+STORED = {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8", torch.bool: "BOOL",
+          torch.float8_e4m3fn: "F8_E4M3"}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", STORED)
 def test_integer_and_quantized_tensors(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {**random_weights(), GATE: torch.ones(24, 16).to(dtype)}
-    refuses(lambda: load(write(tmp_path / "model", tensors)), GATE, str(dtype), "floating-point")
+    refuses(lambda: load(write(tmp_path / "model", tensors)), GATE, STORED[dtype], "floating-point")
 
 
 def test_config_and_weights_that_do_not_belong_together(folder: Path) -> None:
@@ -418,7 +425,7 @@ def test_defaults_are_those_of_transformers() -> None:
     config = parse_config(without(*keys, "rope_parameters"))
     assert (config.head_dim, config.num_key_value_heads) == (4, 4)
     assert (config.rms_norm_eps, config.rope_theta, config.rope_scaling) == (1e-6, 10000.0, None)
-    assert (config.tie_word_embeddings, config.eos_token_ids, config.dtype) == (False, (), torch.float32)
+    assert (config.tie_word_embeddings, config.eos_token_ids, config.dtype) == (False, (), None)
 
 
 OPTIONAL = (
@@ -471,7 +478,7 @@ def test_both_spellings() -> None:
         assert parse_config({**old, "rope_theta": 1e6, "rope_scaling": plain}).rope_theta == 1e6
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear", "dynamic", "longrope", "su", "LLAMA3", "", 7, ["llama3"]])
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "su", "LLAMA3", "", 7, ["llama3"]])
 def test_unknown_rope_type(kind: Any) -> None:
     message = refuses(
         lambda: parse_config({**CONFIG, "rope_parameters": {**LLAMA3, "rope_type": kind}}), "rope type", "llama3"
@@ -515,7 +522,8 @@ def test_bad_integers(key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("key", [k for k in INTEGERS if k not in ("num_key_value_heads", "head_dim")])
 def test_missing_integers(key: str) -> None:
-    refuses(lambda: parse_config(without(key)), key)
+    if key != "max_position_embeddings":
+        refuses(lambda: parse_config(without(key)), key)
     refuses(lambda: parse_config({**CONFIG, key: None}), key)
 
 

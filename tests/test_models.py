@@ -1,5 +1,5 @@
-"""模型与 `transformers` 的比较：随机的小 Llama 和 Qwen3，以及内嵌模型。
-Models against `transformers`: random small Llamas and Qwen3s, and the embedded model.
+"""模型与 `transformers` 的比较：每种架构的随机小模型，以及内嵌模型。
+Models against `transformers`: random small models of every architecture, and the embedded model.
 
 判据：以 `transformers` 的 float64 为准，我们的 float32 logits 的误差不超过它自己的 float32 的 3 倍。
 The judge is a float64 run of `transformers`: our float32 error is at most 3 times that of its own float32 run.
@@ -191,6 +191,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama no groups": {"num_key_value_heads": 4, "rms_norm_eps": 1e-3},
     "llama biases": {"attention_bias": True, "mlp_bias": True},
     "llama shards": {"max_shard_size": "60KB", "num_hidden_layers": 3},
+    "mistral": {"architecture": "mistral", "tie_word_embeddings": False, "sliding_window": None},
+    "mistral head_dim": {"architecture": "mistral", "head_dim": 32, "sliding_window": None, "num_key_value_heads": 1},
+    "qwen2 tied": {"architecture": "qwen2"},
+    "qwen2 untied": {"architecture": "qwen2", "tie_word_embeddings": False, "rope_parameters": rope(None, 1e6)},
+    "qwen2 shards": {"architecture": "qwen2", "max_shard_size": "60KB", "tie_word_embeddings": False},
     "qwen3 tied": {"architecture": "qwen3"},
     "qwen3 untied": {"architecture": "qwen3", "tie_word_embeddings": False},
     "qwen3 ratio 3": {"architecture": "qwen3", "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32},
@@ -365,7 +370,8 @@ def test_attention_layers_come_in_order(tmp_path: Path) -> None:
 
 
 def test_every_registered_model_has_a_test_above() -> None:
-    assert set(MODEL_REGISTRY) == {"LlamaForCausalLM", "Qwen3ForCausalLM"}
+    tested = {name.split()[0] for name in VARIANTS}
+    assert tested == {name.removesuffix("ForCausalLM").lower() for name in MODEL_REGISTRY}
 
 
 def test_random_weights_are_reproducible(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ abort ends all of them.
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +22,14 @@ from engine_helpers import (
 )
 from overlap_helpers import MAX_LEN, ROOMY, add_graphs, assert_drained, make_llm, run_overlapped
 
+import engine.llm_engine
+import engine.requests
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.scheduler import ScheduledSequence
+from engine.sequence import Sequence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,7 +169,7 @@ def test_the_others_take_the_blocks_of_number_1_and_enter_at_the_front(folder: P
     engine.add_request(PROMPT, PARAMS, "x")
     engine.add_request([5, 6], ONE, "y")
     engine.add_request(PROMPT, PARAMS, "z")
-    others = engine.scheduler.waiting[0].siblings[1:]
+    others = next(iter(engine.scheduler.waiting)).siblings[1:]
     assert waiting(engine) == [("x", 0), ("y", 0), ("z", 0)]
     results = {}
     for _ in range(2):
@@ -276,3 +282,46 @@ def test_metrics_and_counters(folder: Path) -> None:
     # The prompt's 40 are computed once, the other 2 outputs compute 8 each; then every output decodes 5 steps.
     assert llm.engine.num_generated_tokens == 18
     assert llm.engine.num_computed_tokens == 40 + 2 * 8 + 3 * 5
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_time_per_output_token_is_the_gap_that_a_reader_of_one_output_sees(
+    folder: Path, overlapped: bool, uneven: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 假的时钟：一步 2 秒。每份输出每 2 秒多一个 token，4 份一起写也还是 2 秒，不是 0.5 秒。
+    # A fake clock: a step takes 2 seconds. Every output gets a token each 2 seconds, and with 4 written at once it is 2
+    # seconds all the same and not 0.5.
+    clock = SimpleNamespace(now=100.0)
+    for module in (engine.llm_engine, engine.requests):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    llm = make_llm(folder, overlapped=overlapped, **ROOMY)
+    real, real_record, times = llm.engine.step, llm.engine.record, dict[int, list[float]]()
+
+    def step() -> list[RequestOutput]:
+        clock.now += 1.0 + clock.now % 3 if uneven else 2.0
+        return real()
+
+    def record(schedule: list[ScheduledSequence], token_ids: list[list[int]], finished: list[Sequence]) -> Any:
+        for row, tokens in zip(schedule, token_ids):
+            if row.seq.finish_reason is None or row.seq in finished:
+                times.setdefault(row.seq.index, []).extend([clock.now] * len(tokens))
+        return real_record(schedule, token_ids, finished)
+
+    monkeypatch.setattr(llm.engine, "step", step)
+    monkeypatch.setattr(llm.engine, "record", record)
+    params = SamplingParams(temperature=1.5, seed=3, max_tokens=9, n=4, ignore_eos=True)
+    # 第二轮里几份输出各有长短，一步的时间也不一样：所有间隔放在一起取平均。
+    # In the second round outputs have different lengths and steps different times: the mean of all gaps together.
+    said = llm.generate([PROMPT], params, progress=False)[0].outputs
+    stop = [said[index].token_ids[2 * index] for index in (1, 2, 3)]
+    times.clear()
+    output = llm.generate([PROMPT], replace(params, stop_token_ids=stop) if uneven else params, progress=False)[0]
+    lengths = [len(completion.token_ids) for completion in output.outputs]
+    assert lengths == [len(times[index]) for index in range(4)]
+    gaps = [b - a for mine in times.values() for a, b in pairwise(mine)]
+    assert len(set(lengths)) > 2 if uneven else set(lengths) == {9} and set(gaps) == {2.0}
+    assert output.metrics.time_per_output_token == pytest.approx(sum(gaps) / len(gaps))
+    assert output.metrics.num_later_tokens == sum(lengths) - 4
+    assert output.metrics.first_token_time == min(mine[0] for mine in times.values())
+    assert output.metrics.last_token_time == max(mine[-1] for mine in times.values())

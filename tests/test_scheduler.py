@@ -4,10 +4,12 @@ The scheduler without a model: budget, admission, preemption, stopping and abort
 that can be worked by hand.
 """
 
+from typing import Any
+
 import pytest
 from engine_helpers import assert_all_free, few_hashes, make_scheduler, make_seq, rows, run_all, step
 
-from engine.scheduler import ScheduledSequence
+from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence, SequenceStatus
 
 
@@ -436,6 +438,166 @@ def test_update_wants_a_row_of_tokens_for_each_scheduled_row() -> None:
     schedule = scheduler.schedule()
     with pytest.raises(ValueError):
         scheduler.update(schedule, [])
+
+
+# ---- 猜测 ----
+# ---- guesses ----
+
+
+def decoding(scheduler: Scheduler, *sizes: int, **params: Any) -> list[Sequence]:
+    """几个序列，提示词有这么长，都已算完，各有 1 个输出。
+
+    Sequences with prompts of these lengths, all computed, with 1 output each.
+    """
+    seqs = [make_seq("abcdef"[i], [i + 1] * size, **params) for i, size in enumerate(sizes)]
+    for seq in seqs:
+        scheduler.add(seq)
+    step(scheduler)
+    return seqs
+
+
+def test_a_row_with_guesses_has_logits_for_each_and_keeps_what_was_right() -> None:
+    # 已知 4 个、已算 3 个，猜 3 个：一行 4 个新 token、4 行 logits；2 个猜对，第 3 个猜错，得到 3 个 token。
+    # 4 known, 3 computed, 3 guesses: a row of 4 new tokens with 4 logits; 2 are right and number 3 is wrong, which
+    # gives 3 tokens.
+    scheduler = make_scheduler()
+    (seq,) = decoding(scheduler, 3, max_tokens=12)
+    seq.draft_ids = [11, 12, 99]
+    (row,) = schedule = scheduler.schedule()
+    assert (row.num_new_tokens, row.num_logits, row.samples) == (4, 4, True)
+    assert seq.inputs(3, 7) == [1003, 11, 12, 99] and seq.token_ids == [1, 1, 1, 1003]
+    tokens = seq.accept([11, 12, 13, 14])
+    assert tokens == [11, 12, 13]
+    scheduler.update(schedule, [tokens])
+    assert (seq.num_computed_tokens, seq.num_tokens, seq.draft_ids) == (6, 7, [])
+    # 全猜对，比猜测多得 1 个；第 1 个就猜错，得 1 个。
+    # All right: 1 more than there were guesses. Wrong from the start: 1.
+    for guesses, came, kept in (([21, 22], [21, 22, 23], [21, 22, 23]), ([98, 97], [31, 32, 33], [31])):
+        known = seq.num_tokens
+        seq.draft_ids = guesses
+        schedule = scheduler.schedule()
+        tokens = seq.accept(came)
+        scheduler.update(schedule, [tokens])
+        assert tokens == kept and seq.token_ids[known:] == kept
+        assert (seq.num_computed_tokens, seq.num_tokens) == (known + len(kept) - 1, known + len(kept))
+
+
+@pytest.mark.parametrize(
+    ("options", "max_tokens", "left"),
+    [
+        ({}, 99, 5),
+        ({"budget": 4}, 99, 3),
+        ({"budget": 3}, 99, 2),
+        # 已输出 1 个，还可以输出 2 个：猜 1 个就够，另一个总是抽出来的。
+        # 1 is out and 2 more may come: 1 guess is enough, the other is drawn in any case.
+        ({}, 3, 1),
+        ({}, 2, 0),
+        ({"max_model_len": 7}, 99, 2),
+        ({"max_model_len": 5}, 99, 0),
+        # 块大小 4，只有 2 个块：已知 4 个，还放得下 4 个。
+        # 2 blocks of 4: 4 are known and 4 more fit.
+        ({"num_blocks": 2, "max_model_len": 99}, 99, 4),
+        ({"num_blocks": 1, "max_model_len": 99}, 99, 0),
+    ],
+)
+def test_guesses_are_cut_to_what_has_room(options: dict[str, Any], max_tokens: int, left: int) -> None:
+    scheduler = make_scheduler(**options)
+    (seq,) = decoding(scheduler, 3, max_tokens=max_tokens)
+    seq.draft_ids = [11, 12, 13, 14, 15]
+    (row,) = scheduler.schedule()
+    assert seq.draft_ids == [11, 12, 13, 14, 15][:left]
+    assert (row.num_new_tokens, row.num_logits) == (1 + left, 1 + left)
+
+
+def test_guesses_take_no_budget_and_no_block_from_anybody() -> None:
+    # 预算 5，3 个在解码：各得 1 个，剩 2 个给 a 的猜测。
+    # A budget of 5 and 3 that decode: each gets 1, and the 2 left are for guesses of a.
+    scheduler = make_scheduler(budget=5)
+    seqs = decoding(scheduler, 1, 1, 1, max_tokens=9)
+    for seq in seqs:
+        seq.draft_ids = [11, 12, 13]
+    schedule = scheduler.schedule()
+    assert rows(schedule) == [("b", 1), ("c", 1), ("a", 3)]
+    scheduler.update(schedule, [[5], [5], [5]])
+    # 新来的也先于猜测。
+    # Newcomers come before guesses as well.
+    scheduler.add(make_seq("n", [9], max_tokens=2))
+    seqs[1].draft_ids = [11, 12, 13]
+    assert rows(scheduler.schedule()) == [("a", 1), ("c", 1), ("n", 1), ("b", 2)]
+    # 只剩 1 个空闲块，b 的下一个 token 要用它：a 不许为猜测拿走，谁也不被抢占。
+    # 1 block is free and b needs it for its next token: a must not take it for guesses, and nobody is preempted.
+    scheduler = make_scheduler(num_blocks=3, max_model_len=12)
+    a, _ = decoding(scheduler, 3, 4, max_tokens=9)
+    a.draft_ids = [11, 12, 13]
+    assert rows(scheduler.schedule()) == [("a", 1), ("b", 1)]
+    assert scheduler.num_preemptions == 0 and a.draft_ids == []
+
+
+def test_guesses_of_an_unfinished_or_waiting_prompt() -> None:
+    # 提示词没算完就轮不到猜测；算完的那一步可以带上。
+    # While the prompt is unfinished guesses have no place; the step that ends it may carry some.
+    scheduler = make_scheduler(budget=5)
+    seq = make_seq("a", list(range(8)), max_tokens=9)
+    scheduler.add(seq)
+    seq.draft_ids = [11, 12]
+    (row,) = schedule = scheduler.schedule()
+    assert (row.num_new_tokens, row.num_logits, seq.draft_ids) == (5, 0, [])
+    scheduler.update(schedule, [[]])
+    seq.draft_ids = [11, 12, 13]
+    (row,) = schedule = scheduler.schedule()
+    assert (row.num_new_tokens, row.num_logits, seq.draft_ids) == (5, 3, [11, 12])
+    scheduler.update(schedule, [seq.accept([11, 5, 6])])
+    assert (seq.output_token_ids, seq.num_computed_tokens) == ([11, 5], 9)
+    # 等待的也一样：接纳的那一步若算完了提示词，就带上猜测。
+    # So with a waiting one: if the step that admits it ends the prompt, it carries the guesses.
+    other = make_seq("b", [50, 51], max_tokens=9)
+    scheduler.add(other)
+    other.draft_ids = [61]
+    schedule = scheduler.schedule()
+    assert rows(schedule) == [("a", 1), ("b", 3)] and schedule[1].num_logits == 2
+    scheduler.update(schedule, [[6], other.accept([61, 62])])
+    assert (other.output_token_ids, other.num_computed_tokens) == ([61, 62], 3)
+
+
+def test_a_stop_token_among_guesses_that_were_right() -> None:
+    scheduler = make_scheduler()
+    (seq,) = decoding(scheduler, 3, max_tokens=9, stop=(12,))
+    seq.draft_ids = [11, 12, 13, 14]
+    schedule = scheduler.schedule()
+    tokens = [seq.accept([11, 12, 13, 14, 15])]
+    assert scheduler.update(schedule, tokens) == [seq]
+    # 停止 token 之后的作废，也不算数。
+    # What follows the stop token is void and does not count.
+    assert tokens == [[11, 12]] and seq.output_token_ids == [1003, 11, 12] and seq.finish_reason == "stop"
+    # 块大小 4：停在第 6 个，写满的只有第 0 个块，后面那个也有作废的 token，不许登记。
+    # Blocks of 4: it stops at 6, only block 0 is full of them; the next one holds void tokens and is not registered.
+    assert len(scheduler.block_manager.cached) == 1
+    assert_all_free(scheduler.block_manager)
+
+
+def test_an_unusable_row_among_guesses() -> None:
+    # 分数坏掉的一行抽出 -1：在猜错处之后没有人用，在猜对处请求就以出错结束，之前的 token 算数。
+    # A row whose scores are broken draws -1: behind a wrong guess nobody uses it; after right ones the request ends
+    # with an error, and the tokens before it count.
+    scheduler = make_scheduler()
+    (seq,) = decoding(scheduler, 3, max_tokens=9)
+    for guesses, came, kept in (([99], [11, -1], [11]), ([12, 13], [12, -1, 14], [12, -1])):
+        seq.draft_ids = guesses
+        schedule = scheduler.schedule()
+        tokens = seq.accept(came)
+        assert tokens == kept
+        scheduler.update(schedule, [tokens])
+    assert tokens == [12] and seq.output_token_ids == [1003, 11, 12] and seq.finish_reason == "error"
+    assert_all_free(scheduler.block_manager)
+
+
+def test_strict_mode_finds_a_sequence_with_nothing_left_to_compute() -> None:
+    scheduler = make_scheduler()
+    (seq,) = decoding(scheduler, 3, max_tokens=9)
+    schedule = scheduler.schedule()
+    seq.num_computed_tokens += 1
+    with pytest.raises(RuntimeError, match="nothing left to compute"):
+        scheduler.update(schedule, [[5]])
 
 
 # ---- 取消 ----

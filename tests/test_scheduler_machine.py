@@ -4,8 +4,9 @@ State-machine tests of scheduler and block manager: any order of adding, abortin
 books and the contents of every slot are checked.
 """
 
+import copy
 from collections import Counter, defaultdict
-from itertools import count
+from itertools import chain, count
 from typing import ClassVar
 
 import hypothesis.strategies as st
@@ -127,14 +128,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     def one_step(self) -> None:
         scheduler = self.scheduler
         running, preemptions = list(scheduler.running), scheduler.num_preemptions
-        schedule = scheduler.schedule()
+        self.num_held = {seq: len(seq.block_table) for seq in running}
+        schedule = self.plan()
         self.check_schedule(schedule, running, scheduler.num_preemptions > preemptions)
         self.slots.execute(schedule, scheduler.block_manager)
         finished = scheduler.update(schedule, [self.sampled(row) for row in schedule])
+        assert all(seq.num_computed_tokens < seq.num_tokens for seq in scheduler.running)
         for seq in finished:
             assert seq.output_token_ids == self.expected[seq.request_id]
             self.check_reason(seq)
             self.live.remove(seq)
+
+    def plan(self) -> list[ScheduledSequence]:
+        return self.scheduler.schedule()
 
     def drain(self) -> None:
         """收回还没收回的步；同步的机器没有。
@@ -163,9 +169,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         keys = [(row.num_new_tokens != 1, place[row.seq.request_id]) for row in schedule]
         assert keys == sorted(keys)
         for row in schedule:
-            computed = row.seq.num_computed_tokens + row.num_new_tokens
-            assert computed <= row.seq.num_tokens and row.samples == (computed == row.seq.num_tokens)
-            assert len(row.seq.block_table) == scheduler.block_manager.num_blocks_needed(computed)
+            seq, num_guesses = row.seq, len(row.seq.draft_ids)
+            computed, known = seq.num_computed_tokens + row.num_new_tokens, seq.num_tokens
+            # 已知的都排上了，才有猜测；没猜中的下一步重写，它们的块还留着。
+            # Guesses only where all known tokens are scheduled; wrong ones are written anew, and their blocks stay.
+            assert computed <= known or (num_guesses and computed == known + num_guesses)
+            assert row.samples == (computed >= known)
+            assert row.num_logits == (1 + num_guesses if row.samples else 0)
+            assert seq.num_output_tokens + num_guesses < seq.params.max_tokens
+            assert known + num_guesses < scheduler.max_model_len
+            needed = scheduler.block_manager.num_blocks_needed(computed)
+            assert len(seq.block_table) == max(needed, self.num_held.get(seq, 0))
         # 原来在运行的，留下的是一个前缀；新接纳的排在后面，抢占的那一步没有新接纳的。
         # Of those that ran before, a prefix remains; newcomers follow, and there are none in a step with a preemption.
         kept = [seq for seq in before if seq.status is SequenceStatus.RUNNING]
@@ -191,17 +205,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(scheduler.running) + len(scheduler.waiting) == len(self.live)
         assert all(seq.status is SequenceStatus.RUNNING for seq in scheduler.running)
         assert all(seq.status is SequenceStatus.WAITING and not seq.block_table for seq in scheduler.waiting)
-        # 每个登记在册的块，内容就是它名字所说的那段前缀。
-        # Each registered block holds just the prefix that its name says.
-        manager = scheduler.block_manager
-        for block_id in manager.cached.values():
-            key, prefix = manager.blocks[block_id].key, ()
-            while key is not None:
-                prefix, key = key.token_ids + prefix, key.parent
-            first = len(prefix) - manager.block_size
-            for offset in range(manager.block_size):
-                found = self.slots.content[block_id * manager.block_size + offset]
-                assert found == prefix[: first + offset + 1]
+        self.slots.check_registered(scheduler.block_manager)
 
     def teardown(self) -> None:
         try:
@@ -229,6 +233,67 @@ class CollidingMachine(SchedulerMachine):
 
     hash_values = 3
     reached: ClassVar[Counter[str]] = Counter()
+
+
+class GuessingMachine(SchedulerMachine):
+    """每步之前给每个序列随意的猜测：几个对的，接着几个错的；对的可以一直猜到说完之后。
+
+    Before each step every sequence gets guesses as it comes: some that are right, then some that are wrong; right ones
+    may go on past the end of what it says.
+    """
+
+    reached: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guesses = [(0, 0)]
+        self.turn = 0
+
+    @rule(guesses=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=4))
+    def choose(self, guesses: list[tuple[int, int]]) -> None:
+        self.guesses = guesses
+
+    def drawn(self, seq: Sequence, number: int) -> int:
+        """前面的猜测都对时，第 `number` 个位置抽出的 token；说完之后是别的什么。
+
+        The token drawn at position `number` while all guesses before are right; past the end it is something else.
+        """
+        said = self.expected[seq.request_id][seq.num_output_tokens :]
+        return said[number] if number < len(said) else 7 + number % 2
+
+    def plan(self) -> list[ScheduledSequence]:
+        self.turn += 1
+        # 没有猜测时的决定：谁运行、各算几个已知的、抢占谁，都不许因为猜测而变。
+        # What is decided without guesses: who runs, with how many known tokens, who is preempted; guesses must not
+        # change it.
+        twin = copy.deepcopy(self.scheduler)
+        for seq in chain(twin.running, twin.waiting):
+            seq.draft_ids = []
+        expected = dict(rows(twin.schedule()))
+        for index, seq in enumerate(self.live):
+            right, wrong = self.guesses[(self.turn + index) % len(self.guesses)]
+            seq.draft_ids = [self.drawn(seq, number) for number in range(right)] + [99] * wrong
+        proposed = {seq: len(seq.draft_ids) for seq in self.live}
+        schedule = self.scheduler.schedule()
+        assert {row.seq.request_id: row.num_new_tokens - len(row.seq.draft_ids) for row in schedule} == expected
+        assert [seq.request_id for seq in self.scheduler.running] == [seq.request_id for seq in twin.running]
+        self.reached["guesses cut"] += sum(len(row.seq.draft_ids) < proposed[row.seq] for row in schedule)
+        return schedule
+
+    def sampled(self, row: ScheduledSequence) -> list[int]:
+        seq, tokens = row.seq, list[int]()
+        for number in range(row.num_logits):
+            # 猜错之后抽出来的是什么都可以，没有人用。
+            # Behind a wrong guess anything may be drawn, and nobody uses it.
+            right = seq.draft_ids[:number] == tokens
+            tokens.append(self.drawn(seq, number) if right else 50 + number)
+        kept = seq.accept(tokens)
+        self.reached["tokens of right guesses"] += max(len(kept) - 1, 0)
+        self.reached["wrong guesses"] += len(tokens) - len(kept)
+        self.reached["an end among right guesses"] += len(kept) > len(self.expected[seq.request_id]) - (
+            seq.num_output_tokens
+        )
+        return kept
 
 
 class LateSlotModel(SlotModel):
@@ -354,7 +419,7 @@ class LateMachine(SchedulerMachine):
             self.launched = None
 
 
-@pytest.mark.parametrize("machine", [SchedulerMachine, CollidingMachine, LateMachine])
+@pytest.mark.parametrize("machine", [SchedulerMachine, CollidingMachine, GuessingMachine, LateMachine])
 def test_scheduler_machine(machine: type[SchedulerMachine]) -> None:
     run_state_machine_as_test(
         machine,
@@ -370,5 +435,6 @@ def test_scheduler_machine(machine: type[SchedulerMachine]) -> None:
     # Passing would mean little had the machine never met a preemption, a hit or an abort.
     special = ["preempted with a token unread", "rows of finished or aborted requests", "waits for its last token"]
     usual = ["preemptions", "hits", "aborts of admitted requests", "stop strings"]
-    for what in usual + special * (machine is LateMachine):
+    guesses = ["guesses cut", "tokens of right guesses", "wrong guesses", "an end among right guesses"]
+    for what in usual + special * (machine is LateMachine) + guesses * (machine is GuessingMachine):
         assert machine.reached[what] > 30, machine.reached

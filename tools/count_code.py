@@ -41,7 +41,7 @@ def _in(folder: str, names: str) -> tuple[str, ...]:
 ROOMS: Final = (
     Room(
         "core path",
-        2200,
+        2450,
         (
             *_in("engine", "__init__ config sampling_params validation tokenizer detokenizer outputs requests"),
             *_in("engine", "sequence block_key block_manager scheduler batch model_runner kv_pool sampler llm_engine"),
@@ -50,7 +50,7 @@ ROOMS: Final = (
             *_in("backends", "__init__ base kv_cache kernels torch_backend"),
         ),
     ),
-    Room("serving", 650, ("serving/*.py",)),
+    Room("serving", 900, ("serving/*.py",)),
     Room("engine/gpu", 260, ("engine/gpu/*.py",)),
     Room("fast kernels", 1250, (*_in("backends", "sdpa cpu_kernels flash"), "backends/triton/*.py")),
     Room("mini_llama.py", 200, ("mini_llama.py",)),
@@ -59,7 +59,11 @@ ROOMS: Final = (
     Room(
         "capabilities",
         800,
-        (*_in("engine", "drafters guides"), *_in("layers", "ranks quantized"), *_in("models", "checkpoint_formats")),
+        (
+            *_in("engine", "drafters guides chat_template"),
+            *_in("layers", "ranks quantized yarn"),
+            *_in("models", "checkpoint_formats refusals qwen2"),
+        ),
     ),
 )
 

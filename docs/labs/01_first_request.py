@@ -46,7 +46,7 @@ def main() -> int:
 
     title("一步一步地回答", "the answer, step by step")
     engine.add_request(prompt, params, "first")
-    seq = engine.scheduler.waiting[0]
+    seq = next(iter(engine.scheduler.waiting))
     finished: list[RequestOutput] = []
     number = 0
     while not finished:

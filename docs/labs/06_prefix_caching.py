@@ -79,8 +79,8 @@ def main() -> int:
         seen.append(prompt + output.outputs[0].token_ids)
         print(f"  {question}\n    prompt {len(prompt)} tokens, {common} in common, cached {output.num_cached_tokens} "
               f"= {output.num_cached_tokens // size} blocks of {size}, computed {computed}\n    -> {text}")  # fmt: skip
-    stats = engine.block_manager.stats
-    say(f"命中率 {stats.hit_rate:.0%}（{stats.hit}/{stats.queried} 个 token）", f"Hit rate {stats.hit_rate:.0%}")
+    stats, rate = engine.block_manager.stats, engine.metrics().prefix_cache_hit_rate
+    say(f"命中率 {rate:.0%}（{stats.hit}/{stats.queried} 个 token）", f"Hit rate {rate:.0%}")
     say(
         "第三个提示词与第二个完全相同，也不能全部命中：没有算过的最后一行，就没有 logits 可采样。",
         "The third prompt equals the second and still is not hit whole: without a last row there are no logits.",

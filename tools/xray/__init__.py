@@ -20,7 +20,7 @@ from tools.xray.page import write_page
 from tools.xray.recorder import Recorder
 from tools.xray.watch import Watch
 
-__all__ = ["Recorder", "Watch", "observe", "write_page", "write_trace"]
+__all__ = ["Recorder", "Watch", "check_writable", "observe", "write_page", "write_trace"]
 
 
 @contextmanager
@@ -40,11 +40,8 @@ def observe(
     Raises:
         ValueError: a file cannot be written there, or `engine` runs the overlapped loop
     """
-    # 先看能不能写：跑完几分钟才发现文件夹不存在，记录就白做了。
-    # First see whether it can be written: a missing folder found after minutes would waste the run.
     for name in filter(None, (page, trace)):
-        if not Path(name).resolve().parent.is_dir() or Path(name).is_dir():
-            raise ValueError(f"cannot write {name}: its folder does not exist, or it is a folder; give another file")
+        check_writable(name)
     live = Watch(console) if watch else None
     recorder = Recorder(engine, live.show if live else None)
     try:
@@ -56,9 +53,34 @@ def observe(
                     yield recorder
     finally:
         recording = recorder.recording()
-        if page is not None:
-            write_page(recording, Path(page))
-            console.print(f"xray 网页 / page: {page}", markup=False)
-        if trace is not None:
-            write_trace(recording, Path(trace))
-            console.print(f"xray trace: {trace} (https://ui.perfetto.dev)", markup=False)
+        try:
+            if page is not None:
+                write_page(recording, Path(page))
+                console.print(f"xray 网页 / page: {page}", markup=False)
+            if trace is not None:
+                write_trace(recording, Path(trace))
+                console.print(f"xray trace: {trace} (https://ui.perfetto.dev)", markup=False)
+        except OSError as error:
+            raise ValueError(f"cannot write the recording: {error.strerror}; give another file") from None
+
+
+def check_writable(name: str) -> None:
+    """先看能不能写：跑完几分钟才发现文件夹不存在，记录就白做了。
+
+    See first whether a file can be written: a missing folder found after minutes would waste the run.
+
+    Raises:
+        ValueError: it cannot
+    """
+    path = Path(name)
+    try:
+        # 命名管道没有人读，打开就会一直等；设备（/dev/stdout）可以。
+        # To open a named pipe that nobody reads waits for ever; a device (/dev/stdout) will do.
+        existed = path.exists()
+        if existed and not path.is_file() and not path.is_char_device():
+            raise OSError(0, "it is not a file")
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write {name}: {error.strerror}; give another file") from None

@@ -259,7 +259,7 @@ def blocked(scheduler: Scheduler, num_scheduled: int) -> dict[str, int] | None:
     manager, budget = scheduler.block_manager, scheduler.max_num_batched_tokens - num_scheduled
     if not scheduler.waiting or budget <= 0 or len(scheduler.running) >= scheduler.max_num_seqs:
         return None
-    seq = scheduler.waiting[0]
+    seq = next(iter(scheduler.waiting))
     hits = manager.find_prefix(seq)
     num_tokens = min(seq.num_tokens, len(hits) * manager.block_size + budget)
     return {"needed": manager.num_blocks_needed(num_tokens), "hit": len(hits), "free": manager.num_free_blocks}

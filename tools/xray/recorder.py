@@ -20,7 +20,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from backends.torch_backend import gather_pages
 from engine.batch import Batch
+from engine.detokenizer import Detokenizer
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
@@ -352,10 +353,11 @@ class Recorder:
             outputs = seq.output_token_ids
             # 第 i 个 token 之后能读到的文字有多长；末尾的半个字符（替换符）先不算。
             # How much text can be read after token i; half a character at the end, a replacement mark, waits.
-            texts = [tokenizer.decode(outputs[: i + 1]).rstrip("\ufffd") for i in range(len(outputs))]
+            detokenizer = Detokenizer(tokenizer, prompt_token_ids=seq.prompt_token_ids)
+            pieces = [detokenizer.push(token) for token in outputs]
             requests[name] = {
                 "num_prompt": seq.num_prompt_tokens, "tokens": seq.prompt_token_ids + outputs,
-                "text": tokenizer.decode(outputs), "ends": [len(text) for text in texts],
+                "text": "".join(pieces) + detokenizer.rest(), "ends": list(accumulate(map(len, pieces))),
                 "finish_reason": seq.finish_reason, "attention": self.attention.get(name, {}),
             }
         return {

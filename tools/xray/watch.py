@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from serving.console import printable
 from tools.xray.events import Step
 from tools.xray.recorder import Recorder
 
@@ -84,5 +85,5 @@ class Watch:
             tokenizer = recorder.engine.tokenizer
             tokens = " ".join(repr(tokenizer.decode_token(token)) for token in row.tokens) if row else ""
             text = tokenizer.decode(seq.output_token_ids)[-60:].replace("\n", " ")
-            table.add_row(Text(name, style=colours[name]), positions, Text(tokens or "-"), Text(text))
+            table.add_row(Text(name, style=colours[name]), positions, Text(tokens or "-"), Text(printable(text)))
         return Group(head, pool, queues, table)

@@ -1,0 +1,121 @@
+"""对话模板：一段对话 -> 模型看到的文字。模板来自模型文件夹，是一段小程序，所以消息和它的运行都要看着。
+
+你在这里：`Tokenizer.encode_chat` 调用它；只用纯文本提示词的人用不到。
+
+The chat template: a conversation -> the text that the model sees. The template comes with the model's folder and is a
+small program, so the messages and its run are both watched.
+
+You are here: `Tokenizer.encode_chat` calls it; whoever sends plain prompts never meets it.
+"""
+
+import inspect
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from engine.validation import check_flag
+
+Message = Mapping[str, Any]
+# 渲染对话模板最多花多少秒；正常的对话用不到 0.1 秒。
+# How many seconds a chat template may take; an ordinary conversation takes less than 0.1.
+RENDER_SECONDS = 10.0
+
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], max_chars: int, template_kwargs: Mapping[str, Any] | None,
+    add_generation_prompt: bool, continue_final_message: bool,
+) -> str:
+    """对话套上模板；参数见 `Tokenizer.encode_chat`。
+
+    Put a conversation through the template; the arguments are those of `Tokenizer.encode_chat`.
+
+    Args:
+        tokenizer: that of `transformers`, with its `chat_template`
+        max_chars: the text may have no more
+
+    Raises:
+        ValueError: no template, or messages that the template refuses
+    """
+    # 基础模型没有对话模板：与其自己编一个格式，不如让用户改用 `generate`。
+    # A base model has no chat template: rather than invent a format, send the user to `generate`.
+    if tokenizer.chat_template is None:
+        raise ValueError("this model's tokenizer has no chat template: use generate() with plain prompts")
+    if not isinstance(messages, list | tuple):
+        raise ValueError(f"a conversation must be a list of messages with role and content, got {messages!r:.80}")
+    check_flag("add_generation_prompt", add_generation_prompt)
+    check_flag("continue_final_message", continue_final_message)
+    # 这些名字是 `apply_chat_template` 自己的参数：转交客户端给的变量时，不能让他换掉模板。
+    # These names are arguments of `apply_chat_template`: whoever forwards a client's variables must not let him
+    # replace the template.
+    reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+    reserved -= {"tools", "documents"}
+    if not isinstance(template_kwargs, Mapping | None) or reserved & {*(template_kwargs or ())}:
+        raise ValueError(f"chat_template_kwargs={template_kwargs!r:.80} must name variables of the template only")
+    checked = [_check_message(message, str(tokenizer.chat_template)) for message in messages]
+    # 调试器也靠 `settrace`，一个线程只有一个：正在调试就让给它。
+    # A debugger lives on `settrace` too, one a thread: while one is at work it keeps it.
+    free = sys.gettrace() is None
+    try:
+        if free:
+            sys.settrace(rendering_limit(max_chars))
+        text = tokenizer.apply_chat_template(
+            checked, tokenize=False, add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message, **(template_kwargs or {}),
+        )
+    except Exception as error:
+        raise ValueError(f"the chat template refuses these messages: {' '.join(str(error).split()):.300}") from None
+    finally:
+        if free:
+            sys.settrace(None)
+    return str(text)
+
+
+def _check_message(message: Any, template: str) -> Message:
+    """核对一条消息；内容若是几部分文字，而模板只会写字符串，就合成一个字符串。
+
+    Check a message; content in parts of text becomes a single string where the template writes strings only.
+    """
+    match message:
+        # 助手调用工具的消息可以没有内容。
+        # An assistant's message that calls tools may have no content.
+        case {"role": _, "content": str()} | {"role": _, "tool_calls": [_, *_]} if (
+            isinstance(message.get("content"), str | None)
+        ):
+            return message
+        case {"role": _, "content": [*parts]}:
+            texts = [p["text"] for p in parts if isinstance(p, Mapping) and p.get("type") == "text" and "text" in p]
+            # 不认识部分的模板会照 Python 的写法贴进提示词，不报错，只是答非所问；认识的都要读 `text`。
+            # A template that knows no parts would paste them as Python prints them: no error, just a wrong answer.
+            # Those that know them read `text`.
+            if len(texts) == len(parts) and all(isinstance(text, str) for text in texts):
+                knows_parts = re.search(r"""\.text\b|\[\\?['"]text""", template)
+                return message if knows_parts else {**message, "content": "\n".join(texts)}
+    # 模板对缺少的键往往静默地填空串：把 "content" 拼成 "contents"，问题就没了，模型答非所问。
+    # Templates often render a missing key as nothing: with "contents" for "content" the question is gone.
+    raise ValueError(f"a message must be a dict with role and content, text or parts of text, got {message!r:.80}")
+
+
+def rendering_limit(max_chars: int) -> Callable[[Any, str, Any], Any]:
+    """模板是文件里的程序，循环可能没完没了：写出的超过 `max_chars`，或者时间超过 `RENDER_SECONDS`，
+    这个给 `settrace` 的函数就抛 `ValueError`。
+
+    A template is a program out of a file, and its loops may never end: this function for `settrace` raises `ValueError`
+    where it writes more than `max_chars` or takes more than `RENDER_SECONDS`.
+    """
+    chars, deadline = 0, time.monotonic() + RENDER_SECONDS
+
+    def watch(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal chars
+        # 只看模板编译成的代码，Jinja 给它这个文件名；它写出的每一段都由 `yield` 交出，也算 "return"。
+        # Only the code compiled from the template, which Jinja gives this file name; each piece that it writes leaves
+        # by `yield`, which counts as "return".
+        if frame.f_code.co_filename != "<template>":
+            return None
+        chars += len(arg) if event == "return" and isinstance(arg, str) else 0
+        if chars > max_chars or time.monotonic() > deadline:
+            raise ValueError(f"it writes over {max_chars} characters or takes over {RENDER_SECONDS:g} seconds")
+        return watch
+
+    return watch
