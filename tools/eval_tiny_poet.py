@@ -35,7 +35,7 @@ from tools.training import load_model
 
 PROMPTS = [
     "春眠不覺曉，", "床前明月光，", "大江东去，", "《秋夜》李白\n", "白雲深處", "明月几时有，",
-    "moon: ", "philosopher: ", "whisper: ", "glimmerstone: ",
+    "moon:", "philosopher:", "whisper:", "glimmerstone:",
 ]
 SEEDS, TEMPERATURE, NUM_DRAFTS, LENGTH = 8, 0.8, 4, 48
 DISCOUNT = 0.75
