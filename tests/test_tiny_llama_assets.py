@@ -208,16 +208,6 @@ def test_unknown_words_are_no_terms() -> None:
 # ---- the model folder ----
 
 
-def test_size_and_files() -> None:
-    """文件齐全，总共不超过 10 MB。
-
-    All files are there and weigh 10 MB at most.
-    """
-    names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
-    assert names | {"README.md"} <= {path.name for path in FOLDER.iterdir()}
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 10_000_000
-
-
 def test_config_has_the_keys_of_llama() -> None:
     """`config.json` 用 Llama-3.2 的键名；停止词元有三个，生成默认是贪心。
 

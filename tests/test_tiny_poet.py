@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from engine.sampling_params import SamplingParams
 from serving.llm import LLM
 from tools import eval_tiny_poet, make_poet_corpus, train_tiny_poet, training
 from tools.make_poet_corpus import Document, Simplifier
 
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = {"tiny-poet": train_tiny_poet.SHAPE, "tiny-poet-draft": train_tiny_poet.DRAFT_SHAPE}
 TABLE = Simplifier({"乾坤": "乾坤"}, {"乾": "干", "國": "国", "後": "后"})
 LINES = [f"{a}山{b}水{c}，{b}月{c}風{a}。" for a in "春夏秋冬" for b in "東西南北" for c in "一二三四五"]
 
@@ -236,9 +239,9 @@ def test_folders_are_read_by_the_engine_and_by_transformers(trained: Path) -> No
         result = LLM(trained / name, device="cpu", dtype="float32").generate([prompt], params, progress=False)[0]
         assert result.outputs[0].token_ids == expected[0, 3:].tolist()
         assert {t.dtype for t in load_file(trained / name / "model.safetensors").values()} == {torch.bfloat16}
+        tokenizer = Tokenizer.from_file(str(trained / name / "tokenizer.json"))
         config = json.loads((trained / name / "config.json").read_text(encoding="utf-8"))
-        assert config["max_position_embeddings"] == training.CONTEXT
-        assert config["vocab_size"] == reference.vocab_size > 256 + len(training.SPECIAL_TOKENS)
+        assert config == training.model_config(tokenizer, **SHAPES[name])
     tokenizers = [(trained / name / "tokenizer.json").read_text("utf-8") for name in ("tiny-poet", "tiny-poet-draft")]
     assert tokenizers[0] == tokenizers[1]
 
@@ -253,3 +256,31 @@ def test_evaluation_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     assert out.count("\n| shi |") == 1 and out.count("distinct") == len(eval_tiny_poet.PROMPTS)
     assert "\n| 0.0 |" in out and "\n| 1.0 |" in out
+
+
+# ---- 发布的目录 ----
+# ---- the folders that ship ----
+
+LIMITS = {"tiny-llama": 10_000_000, "tiny-poet": 10_000_000, "tiny-poet-draft": 2_000_000}
+SHIPPED = sorted(path.parent for path in (ROOT / "assets").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_shipped_models(folder: Path) -> None:
+    """每个发布的模型：文件齐全，不超过规定的大小，权重是 bf16，文本能还原，诗人们的词表相同。
+
+    Each model that ships: complete files, no larger than agreed, weights in bf16, text survives, the poets share a
+    vocabulary.
+    """
+    names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    assert names | {"README.md"} <= {path.name for path in folder.iterdir()}
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= LIMITS[folder.name]
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if folder.name in SHAPES:
+        assert config == training.model_config(tokenizer, **SHAPES[folder.name])
+        assert (folder / "tokenizer.json").read_bytes() == (ROOT / "assets/tiny-poet/tokenizer.json").read_bytes()
+        assert "Princeton University" in (folder / "NOTICE").read_text(encoding="utf-8")
+    for text in ("春眠不覺曉，處處聞啼鳥。\n床前明月光。", "moon: the satellite", "  x\t🦙 ñ 日本語\n\n", "龘𪛖"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text

@@ -19,6 +19,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,9 @@ def build_model(config: dict[str, Any]) -> LlamaForCausalLM:
 
     Builds an initialised float32 model by `config`; projections into the residual start smaller.
     """
-    values = config | {"torch_dtype": "float32", "use_cache": False, "attn_implementation": "causal"}
+    # `transformers` 会改写嵌套的 `rope_scaling`，而 `config` 还要原样存盘。
+    # `transformers` rewrites the nested `rope_scaling`, and `config` is to be stored as it is.
+    values = deepcopy(config) | {"torch_dtype": "float32", "use_cache": False, "attn_implementation": "causal"}
     model = LlamaForCausalLM(LlamaConfig(**values))
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
