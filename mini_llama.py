@@ -46,6 +46,7 @@ from models.config import load_config
 from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
 from serving.chat import chat
+from serving.chat_template import encode_chat
 from serving.compare import compare_backends
 from serving.console import MARKS, print_answers, print_backends, print_comparison, print_summary, printable
 from serving.llm import LLM
@@ -204,7 +205,7 @@ def run(args: argparse.Namespace) -> None:
             if args.complete:
                 token_ids = [tokenizer.encode(prompt) for prompt in prompts]
             else:
-                token_ids = [tokenizer.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+                token_ids = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
             steps = compare_backends(config, tuple(args.compare), token_ids, params)
             return print_comparison(console, tuple(args.compare), steps, tokenizer)
         llm = LLM(**options, progress=True)

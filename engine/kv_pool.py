@@ -282,7 +282,7 @@ def _largest_step(setup: EngineSetup) -> list[ScheduledSequence]:
         count = min(num_left, setup.model_config.max_position_embeddings)
         end_block = first_block + num_blocks_needed(count, setup.block_size)
         seq = Sequence("", [0] * count, count, params, block_table=list(range(first_block, end_block)))
-        schedule.append(ScheduledSequence(seq, count))
+        schedule.append(ScheduledSequence(seq, count, 1))
         num_left, first_block = num_left - count, end_block
     # 只有 1 个新 token 的行排在前面，与调度器的约定一样。
     # Rows with 1 new token come first, as the scheduler promises.

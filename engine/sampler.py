@@ -155,13 +155,14 @@ class Sampler:
             tokens: one for each of those logits
             logprobs: what `draw` returned
         """
-        drawn, reports = iter(tokens), iter([] if logprobs is None else logprobs.tolist())
-        token_ids = []
+        reports = iter([] if logprobs is None else logprobs.tolist())
+        token_ids, end = [], 0
         for seq, count in rows:
             # 每行是一个列表，不是一个数：有的行没有 token，猜对了的行有好几个。
             # A list a row, not a number: some rows have no token, and where guesses were right there are several.
             #   num_logits [1, 0, 1], tokens [42, 7]  ->  [[42], [], [7]]
-            kept = seq.accept([next(drawn) for _ in range(count)])
+            start, end = end, end + count
+            kept = seq.accept(tokens[start:end])
             token_ids.append(kept)
             if count == 0 or (number := seq.params.logprobs) is None:
                 continue

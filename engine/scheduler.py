@@ -24,25 +24,17 @@ class ScheduledSequence(NamedTuple):
     """这一步里的一行：哪个序列，算几个新 token。
 
     One row of a step: which sequence, and how many new tokens.
+
+    Attributes:
+        seq: the sequence
+        num_new_tokens: known tokens that are not computed, then guesses
+        num_logits: rows of logits it needs: 0 for a chunk that ends earlier; 1 once the known tokens are complete, and
+            1 more for each guess
     """
 
     seq: Sequence
     num_new_tokens: int
-
-    @property
-    def num_logits(self) -> int:
-        """要几行 logits：中途的分段 0 行；算完了已知的 token，就有 1 行，每个猜测再多 1 行。
-
-        How many rows of logits it needs: 0 for a chunk that ends earlier; 1 once the known tokens are complete, and 1
-        more for each guess.
-        """
-        # 例：提示词 20 个 token，已算 12 个，这步 6 个：12 + 6 < 20，0 行；下一步 2 个：18 + 2 == 20，1 行。
-        # Example: a prompt of 20, 12 computed, 6 in this step: 12 + 6 < 20, 0 rows; then 2: 18 + 2 == 20, 1 row.
-        # 要在 `update` 之前问：它会推进 `num_computed_tokens`，改变等式两边的数，之后再问就没意义了。
-        # Ask before `update`: it moves `num_computed_tokens`,
-        # then both sides have changed and the answer means nothing.
-        end, guesses = self.seq.num_computed_tokens + self.num_new_tokens, len(self.seq.draft_ids)
-        return 1 + guesses if end == self.seq.num_tokens + guesses else 0
+    num_logits: int
 
     @property
     def samples(self) -> bool:
@@ -129,7 +121,7 @@ class Scheduler:
         #     step 3   A 1   B 1   C 6     C computed 18/20
         #     step 4   A 1   B 1   C 2     C computed 20/20, samples
         #     step 5   A 1   B 1   C 1     C decodes
-        scheduled: list[ScheduledSequence] = []
+        planned: list[tuple[Sequence, int]] = []
         budget = self.max_num_batched_tokens
         preempted = False
 
@@ -175,10 +167,10 @@ class Scheduler:
                 # 这个 `else` 属于 `while`：没有 `break` 才会执行，也就是块够了，而且 `seq` 自己没被抢占。
                 # This `else` belongs to the `while`: it runs without a `break`,
                 # so blocks suffice and `seq` was not preempted.
-                # 被抢占的不是排在后面的，就是 `seq` 自己，所以已排进 `scheduled` 的行不会丢掉自己的块。
-                # Only later ones or `seq` itself are ever preempted, so no row already in `scheduled` loses its blocks.
+                # 被抢占的不是排在后面的，就是 `seq` 自己，所以已排进 `planned` 的行不会丢掉自己的块。
+                # Only later ones or `seq` itself are ever preempted, so no row already in `planned` loses its blocks.
                 self.block_manager.grow(seq, seq.num_computed_tokens + num_new)
-                scheduled.append(ScheduledSequence(seq, num_new))
+                planned.append((seq, num_new))
                 budget -= num_new
                 index += 1
 
@@ -211,17 +203,22 @@ class Scheduler:
             # part 1 of the next step goes on with the rest.
             seq.status = SequenceStatus.RUNNING
             self.running.append(seq)
-            scheduled.append(ScheduledSequence(seq, num_new))
+            planned.append((seq, num_new))
             budget -= num_new
 
         # 3. 猜测放在最后，只用别人剩下的预算和块：猜不中也不耽误谁，更不会抢占谁；一般的请求没有猜测，这里什么也不做。
         # 3. Guesses come last and take only the budget and the blocks that others leave: wrong ones delay nobody and
         # preempt nobody; ordinary requests have none, and this does nothing.
-        for index, (seq, num_new) in enumerate(scheduled):
-            if seq.draft_ids:
-                num_guesses = self._fit_drafts(seq, num_new, budget)
-                scheduled[index] = ScheduledSequence(seq, num_new + num_guesses)
-                budget -= num_guesses
+        scheduled = []
+        for seq, num_new in planned:
+            num_guesses = self._fit_drafts(seq, num_new, budget) if seq.draft_ids else 0
+            budget -= num_guesses
+            # 补平了差额的行才要 logits，有猜测时每个猜测再要一行。
+            # A row needs logits once it closes the difference, and one more for each guess.
+            # 例：提示词 20 个 token，已算 12 个，这步 6 个：12 + 6 < 20，0 行；下一步 2 个：18 + 2 == 20，1 行。
+            # Example: a prompt of 20, 12 computed, 6 in this step: 12 + 6 < 20, 0 rows; then 2: 18 + 2 == 20, 1 row.
+            closes = seq.num_computed_tokens + num_new == seq.num_tokens
+            scheduled.append(ScheduledSequence(seq, num_new + num_guesses, 1 + num_guesses if closes else 0))
 
         # 只有 1 个新 token 的行排到前面，走解码函数，其余走变长函数；排序是稳定的，组内次序不变。
         # 提示词只剩 1 个 token 要算的行，也按解码行处理。
@@ -330,7 +327,8 @@ class Scheduler:
         # `strict=True`：行数对不上就报错，而不是把后面几行的 token 悄悄丢掉。
         # `strict=True`: lists of different lengths are an error,
         # instead of rows at the end that silently lose their tokens.
-        for (seq, _), tokens in zip(schedule, token_ids, strict=True):
+        for row, tokens in zip(schedule, token_ids, strict=True):
+            seq = row.seq
             # 重叠循环里，这一步还在算的时候，它可能已经结束或被取消：多算的这一个 token 丢掉，块早已归还。
             # In the overlapped loop it may have ended or been aborted while this step ran: the extra token is dropped,
             # and its blocks went back already.

@@ -4,18 +4,19 @@ The tokenizer: text <-> token ids; `chat_template.py` first turns a conversation
 work; here are only the rules that are easily missed.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from engine.chat_template import Message, render
 from models.config import ModelLoadError
 
 # `BYTES["<0x0A>"]` 是 10：有些词表把没有的字符拆成字节，每个字节是一个这样写的 token。
 # `BYTES["<0x0A>"]` is 10: some vocabularies spell what they lack in bytes, each a token written like this.
 BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+_IMPORTING = threading.Lock()
 
 
 class Tokenizer:
@@ -25,6 +26,7 @@ class Tokenizer:
 
     Attributes:
         max_chars: longer text is refused before it is tokenized; the engine sets it by its `max_model_len`
+        hf_tokenizer: that of `transformers`; its chat template is used by `serving/chat_template.py`
         eos_token_id: the end token that the tokenizer's own files name, or None
     """
 
@@ -37,13 +39,17 @@ class Tokenizer:
         # The fast tokenizers' base class directly: `AutoTokenizer` imports hundreds of modules to find a class name.
         # 导入要一秒左右，所以放到用时才做：`--help` 和 `--list-backends` 不必等它。
         # The import takes about a second, so it happens on use: `--help` and `--list-backends` need not wait for it.
-        from transformers import PreTrainedTokenizerFast
+        # 几个线程同时第一次导入 transformers，它的惰性模块会说没有这个名字：一次只让一个线程进去。
+        # If several threads import transformers at once for the first time, its lazy module says that there is no such
+        # name: one thread at a time.
+        with _IMPORTING:
+            from transformers import PreTrainedTokenizerFast
 
         try:
             # 长度上限由引擎检查，消息也更清楚；不关掉分词器自己的上限，它会先打印一句误导人的警告。
             # The engine checks the length, with a clearer message; the tokenizer's own limit would first print a
             # misleading warning.
-            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            self.hf_tokenizer = PreTrainedTokenizerFast.from_pretrained(
                 str(folder), local_files_only=True, model_max_length=1 << 62
             )
         # 捕获一切：底层的 Rust 库对坏文件抛的是最普通的 `Exception`，再窄就漏掉了。
@@ -51,13 +57,13 @@ class Tokenizer:
         except Exception as error:
             raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded ({error}): download it again") from None
         self.max_chars = 1 << 62
-        self.eos_token_id: int | None = self._tokenizer.eos_token_id
+        self.eos_token_id: int | None = self.hf_tokenizer.eos_token_id
         # 按 id 认特殊 token：底层的库按字符串认，标了 `normalized` 的，名字被改写之后它就认不出来了。
         # Special tokens are known by id: the library compares strings, and misses those flagged `normalized`, whose
         # names it rewrites.
-        added = self._tokenizer.added_tokens_decoder.items()
-        self._special = {i for i, token in added if token.special} | set(self._tokenizer.all_special_ids)
-        self._backend = self._tokenizer.backend_tokenizer
+        added = self.hf_tokenizer.added_tokens_decoder.items()
+        self._special = {i for i, token in added if token.special} | set(self.hf_tokenizer.all_special_ids)
+        self._backend = self.hf_tokenizer.backend_tokenizer
         # id 的写法，例如 "▁list"、"<0x0A>"；词表没有这个 id 就是 None。
         # How an id is written, "▁list" or "<0x0A>" say; None if the vocabulary has no such id.
         self._piece: Callable[[int], str | None] = lru_cache(1 << 16)(self._backend.id_to_token)
@@ -77,7 +83,7 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError("the prompt is not valid text: it holds a byte that is not UTF-8") from None
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self.hf_tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def visible(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> list[int]:
         """其中有文字的：词表里没有的、不要显示的特殊 token 都去掉。
@@ -129,28 +135,3 @@ class Tokenizer:
         # An "a" is put in front and taken away again: at the very start, "▁list" would lose its space.
         piece = self._piece(token_id)
         return "" if piece is None else self._join(["a", piece])[1:]
-
-    def encode_chat(
-        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool = True, continue_final_message: bool = False,
-    ) -> list[int]:
-        """对话套上模板，再分词。
-
-        Put a conversation through the template, then tokenize.
-
-        Args:
-            template_kwargs: extra variables for the template, say Qwen3's `enable_thinking`; unknown ones do nothing
-            add_generation_prompt: end with the mark "the assistant speaks now"
-            continue_final_message: leave the last message open, for the model to write on; not both
-
-        Raises:
-            ValueError: no template, or messages that the template refuses
-        """
-        text = render(
-            self._tokenizer, messages, self.max_chars, template_kwargs, add_generation_prompt, continue_final_message
-        )
-        # 模板自己已经写了 BOS，这里再加一次就成了两个 BOS，模型的回答会变差。
-        # The template has written BOS itself; adding it here would make two, and the answers get worse.
-        # 留意：用户在问题里打出的特殊 token 也会被认成真的，就像拼接字符串时的 SQL 注入；对外服务要先过滤。
-        # Beware: a special token typed by a user counts as a real one, like SQL injection; a service must filter.
-        return self.encode(text, add_special_tokens=False)

@@ -8,11 +8,10 @@ import sys
 import time
 from contextlib import closing, suppress
 
-from engine.chat_template import Message
 from engine.sampling_params import SamplingParams
+from serving.chat_template import Message, encode_chat
 from serving.console import MARKS, format_hits, printable
 from serving.llm import LLM, Pieces
-from serving.turns import ctrl_c_noted
 
 CHAT_HELP = """\
 /help    这份帮助 / this help
@@ -30,7 +29,7 @@ def _show(llm: LLM, stream: Pieces, pieces: list[str]) -> str:
     try:
         # 护住整个回答：Ctrl-C 等到两步之间才停下它，不会把一段文字印到一半。
         # The whole answer is protected: Ctrl-C stops it between two steps and breaks off no piece being printed.
-        with ctrl_c_noted(), closing(stream):
+        with llm.turns.ctrl_c_noted(), closing(stream):
             while True:
                 pieces.append(next(stream))
                 print(printable(pieces[-1]), end="", flush=True)
@@ -60,7 +59,7 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
     # is left for the answer.
     limit = engine.pool.max_model_len
     room = limit - min(params.max_tokens, limit // 2)
-    while start < len(history) - 1 and len(engine.tokenizer.encode_chat(history[start:])) > room:
+    while start < len(history) - 1 and len(encode_chat(engine.tokenizer, history[start:])) > room:
         # 一问一答一起丢：很多模板要求用户先说话，只丢一半就不合它们的格式。
         # Question and answer go together: many templates want the user to speak first, and half of it breaks that.
         start += 2

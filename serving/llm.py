@@ -7,15 +7,15 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.chat_template import Message
 from engine.config import EngineConfig
 from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
+from serving.chat_template import Message, encode_chat
 from serving.console import MARKS, generation_progress, loading_progress
-from serving.turns import Turns, ctrl_c_noted
+from serving.turns import Turns
 
 # 文字，或已经分好的 token id；后者绕过分词器，测试和测速用它来固定输入。
 # Text, or token ids; ids bypass the tokenizer, and tests and benchmarks use them to fix the input.
@@ -113,7 +113,7 @@ class LLM:
         """
         # 最外面护住一层：两次 `_run` 之间的 Ctrl-C 也记下来，下一步之前再抛。
         # Protected as a whole: a Ctrl-C between two calls of `_run` is noted as well and raised before the next step.
-        with ctrl_c_noted():
+        with self.turns.ctrl_c_noted():
             return beam_search(
                 self.engine, lambda beams, one: self._run(beams, one, progress=False), list_of_prompts(prompts), params
             )
@@ -152,7 +152,7 @@ class LLM:
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
         prompts: list[Prompt] = [
-            tokenizer.encode_chat(c, chat_template_kwargs, add_generation_prompt, continue_final_message)
+            encode_chat(tokenizer, c, chat_template_kwargs, add_generation_prompt, continue_final_message)
             for c in conversations
         ]
         return self._run(prompts, sampling_params, progress)
@@ -187,8 +187,8 @@ class LLM:
 
         Answer one conversation; the arguments are those of `chat`, the rest is as in `stream`.
         """
-        prompt = self.engine.tokenizer.encode_chat(
-            messages, chat_template_kwargs, add_generation_prompt, continue_final_message
+        prompt = encode_chat(
+            self.engine.tokenizer, messages, chat_template_kwargs, add_generation_prompt, continue_final_message
         )
         return self.stream(prompt, sampling_params)
 
@@ -202,20 +202,20 @@ class LLM:
         finally:
             # 里层的收尾也可能恰好被 Ctrl-C 打断：再收一次，已经收过的什么也不做。
             # Ctrl-C may strike at just the line where the inner one cleans up: once more, which does nothing if done.
-            with ctrl_c_noted():
+            with self.turns.ctrl_c_noted():
                 self.turns.abort([seq])
 
     def _pieces(self, seq: Request) -> Pieces:
         assert seq.output_text is not None
         shown, finished = 0, False
         try:
-            with ctrl_c_noted():
+            with self.turns.ctrl_c_noted():
                 self.turns.add(seq)
             while not finished:
                 # 只护住走步，不护住 `yield`：两段文字之间是用户自己的代码，Ctrl-C 该怎样就怎样。
                 # The step is protected, the `yield` is not: between two pieces runs the user's own code, where Ctrl-C
                 # does what it always does.
-                with ctrl_c_noted():
+                with self.turns.ctrl_c_noted():
                     # 两段文字之间，别人（另一个 `stream`）可能已经把引擎走到了这个请求的结尾。
                     # Between two pieces somebody else, another `stream` say, may have stepped this request to its end.
                     if seq.finish_reason is None:
@@ -230,7 +230,7 @@ class LLM:
         finally:
             # `break` 时 Python 在 `yield` 处抛 `GeneratorExit`，就走到这里。
             # On `break` Python raises `GeneratorExit` at the `yield`, which leads here.
-            with ctrl_c_noted():
+            with self.turns.ctrl_c_noted():
                 self.turns.abort([seq])
         if seq.finish_reason == "error":
             raise ValueError(f"request {seq.request_id} {MARKS['error']}")
@@ -264,7 +264,7 @@ class LLM:
         # `step` returns anybody's results; this set tells which are ours.
         ours = {seq.request_id for seq in sequences}
         results: dict[str, RequestOutput] = {}
-        with ctrl_c_noted():
+        with self.turns.ctrl_c_noted():
             try:
                 # 全部先进队列，再走第一步：调度器看得到所有请求，第一步就能把它们拼成一批。
                 # All enter the queue before the first step, so that the scheduler can batch them from the start.

@@ -21,9 +21,6 @@ from engine.sequence import Sequence
 # 等锁等这么久就看一眼：自己的请求可能已经被别人的步子走完了。
 # After waiting so long for the lock one looks up: steps of others may have finished one's own request.
 _PATIENCE_SECONDS = 0.01
-# 记下了、还没处理的 Ctrl-C；只有主线程会收到。
-# Ctrl-C that was noted and not acted on; only the main thread gets any.
-_pressed: list[int] = []
 
 
 class EngineDeadError(RuntimeError):
@@ -33,87 +30,87 @@ class EngineDeadError(RuntimeError):
     """
 
 
-# ---- 按下 Ctrl-C ----
-# ---- Ctrl-C ----
-
-
 def _in_main_thread() -> bool:
     return threading.get_ident() == threading.main_thread().ident
-
-
-def _note(number: int, _: object) -> None:
-    """第一次 Ctrl-C 只记下来，第二次马上抛出。
-
-    The first Ctrl-C is only noted, a second one raises at once.
-    """
-    # 每按一次记一条：1 条是“请停下”，2 条是“马上停下，坏了也认”。
-    # An entry each time: 1 says please stop, 2 say stop at once, whatever breaks.
-    _pressed.append(number)
-    if len(_pressed) > 1:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def ctrl_c_noted() -> Iterator[None]:
-    """其间 Ctrl-C 只记下来，由 `Turns.step` 在两步之间抛出；离开时还没抛的，这时抛。
-
-    Python 在任何一行都可能抛 `KeyboardInterrupt`：抛在块管理器的两行之间，账就乱了。
-    只在主线程、而且用户没有自己的处理函数时才装上；里层的什么也不做。
-
-    Meanwhile Ctrl-C is only noted, and `Turns.step` raises it between two steps; what has not been raised by the end is
-    raised then.
-    Python may raise `KeyboardInterrupt` at any line: between two lines of the block manager it would spoil the books.
-    Installed in the main thread only, and only where the user has no handler of his own; an inner one does nothing.
-    """
-    # 信号处理函数只能在主线程里安装；用户装过自己的（例如网络服务的收尾），就听他的。
-    # Handlers can be installed in the main thread only; where the user has one, a server's clean-up say, his counts.
-    if not _in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    # 上一次留下的不算：那次已经抛过，或者那时没有人在运行。
-    # What an earlier call left does not count: it was raised then, or nothing ran.
-    _pressed.clear()
-    try:
-        signal.signal(signal.SIGINT, _note)
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise_noted()
-
-
-def raise_noted() -> None:
-    """有记下的 Ctrl-C 就抛出；第二次的已经抛过了。
-
-    Raise a Ctrl-C that was noted; a second one was raised already.
-    """
-    if _pressed and _in_main_thread():
-        # 按了 2 次的，第二次已经在处理函数里抛出，这里不再抛。
-        # Pressed 2 times, the second has raised in the handler already, and nothing is raised here.
-        noted = len(_pressed) == 1
-        _pressed.clear()
-        if noted:
-            raise KeyboardInterrupt
-
-
-# ---- 线程 ----
-# ---- threads ----
 
 
 class Turns:
     """几个线程共用的引擎。
 
     An engine that several threads share.
+
+    Attributes:
+        death: what has made the engine useless, None while it is alive
     """
 
     def __init__(self, engine: LLMEngine) -> None:
         self.engine = engine
         self.death: BaseException | None = None
-        self._lock = threading.Lock()
+        # 可重入的锁：半步被打断、没来得及放手的线程，下次还拿得到它，而不是永远等自己。
+        # A re-entrant lock: a thread that was broken off before it let go gets it again, and does not wait for itself.
+        self._lock = threading.RLock()
+        self._stepping = False
         self._inbox: deque[Callable[[], None]] = deque()
         # 加进引擎、还没放手的请求；取消时认的是对象：它的 id 可能已另有主人。
         # Requests that were added and not let go; an abort goes by the object: its id may have a new owner.
         self._added: set[Sequence] = set()
         self._failure: BaseException | None = None
+        # 按了几次、还没处理的 Ctrl-C；只有主线程会收到。
+        # How often Ctrl-C was pressed and not acted on; only the main thread gets any.
+        self._pressed = 0
+
+    # ---- 按下 Ctrl-C ----
+    # ---- Ctrl-C ----
+
+    @contextmanager
+    def ctrl_c_noted(self) -> Iterator[None]:
+        """其间 Ctrl-C 只记下来，由 `step` 在两步之间抛出；离开时还没抛的，这时抛。
+
+        Python 在任何一行都可能抛 `KeyboardInterrupt`：抛在块管理器的两行之间，账就乱了。
+        只在主线程、而且用户没有自己的处理函数时才装上；里层的什么也不做。
+
+        Meanwhile Ctrl-C is only noted, and `step` raises it between two steps; what has not been raised by the end is
+        raised then.
+        Python may raise `KeyboardInterrupt` at any line: between two lines of the block manager it would spoil the
+        books. Installed in the main thread only, and only where the user has no handler of his own; an inner one does
+        nothing.
+        """
+        # 信号处理函数只能在主线程里安装；用户装过自己的（例如网络服务的收尾），就听他的。
+        # Handlers can be installed in the main thread only; where the user has one, say of a server, his counts.
+        if not _in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        # 上一次留下的不算：那次已经抛过，或者那时没有人在运行。
+        # What an earlier call left does not count: it was raised then, or nothing ran.
+        self._pressed = 0
+        try:
+            signal.signal(signal.SIGINT, self._note)
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._raise_noted()
+
+    def _note(self, number: int, _: object) -> None:
+        """第一次 Ctrl-C 只记下来；还没等到两步之间又来一次，就马上抛出，账可能只记了一半，引擎不能再用了。
+
+        The first Ctrl-C is only noted. Another one before the next step raises at once; the books may be half written,
+        and the engine is of no more use.
+        """
+        self._pressed += 1
+        if self._pressed > 1:
+            self.death = KeyboardInterrupt("Ctrl-C, twice")
+            raise self.death
+
+    def _raise_noted(self) -> None:
+        # 按了 2 次的，第二次已经在 `_note` 里抛出，这里不再抛。
+        # Pressed 2 times, the second has raised in `_note` already, and nothing is raised here.
+        if self._pressed and _in_main_thread():
+            noted, self._pressed = self._pressed == 1, 0
+            if noted:
+                raise KeyboardInterrupt
+
+    # ---- 线程 ----
+    # ---- threads ----
 
     def add(self, seq: Sequence) -> None:
         """登记一个请求，两步之间排进队列。
@@ -138,7 +135,10 @@ class Turns:
 
         Let go: what has not ended is cancelled and its blocks return; doing it again does no harm.
         """
-        self._post(partial(self._let_go, sequences))
+        # 已经不能用了的，账只记了一半，不再去动它。
+        # Where it is of no more use the books are half written, and are left alone.
+        if self.death is None:
+            self._post(partial(self._let_go, sequences))
 
     def step(self) -> list[RequestOutput]:
         """走一步；别人正在走，就等他一会儿。
@@ -149,7 +149,10 @@ class Turns:
             KeyboardInterrupt: Ctrl-C was noted
             EngineDeadError: the engine is of no more use
         """
-        raise_noted()
+        self._raise_noted()
+        # 等锁之前先看它还在不在，否则可能永远等下去。
+        # See whether it is alive before waiting for the lock, or the wait might never end.
+        self.check_alive()
         # 没轮到就返回空列表：调用者再看一眼自己的请求，没完就再来。
         # Not our turn: an empty list, and the caller looks at its own request and comes again.
         if not self._lock.acquire(timeout=_PATIENCE_SECONDS):
@@ -159,17 +162,15 @@ class Turns:
             # What others have posted takes effect before this step begins, so nothing changes in the middle of one.
             self._take_messages()
             self.check_alive()
+            self._stepping = True
             return self.engine.step()
         except BaseException as error:
             self._failure = error
-            # 第二次 Ctrl-C 打断了半步：账可能只记了一半。
-            # A second Ctrl-C broke off in mid-step: the books may be half written.
-            if len(_pressed) > 1 and isinstance(error, KeyboardInterrupt):
-                self.death = error
             raise
         finally:
             # 放手之后再看一眼收件箱：刚才没拿到锁的人，信就放在那里走开了。
             # A last look at the inbox after letting go: who found the lock taken has left a message there and gone.
+            self._stepping = False
             self._lock.release()
             self._post()
 
@@ -192,19 +193,23 @@ class Turns:
         self._inbox.extend(messages)
         while self._inbox and self._lock.acquire(blocking=False):
             try:
+                if self._stepping:
+                    return
                 self._take_messages()
             finally:
                 self._lock.release()
 
     def _take_messages(self) -> None:
         while self._inbox:
-            # 信就是函数，取出来就调用；它若出错，账可能只记了一半，引擎就不能再用了。
-            # A message is a function, taken out and called; if it fails, the books may be half written: the end.
+            # 信就是函数，取出来就调用；它若出错，账可能只记了一半，引擎就不能再用了。普通的错不抛：信可能是别人寄的。
+            # A message is a function, taken out and called; if it fails, the books may be half written: the end. Plain
+            # errors are not raised here, as the message may be somebody else's.
             try:
                 self._inbox.popleft()()
             except BaseException as error:
-                self.death = error
-                raise
+                self.death = self.death or error
+                if not isinstance(error, Exception):
+                    raise
 
     def _let_go(self, sequences: list[Sequence]) -> None:
         for seq in filter(self._added.__contains__, sequences):

@@ -167,7 +167,7 @@ class SlotModel:
         Store first, then read, as an attention layer does.
         """
         written: set[int] = set()
-        for seq, num_new in schedule:
+        for seq, num_new, _ in schedule:
             for position in range(seq.num_computed_tokens, seq.num_computed_tokens + num_new):
                 slot = self.slot(seq, position)
                 assert slot not in written, f"{seq!r}: two rows write slot {slot}"
@@ -176,7 +176,7 @@ class SlotModel:
                 assert block.key is None, f"{seq!r} writes a block that others can hit"
                 written.add(slot)
                 self.content[slot] = self.prefix(seq, position + 1)
-        for seq, num_new in schedule:
+        for seq, num_new, _ in schedule:
             for position in range(seq.num_computed_tokens + num_new):
                 expected = self.prefix(seq, position + 1)
                 found = self.content.get(self.slot(seq, position))

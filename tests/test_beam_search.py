@@ -14,6 +14,7 @@ from engine_helpers import assert_all_free
 
 from engine.sampling_params import SamplingParams
 from serving.beam_search import BeamSearchParams, BeamSearchSequence, beam_score
+from serving.chat_template import encode_chat
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +31,7 @@ def llm() -> LLM:
 def prompts(llm: LLM) -> list[list[int]]:
     # 对话，和不套模板的开头：后者的分布平坦得多，各条候选差得近。
     # Conversations, and beginnings without a template, whose distributions are much flatter and candidates closer.
-    chats = [llm.engine.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
+    chats = [encode_chat(llm.engine.tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
     return chats + [llm.engine.tokenizer.encode(text) for text in ("The", "A block", "缓存", "1, 2, 3")]
 
 

@@ -190,15 +190,16 @@ def test_a_graph_gets_the_step_laid_flat(folder: Path, requests: list[Request]) 
             assert column["seqlens"][:size] == [p + 1 for p in step.positions] + [0] * (size - count)
             assert [column["seeds"][i] for i in step.logits_indices] == [seq.seed for seq, _ in step.samples]
             assert [column["output_indices"][i] for i in step.logits_indices] == [index for _, index in step.samples]
-            for (seq, num_new), start in zip(schedule, accumulate([row.num_new_tokens for row in schedule], initial=0)):
-                for lane in column["lanes"][start : start + num_new]:
-                    assert graphs.tables[lane].tolist()[: len(seq.block_table)] == seq.block_table
+            for row, start in zip(schedule, accumulate([row.num_new_tokens for row in schedule], initial=0)):
+                for lane in column["lanes"][start : start + row.num_new_tokens]:
+                    table = row.seq.block_table
+                    assert graphs.tables[lane].tolist()[: len(table)] == table
             # 同样的一步逐个启动，得到同样的 logits。
             # The same step, launched one by one, gives the same logits.
             eager = engine.model_runner.execute(batch)
             torch.testing.assert_close(logits[step.logits_indices], eager, rtol=1e-4, atol=1e-4)
             seen["steps"] += 1
-            seen["guesses"] += sum(len(seq.draft_ids) for seq, _ in schedule)
+            seen["guesses"] += sum(len(row.seq.draft_ids) for row in schedule)
             seen["padded"] += size > count
         token_ids = engine.sampler.choose(schedule, engine.model_runner.execute(batch))
         engine.record(schedule, token_ids, engine.scheduler.update(schedule, token_ids))

@@ -34,7 +34,7 @@ def byte_ids() -> list[int]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     names = bytes_to_unicode()
-    return [TOKENIZER._tokenizer.convert_tokens_to_ids(names[byte]) for byte in range(256)]
+    return [TOKENIZER.hf_tokenizer.convert_tokens_to_ids(names[byte]) for byte in range(256)]
 
 
 BYTES = byte_ids()

@@ -24,6 +24,7 @@ from engine_helpers import (
 
 import layers.sampler
 from engine.sampling_params import SamplingParams
+from serving.chat_template import encode_chat
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,7 +189,7 @@ def test_embedded_model_gives_equal_tokens(embedded: LLM, name: str) -> None:
     # Make 8 of them real conversations.
     questions = ["introduce yourself", "中国的首都是哪里？", "What is 23 + 45?", "什么是前缀缓存？"]
     for index, text in enumerate(questions * 2):
-        requests[index * 7].prompt = tokenizer.encode_chat([{"role": "user", "content": text}])[: MAX_LEN - 41]
+        requests[index * 7].prompt = encode_chat(tokenizer, [{"role": "user", "content": text}])[: MAX_LEN - 41]
     plain = run_requests(make_llm(None, **{**PLAIN, "backend": "sdpa"}), requests)
     parted = assert_equal_or_close_call(plain, run_variant(None, requests, name, "sdpa"), requests)
     assert parted <= 2
@@ -622,3 +623,19 @@ def test_num_kvcache_blocks_and_block_size_are_taken(folder: Path) -> None:
     llm = make_llm(folder, num_kvcache_blocks=70, kvcache_block_size=8)
     assert (llm.engine.block_manager.num_blocks, llm.engine.block_manager.block_size) == (70, 8)
     assert llm.engine.pool.max_model_len == 512
+
+
+def test_a_row_of_nan_ends_its_request_alone(small: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, greedy = [[5, 6, 7], [9] * 20, [10, 11]], SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    expected = tokens_of(small.generate(prompts, greedy, progress=False))
+    draw = small.engine.sampler.draw
+
+    def broken(samples: list[tuple[Any, int]], logits: torch.Tensor) -> Any:
+        rows = [row for row, (seq, index) in enumerate(samples) if seq.prompt_token_ids == [10, 11] and index == 2]
+        return draw(samples, logits.index_fill(0, torch.tensor(rows, dtype=torch.int64), float("nan")))
+
+    monkeypatch.setattr(small.engine.sampler, "draw", broken)
+    outputs = small.generate(prompts, greedy, progress=False)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length", "length", "error"]
+    assert tokens_of(outputs) == [expected[0], expected[1], expected[2][:2]]
+    assert_all_free(small.engine.block_manager)

@@ -163,7 +163,7 @@ def register_before_it_is_known_what_was_right(patch: pytest.MonkeyPatch) -> Non
     real = Scheduler.update
 
     def update(self: Scheduler, schedule: list[ScheduledSequence], token_ids: list[list[int]]) -> list[Sequence]:
-        for seq, count in schedule:
+        for seq, count, _ in schedule:
             known, computed = list(seq.token_ids), seq.num_computed_tokens
             seq.token_ids, seq.num_computed_tokens = [*known, *seq.draft_ids], computed + count
             self.block_manager.register_full_blocks(seq)
@@ -336,7 +336,7 @@ def test_a_row_with_guesses_laid_flat() -> None:
     a.num_computed_tokens, a.block_table, a.draft_ids = 5, [7, 2], [60, 61]
     b.block_table, c.block_table, d.block_table = [0], [5], [1, 3]
     c.num_computed_tokens = 2
-    schedule = [ScheduledSequence(c, 1), ScheduledSequence(a, 3), ScheduledSequence(b, 3), ScheduledSequence(d, 5)]
+    schedule = [ScheduledSequence(*row) for row in ((c, 1, 1), (a, 3, 3), (b, 3, 1), (d, 5, 0))]
     step = flatten(schedule, 4)
     assert step.input_ids == [52, 51, 60, 61, 10, 11, 12, 30, 31, 32, 33, 34]
     assert step.positions == [2, 5, 6, 7, 0, 1, 2, 0, 1, 2, 3, 4]

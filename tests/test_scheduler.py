@@ -674,7 +674,7 @@ def test_strict_mode_checks_budget_and_cap() -> None:
     scheduler = make_scheduler(budget=4, max_num_seqs=1)
     seq = make_seq("a", [1, 2, 3])
     with pytest.raises(RuntimeError, match="budget is 4"):
-        scheduler._check([ScheduledSequence(seq, 5)])
+        scheduler._check([ScheduledSequence(seq, 5, 1)])
     scheduler.running = [seq, make_seq("b", [1])]
     with pytest.raises(RuntimeError, match="cap is 1"):
         scheduler._check([])

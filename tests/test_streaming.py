@@ -17,6 +17,7 @@ from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import RequestMetrics
+from serving.chat_template import encode_chat
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,7 +100,7 @@ def test_a_stream_never_read_adds_nothing(llm: LLM) -> None:
 def test_leaving_early_aborts_and_the_others_go_on(llm: LLM) -> None:
     expected = ask(llm, QUESTIONS[2]).outputs[0]
     params = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)
-    prompt = llm.engine.tokenizer.encode_chat([{"role": "user", "content": QUESTIONS[2]}])
+    prompt = encode_chat(llm.engine.tokenizer, [{"role": "user", "content": QUESTIONS[2]}])
     llm.engine.add_request(prompt, GREEDY, "other")
     for count, _ in enumerate(stream(llm, QUESTIONS[0], params)):
         if count == 4:

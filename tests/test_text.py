@@ -22,11 +22,12 @@ from conftest import EMBEDDED_MODEL, make_hf_model
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
-from engine import chat_template
 from engine.detokenizer import CONTEXT, REPLACEMENT, Detokenizer, OutputText
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from serving import chat_template
 from serving.async_llm import AsyncLLM
+from serving.chat_template import encode_chat
 from serving.llm import LLM
 
 CORPUS = ["the cat sat on the mat, and the dog ran", "你好世界，前缀缓存", "a  b\tc\n😀👨‍👩‍👧é", "x = y + 1 # ok"] * 20
@@ -421,8 +422,8 @@ def test_limits_of_text_and_params(kinds: dict[str, Kind]) -> None:
             SamplingParams(**wrong)
     llm = LLM(EMBEDDED_MODEL, device="cpu", num_kvcache_blocks=16, max_model_len=128)
     seen: list[str] = []
-    encode = llm.engine.tokenizer._tokenizer.encode
-    llm.engine.tokenizer._tokenizer.encode = lambda text, **k: seen.append(text) or encode(text, **k)
+    encode = llm.engine.tokenizer.hf_tokenizer.encode
+    llm.engine.tokenizer.hf_tokenizer.encode = lambda text, **k: seen.append(text) or encode(text, **k)
     text = "x" * (64 * 128)
     with pytest.raises(ValueError, match=r"^request 0: the prompt has \d+ tokens"):
         llm.generate(text, progress=False)
@@ -446,12 +447,12 @@ PARTS = TEMPLATE.replace("{{ m.content }}", "{% for p in m.content %}{{ p.text }
 
 def with_template(template: str) -> Tokenizer:
     tokenizer = Tokenizer(EMBEDDED_MODEL)
-    tokenizer._tokenizer.chat_template = template
+    tokenizer.hf_tokenizer.chat_template = template
     return tokenizer
 
 
 def rendered(tokenizer: Tokenizer, messages: list[Any], **options: Any) -> str:
-    return tokenizer.decode(tokenizer.encode_chat(messages, **options), skip_special_tokens=False)
+    return tokenizer.decode(encode_chat(tokenizer, messages, **options), skip_special_tokens=False)
 
 
 def test_messages_with_tool_calls_and_parts() -> None:
@@ -469,7 +470,7 @@ def test_messages_with_tool_calls_and_parts() -> None:
         {"role": "user", "content": [{"type": "text"}]}, {"role": "assistant", "content": 5, "tool_calls": [1]},
     ):
         with pytest.raises(ValueError, match="role and content"):
-            tokenizer.encode_chat([wrong])  # type: ignore[list-item]
+            encode_chat(tokenizer, [wrong])  # type: ignore[list-item]
 
 
 def test_an_assistants_message_can_be_continued() -> None:
@@ -479,13 +480,13 @@ def test_an_assistants_message_can_be_continued() -> None:
     assert rendered(tokenizer, messages, add_generation_prompt=False) == "[user]json<|eot_id|>[assistant]{<|eot_id|>"
     assert rendered(tokenizer, messages, **open_end) == "[user]json<|eot_id|>[assistant]{"
     with pytest.raises(ValueError, match="add_generation_prompt are not compatible"):
-        tokenizer.encode_chat(messages, continue_final_message=True)
+        encode_chat(tokenizer, messages, continue_final_message=True)
     with pytest.raises(ValueError, match="continue_final_message"):
-        tokenizer.encode_chat(messages, continue_final_message="yes")  # type: ignore[arg-type]
+        encode_chat(tokenizer, messages, continue_final_message="yes")  # type: ignore[arg-type]
     llm = LLM(EMBEDDED_MODEL, device="cpu", num_kvcache_blocks=16)
     params = SamplingParams(temperature=0, max_tokens=4)
     (output,) = llm.chat(messages, params, **open_end, progress=False)
-    assert output.prompt_token_ids == llm.engine.tokenizer.encode_chat(messages, **open_end)
+    assert output.prompt_token_ids == encode_chat(llm.engine.tokenizer, messages, **open_end)
     assert "".join(llm.stream_chat(messages, params, **open_end)) == output.outputs[0].text
 
 
@@ -494,7 +495,7 @@ def test_an_assistants_message_can_be_continued() -> None:
 )
 def test_reserved_variables_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"chat_template_kwargs.*variables"):
-        with_template(TEMPLATE).encode_chat([{"role": "user", "content": "hi"}], {name: "x"})
+        encode_chat(with_template(TEMPLATE), [{"role": "user", "content": "hi"}], {name: "x"})
 
 
 def test_variables_of_the_template_pass() -> None:
@@ -521,5 +522,5 @@ def test_a_template_without_end_is_stopped(template: str, monkeypatch: pytest.Mo
     tokenizer.max_chars = 10_000
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"10000 characters or takes over 0\.5 seconds"):
-        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+        encode_chat(tokenizer, [{"role": "user", "content": "hi"}])
     assert time.monotonic() - start < 20

@@ -22,6 +22,7 @@ from common import Check, make_engine, say, title
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
+from serving.chat_template import encode_chat
 
 SYSTEM = "You are a helpful assistant. Answer each question in one short sentence, and say so if you do not know."
 QUESTIONS = ["What is the capital of France?", "What is the capital of Japan?", "What is the capital of Japan?"]
@@ -34,7 +35,7 @@ def answer(engine: LLMEngine, question: str) -> tuple[RequestOutput, int]:
     """
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
     before = engine.num_computed_tokens
-    engine.add_request(engine.tokenizer.encode_chat(messages), SamplingParams(temperature=0.0, max_tokens=16))
+    engine.add_request(encode_chat(engine.tokenizer, messages), SamplingParams(temperature=0.0, max_tokens=16))
     finished: list[RequestOutput] = []
     while not finished:
         finished = engine.step()

@@ -25,6 +25,7 @@ from backends.torch_backend import TorchBackend
 from engine.config import EngineConfig
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from serving.chat_template import encode_chat
 from serving.compare import compare_backends
 
 QUESTIONS = ["What is the capital of Italy?", "What is a token?", "什么是 KV 缓存？"]
@@ -73,7 +74,7 @@ def main() -> int:
 
     config = EngineConfig(device="cpu")
     tokenizer = Tokenizer(config.resolve_model_folder())
-    prompts = [tokenizer.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS]
     title(f"{args.a} 与 {args.b}", f"{args.a} and {args.b}")
     print("step | tokens | largest difference of logits | different tokens")
     worst, parted = 0.0, []

@@ -17,6 +17,7 @@ from engine.config import EngineConfig  # noqa: E402
 from engine.llm_engine import LLMEngine  # noqa: E402
 from engine.outputs import RequestOutput  # noqa: E402
 from engine.sampling_params import SamplingParams  # noqa: E402
+from serving.chat_template import encode_chat  # noqa: E402
 
 
 def say(zh: str, en: str) -> None:
@@ -76,7 +77,7 @@ def ask(engine: LLMEngine, text: str) -> list[int]:
 
     A sentence through the chat template, as token ids.
     """
-    return engine.tokenizer.encode_chat([{"role": "user", "content": text}])
+    return encode_chat(engine.tokenizer, [{"role": "user", "content": text}])
 
 
 @dataclass

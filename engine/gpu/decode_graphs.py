@@ -195,7 +195,7 @@ class DecodeGraphs:
         only where that is little; the first token comes some milliseconds earlier.
         """
         rows = reread = 0
-        for seq, count in schedule:
+        for seq, count, _ in schedule:
             rows += count
             if count > 1:
                 reread += count * (seq.num_computed_tokens + count)
@@ -224,7 +224,7 @@ class DecodeGraphs:
         #     lanes [0, 1, 1, 1]      positions [9, 0, 1, 2]      seqlens [10, 1, 2, 3]
         lanes: list[int] = []
         changes: list[tuple[int, int]] = []
-        for seq, num_new_tokens in schedule:
+        for seq, num_new_tokens, _ in schedule:
             lanes += [self._lane(seq, changes)] * num_new_tokens
         # 长度是位置加 1：看得见自己和前面的，看不见后面的，所以 B 的 3 行合起来就是因果掩码。
         # A length is the position plus 1: a row sees itself and what precedes it, nothing behind, so the 3 rows of B

@@ -34,7 +34,7 @@ SOURCES = {
     "evict": "engine/block_manager.py::BlockManager._take_free_block",
     "preempt": "engine/scheduler.py::Scheduler._preempt_last",
     "write": "engine/batch.py::flatten",
-    "chunk": "engine/scheduler.py::ScheduledSequence.num_logits",
+    "chunk": "engine/scheduler.py::ScheduledSequence",
     "sample": "layers/sampler.py::sample",
     "register": "engine/block_manager.py::BlockManager.register_full_blocks",
     "finish": "engine/scheduler.py::Scheduler._finish_reason",

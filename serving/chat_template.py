@@ -1,11 +1,11 @@
 """对话模板：一段对话 -> 模型看到的文字。模板来自模型文件夹，是一段小程序，所以消息和它的运行都要看着。
 
-你在这里：`Tokenizer.encode_chat` 调用它；只用纯文本提示词的人用不到。
+你在这里：`LLM.chat` 调用 `encode_chat`；只用纯文本提示词的人用不到。
 
 The chat template: a conversation -> the text that the model sees. The template comes with the model's folder and is a
 small program, so the messages and its run are both watched.
 
-You are here: `Tokenizer.encode_chat` calls it; whoever sends plain prompts never meets it.
+You are here: `LLM.chat` calls `encode_chat`; whoever sends plain prompts never meets it.
 """
 
 import inspect
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from engine.tokenizer import Tokenizer
 from engine.validation import check_flag
 
 Message = Mapping[str, Any]
@@ -23,24 +24,26 @@ Message = Mapping[str, Any]
 RENDER_SECONDS = 10.0
 
 
-def render(
-    tokenizer: Any, messages: Sequence[Message], max_chars: int, template_kwargs: Mapping[str, Any] | None,
-    add_generation_prompt: bool, continue_final_message: bool,
-) -> str:
-    """对话套上模板；参数见 `Tokenizer.encode_chat`。
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True, continue_final_message: bool = False,
+) -> list[int]:
+    """对话套上模板，再分词。
 
-    Put a conversation through the template; the arguments are those of `Tokenizer.encode_chat`.
+    Put a conversation through the template, then tokenize.
 
     Args:
-        tokenizer: that of `transformers`, with its `chat_template`
-        max_chars: the text may have no more
+        template_kwargs: extra variables for the template, say Qwen3's `enable_thinking`; unknown ones do nothing
+        add_generation_prompt: end with the mark "the assistant speaks now"
+        continue_final_message: leave the last message open, for the model to write on; not both
 
     Raises:
         ValueError: no template, or messages that the template refuses
     """
+    library = tokenizer.hf_tokenizer
     # 基础模型没有对话模板：与其自己编一个格式，不如让用户改用 `generate`。
     # A base model has no chat template: rather than invent a format, send the user to `generate`.
-    if tokenizer.chat_template is None:
+    if library.chat_template is None:
         raise ValueError("this model's tokenizer has no chat template: use generate() with plain prompts")
     if not isinstance(messages, list | tuple):
         raise ValueError(f"a conversation must be a list of messages with role and content, got {messages!r:.80}")
@@ -49,18 +52,18 @@ def render(
     # 这些名字是 `apply_chat_template` 自己的参数：转交客户端给的变量时，不能让他换掉模板。
     # These names are arguments of `apply_chat_template`: whoever forwards a client's variables must not let him
     # replace the template.
-    reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+    reserved = {"messages", *inspect.signature(library.apply_chat_template).parameters}
     reserved -= {"tools", "documents"}
     if not isinstance(template_kwargs, Mapping | None) or reserved & {*(template_kwargs or ())}:
         raise ValueError(f"chat_template_kwargs={template_kwargs!r:.80} must name variables of the template only")
-    checked = [_check_message(message, str(tokenizer.chat_template)) for message in messages]
+    checked = [_check_message(message, str(library.chat_template)) for message in messages]
     # 调试器也靠 `settrace`，一个线程只有一个：正在调试就让给它。
     # A debugger lives on `settrace` too, one a thread: while one is at work it keeps it.
     free = sys.gettrace() is None
     try:
         if free:
-            sys.settrace(rendering_limit(max_chars))
-        text = tokenizer.apply_chat_template(
+            sys.settrace(rendering_limit(tokenizer.max_chars))
+        text: str = library.apply_chat_template(
             checked, tokenize=False, add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message, **(template_kwargs or {}),
         )
@@ -69,7 +72,11 @@ def render(
     finally:
         if free:
             sys.settrace(None)
-    return str(text)
+    # 模板自己已经写了 BOS，这里再加一次就成了两个 BOS，模型的回答会变差。
+    # The template has written BOS itself; adding it here would make two, and the answers get worse.
+    # 留意：用户在问题里打出的特殊 token 也会被认成真的，就像拼接字符串时的 SQL 注入；对外服务要先过滤。
+    # Beware: a special token typed by a user counts as a real one, like SQL injection; a service must filter.
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _check_message(message: Any, template: str) -> Message:
