@@ -703,9 +703,9 @@ def training_conversations(seed: int, count: int) -> Iterator[list[Message]]:
     prompts = [prompt for lang in LANGS for prompt in tables.PHRASES[lang]["system prompts"]]
     for _ in range(count):
         messages = [{"role": "system", "content": rng.choice(prompts)}] if rng.random() < 0.12 else []
-        # 长对话只占 4 %，却有一半的词元。
-        # Long conversations are 4 % of all and hold half of the tokens.
-        turns = rng.choices([1, 2, 3, rng.randint(4, LONGEST_CONVERSATION)], [80, 10, 6, 4])[0]
+        # 长对话只占 2 %，却有三分之一的词元。
+        # Long conversations are 2 % of all and hold a third of the tokens.
+        turns = rng.choices([1, 2, 3, rng.randint(4, LONGEST_CONVERSATION)], [82, 10, 6, 2])[0]
         for item in itertools.islice(items, turns):
             messages += [{"role": "user", "content": item.question}, {"role": "assistant", "content": item.answer}]
         yield messages
