@@ -305,21 +305,6 @@ def test_training_smoke(tmp_path: Path) -> None:
     assert len(generate(["What is 23 + 45?"])) == 1
 
 
-def test_training_reaches_the_end_of_the_context() -> None:
-    """装好的行里有从行首一直到行尾的同一段对话，末尾的回答也计入损失。
-
-    Among the packed rows are single conversations that reach from the beginning to the end of a row, answers at whose
-    end count in the loss.
-    """
-    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    conversations = list(make_corpus.training_conversations(1, 400))
-    ids, weights = training.pack(train_tiny_llama.encode_conversations(tokenizer, conversations), training.CONTEXT)
-    whole = (ids[:, 1:] != tokenizer.token_to_id("<|begin_of_text|>")).all(axis=1)
-    assert ids.shape[1] == training.CONTEXT + 1
-    assert whole.mean() > 0.1
-    assert (weights[whole, -200:] == train_tiny_llama.ANSWER_WEIGHT).any(axis=1).all()
-
-
 def test_history_fits() -> None:
     """提问之前的对话不超过所要的长度，也不短于它太多。
 

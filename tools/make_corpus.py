@@ -41,9 +41,6 @@ ONSETS = [
 ENDINGS = ["", "n", "r", "l", "x", "ck", "st", "m", "t", "sh", "ng", "d"]
 T = TypeVar("T")
 Message = dict[str, str]
-# 这么多轮通常超过 2048 个词元，放得下的那一部分正好到上下文的末尾。
-# So many turns mostly exceed 2048 tokens; what fits of them ends where the context does.
-LONGEST_CONVERSATION = 48
 
 # 每类在训练中的份额。“不知道”占得最多：它的说法无穷无尽，其余各类都是封闭的。
 # The share of each category in training. Declining has the largest: its wordings are endless, the others are closed.
@@ -693,20 +690,16 @@ def training_items(seed: int, count: int) -> Iterator[Item]:
 
 
 def training_conversations(seed: int, count: int) -> Iterator[list[Message]]:
-    """训练对话：多数一轮，少数两三轮，少数长到占满上下文，偶尔带系统提示词。
+    """训练对话：多数一轮，少数两三轮，偶尔带系统提示词。
 
-    Training conversations: mostly one turn, some of two or three, a few that fill the context, some with a system
-    prompt.
+    Training conversations: mostly one turn, some of two or three, some with a system prompt.
     """
     rng = random.Random(seed)
-    items = training_items(seed, LONGEST_CONVERSATION * count)
+    items = training_items(seed, 3 * count)
     prompts = [prompt for lang in LANGS for prompt in tables.PHRASES[lang]["system prompts"]]
     for _ in range(count):
         messages = [{"role": "system", "content": rng.choice(prompts)}] if rng.random() < 0.12 else []
-        # 长对话只占 2 %，却有三分之一的词元。
-        # Long conversations are 2 % of all and hold a third of the tokens.
-        turns = rng.choices([1, 2, 3, rng.randint(4, LONGEST_CONVERSATION)], [82, 10, 6, 2])[0]
-        for item in itertools.islice(items, turns):
+        for item in itertools.islice(items, rng.choices([1, 2, 3], [84, 10, 6])[0]):
             messages += [{"role": "user", "content": item.question}, {"role": "assistant", "content": item.answer}]
         yield messages
 

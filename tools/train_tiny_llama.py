@@ -1,7 +1,6 @@
 """从零训练内嵌模型 tiny-llama：分词器，对话池，训练，`transformers` 能读的模型目录。
 
-多进程生成并编码对话，装进每行 2048 个词元；长对话占一整行，所以模型在上下文的末尾也答得对。与诗人共用的部分在
-`training.py`。
+多进程生成并编码对话，装进每行 1024 个词元。与诗人共用的部分在 `training.py`。
 
     python tools/train_tiny_llama.py --out OUT
     python tools/train_tiny_llama.py --out OUT --device cpu --steps 20 --conversations 2000 --rows 4
@@ -9,8 +8,8 @@
 Trains the embedded model tiny-llama from scratch: the tokenizer, a pool of conversations, training, and a model folder
 `transformers` can read.
 
-Conversations are generated and encoded in several processes and packed into rows of 2048 tokens; a long one takes a
-whole row, so the model is also right at the end of its context. What it shares with the poet is in `training.py`.
+Conversations are generated and encoded in several processes and packed into rows of 1024 tokens. What it shares
+with the poet is in `training.py`.
 """
 
 import argparse
@@ -95,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="模型目录 / model folder")
     parser.add_argument("--conversations", type=int, default=4_000_000, help="对话池大小 / size of the pool")
     parser.add_argument("--tokenizer-conversations", type=int, default=60_000, help="其中给分词器的 / for BPE")
-    add_training_options(parser, steps=22_000)
+    add_training_options(parser, steps=22_000, rows=64, row=1024)
     args = parser.parse_args(argv)
 
     args.out.mkdir(parents=True, exist_ok=True)

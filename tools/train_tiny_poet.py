@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.make_poet_corpus import FOLDER, Document, read_corpus, read_simplifier, render
 from tools.training import (
+    CONTEXT,
     Example,
     add_training_options,
     build_model,
@@ -212,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--draft-steps", type=int, default=3_000, help="草稿模型的步数 / steps of the draft")
     parser.add_argument("--draft-seconds", type=float, default=1e9, help="草稿模型的时间 / time of the draft")
     parser.add_argument("--continuations", type=int, default=32_768, help="诗人续写多少个 / beginnings to continue")
-    add_training_options(parser, steps=9_000)
+    add_training_options(parser, steps=9_000, rows=32, row=CONTEXT)
     args = parser.parse_args(argv)
 
     torch.manual_seed(args.seed)

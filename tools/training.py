@@ -1,14 +1,14 @@
 """两个内嵌模型共用的训练：分词器，装箱，用 `transformers` 的 `LlamaForCausalLM` 建的模型，训练循环，存盘。
 
 `train_tiny_llama.py` 和 `train_tiny_poet.py` 只说各自学什么。文档首尾相接地装进等长的行，注意力可以跨过边界：
-模型既见过位置 0 的开头，也见过位置 2000 的开头，所以配置里写多长的上下文，它就认得多长。
+模型既见过位置 0 的开头，也见过行尾的开头，所以一行多长，它就认得多长的上下文。
 
 What the training of both embedded models shares: tokenizer, packing, a model built with `transformers`'
 `LlamaForCausalLM`, the training loop, storing.
 
 `train_tiny_llama.py` and `train_tiny_poet.py` only say what each of them learns. Documents are packed end to end into
-rows of one length, and attention may cross their borders: the model has seen beginnings at position 0 and at position
-2000, so it knows a context as long as its configuration says.
+rows of one length, and attention may cross their borders: the model has seen beginnings at position 0 and at the
+end of a row, so it knows a context as long as a row.
 """
 
 import argparse
@@ -280,17 +280,17 @@ def learning_rate(step: int, progress: float, peak: float, warmup: int) -> float
     return peak * min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def add_training_options(parser: argparse.ArgumentParser, steps: int) -> None:
-    """训练循环的选项；`steps` 是默认步数。
+def add_training_options(parser: argparse.ArgumentParser, steps: int, rows: int, row: int) -> None:
+    """训练循环的选项；默认 `steps` 步，每步 `rows` 行，每行 `row` 个词元。
 
-    The options of the training loop; `steps` is the default number of steps.
+    The options of the training loop; the default is `steps` steps of `rows` rows of `row` tokens.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="设备 / device")
     parser.add_argument("--steps", type=int, default=steps, help="最多训练步数 / training steps at most")
     parser.add_argument("--seconds", type=float, default=1e9, help="最长训练时间 / training time at most")
-    parser.add_argument("--rows", type=int, default=32, help="每步多少行 / rows a step")
-    parser.add_argument("--row", type=int, default=CONTEXT, help="每行多少词元 / tokens a row")
+    parser.add_argument("--rows", type=int, default=rows, help="每步多少行 / rows a step")
+    parser.add_argument("--row", type=int, default=row, help="每行多少词元 / tokens a row")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="数据进程数 / data processes")
     parser.add_argument("--lr", type=float, default=2e-3, help="峰值学习率 / peak learning rate")
     parser.add_argument("--warmup", type=int, default=100, help="升温步数 / warm-up steps")
