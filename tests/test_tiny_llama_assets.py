@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from tools import corpus_tables, eval_tiny_llama, make_corpus, train_tiny_llama
+from tools import corpus_tables, eval_tiny_llama, make_corpus, train_tiny_llama, training
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "assets" / "tiny-llama"
@@ -208,33 +208,24 @@ def test_unknown_words_are_no_terms() -> None:
 # ---- the model folder ----
 
 
-def test_size_and_files() -> None:
-    """文件齐全，总共不超过 10 MB。
-
-    All files are there and weigh 10 MB at most.
-    """
-    names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
-    assert names | {"README.md"} <= {path.name for path in FOLDER.iterdir()}
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 10_000_000
-
-
 def test_config_has_the_keys_of_llama() -> None:
     """`config.json` 用 Llama-3.2 的键名；停止词元有三个，生成默认是贪心。
 
     `config.json` uses the keys of Llama-3.2; there are three stop ids and generation is greedy by default.
     """
     config, generation = read_json("config.json"), read_json("generation_config.json")
-    tokenizer = read_json("tokenizer_config.json")
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["rope_scaling"]["rope_type"] == "llama3" and config["torch_dtype"] == "bfloat16"
     assert config["tie_word_embeddings"] and config["num_key_value_heads"] < config["num_attention_heads"]
     assert len(config["eos_token_id"]) == 3 and generation["eos_token_id"] == config["eos_token_id"]
     assert generation["do_sample"] is False
-    special = {int(i): entry["content"] for i, entry in tokenizer["added_tokens_decoder"].items()}
+    added = read_json("tokenizer_config.json")["added_tokens_decoder"]
+    special = {int(i): entry["content"] for i, entry in added.items()}
     base = config["bos_token_id"]
-    assert [special[base + i] for i in range(16)] == train_tiny_llama.SPECIAL_TOKENS
+    assert [special[base + i] for i in range(16)] == training.SPECIAL_TOKENS
     assert [special[i] for i in config["eos_token_id"]] == ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
-    assert config == train_tiny_llama.model_config(config["vocab_size"], {t: i for i, t in special.items()})
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    assert config == training.model_config(tokenizer, **train_tiny_llama.SHAPE)
 
 
 def test_weights_are_bfloat16_and_match_the_training_model() -> None:
@@ -242,8 +233,8 @@ def test_weights_are_bfloat16_and_match_the_training_model() -> None:
 
     All weights are bf16, with the names and shapes of the model in the training code; 2–4 M parameters.
     """
-    model = train_tiny_llama.TinyLlama(read_json("config.json"))
-    expected = {f"model.{name}": tuple(p.shape) for name, p in model.state_dict().items()}
+    model = training.build_model(read_json("config.json"))
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected
@@ -294,22 +285,33 @@ def test_seven_prompts_with_transformers() -> None:
 
 
 def test_training_smoke(tmp_path: Path) -> None:
-    """训练三步，`transformers` 能读结果，且 logits 与训练用的模型一致。
+    """训练三步，`transformers` 能读结果，其注意力与训练时的一致，也能在上下文末尾提问。
 
-    Three training steps; `transformers` reads the result and gives the logits of the training model.
+    Three training steps; `transformers` reads the result, its attention agrees with that of training, and questions can
+    be asked at the end of the context.
     """
-    from transformers import AutoModelForCausalLM
-
     options = "--device cpu --steps 3 --rows 1 --row 256 --conversations 60 --tokenizer-conversations 300 --workers 1"
     assert train_tiny_llama.main(["--out", str(tmp_path), *options.split()]) == 0
-    reference: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    model = train_tiny_llama.TinyLlama(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")))
-    model.load_state_dict(reference.model.state_dict(), strict=False)
+    reference = training.load_model(tmp_path, "cpu")
+    model = training.build_model(json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))).eval()
+    model.load_state_dict(reference.state_dict())
     ids = torch.randint(0, 500, (1, 1500))
     with torch.inference_mode():
-        logits = reference(ids).logits[:, :-1]
-        nll = torch.nn.functional.cross_entropy(logits[0], ids[0, 1:])
-        padded = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
-        weights = torch.ones(1, 1500)
-        weights[:, -1] = 0
-        torch.testing.assert_close(model(ids, padded, weights), nll, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(input_ids=ids).logits, reference(input_ids=ids).logits)
+        loss = training.next_token_loss(model)(ids, torch.ones(1, 1500))
+        nll = torch.nn.functional.cross_entropy(reference(input_ids=ids).logits[0, :-1], ids[0, 1:])
+    torch.testing.assert_close(loss, nll)
+    generate = eval_tiny_llama.transformers_generator(tmp_path, "cpu", 1, max_new_tokens=3, history_tokens=400)
+    assert len(generate(["What is 23 + 45?"])) == 1
+
+
+def test_history_fits() -> None:
+    """提问之前的对话不超过所要的长度，也不短于它太多。
+
+    The conversation before a question is at most as long as asked for, and not much shorter.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(FOLDER)
+    messages = eval_tiny_llama.history(tokenizer, 600, 1)
+    assert 300 < len(tokenizer.apply_chat_template(messages, return_dict=False)) <= 600

@@ -3,11 +3,17 @@
 默认用 `transformers` 的 `generate`，贪心，float32 计算；权重已经过 bfloat16 舍入。
 
     python tools/eval_tiny_llama.py --count 100
+    python tools/eval_tiny_llama.py --count 20 --history 1700 --device cuda
+
+第二条命令在每个问题之前先放一段约 1700 个词元的对话，看上下文的末尾是否也答得对。
 
 Judges the embedded model by question templates, number pairs and kinds of questions that training never saw, and
 prints the table of accuracy.
 
 It uses `transformers`' `generate`, greedy, computing in float32 on weights that went through bfloat16 rounding.
+
+The second command puts a conversation of about 1700 tokens before each question, to see whether the end of the context
+is answered right as well.
 """
 
 import argparse
@@ -23,7 +29,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.corpus_tables import ANSWERS
-from tools.make_corpus import ASK, LANGS, ROOT, Item, held_out_items, near_unknown_items, terms
+from tools.make_corpus import (
+    ASK,
+    LANGS,
+    ROOT,
+    Item,
+    Message,
+    held_out_items,
+    near_unknown_items,
+    terms,
+    training_items,
+)
 
 # 七个固定的提问，不经任何修饰。
 # The seven fixed prompts, asked as they stand.
@@ -64,10 +80,27 @@ def is_right(item: Item, answer: str) -> bool:
     return answer == item.answer
 
 
-def transformers_generator(model: Path, device: str, batch_size: int, max_new_tokens: int) -> Generate:
-    """用 `transformers` 批量贪心生成的函数。
+def history(tokenizer: Any, tokens: int, seed: int) -> list[Message]:
+    """一段不超过 `tokens` 个词元的对话，问题都是训练里的样子。
 
-    A function that generates greedily in batches with `transformers`.
+    A conversation of at most `tokens` tokens whose questions look like those of training.
+    """
+    messages: list[Message] = []
+    for item in training_items(seed, tokens):
+        turn = [{"role": "user", "content": item.question}, {"role": "assistant", "content": item.answer}]
+        if len(tokenizer.apply_chat_template(messages + turn, return_dict=False)) > tokens:
+            break
+        messages += turn
+    return messages
+
+
+def transformers_generator(
+    model: Path, device: str, batch_size: int, max_new_tokens: int, history_tokens: int = 0
+) -> Generate:
+    """用 `transformers` 批量贪心生成的函数；每个问题之前有一段不超过 `history_tokens` 个词元的对话。
+
+    A function that generates greedily in batches with `transformers`; before each question stands a conversation of at
+    most `history_tokens` tokens.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -78,7 +111,8 @@ def transformers_generator(model: Path, device: str, batch_size: int, max_new_to
     def generate(prompts: list[str]) -> list[str]:
         answers: list[str] = []
         for start in range(0, len(prompts), batch_size):
-            chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch_size]]
+            chats = [[*history(tokenizer, history_tokens, start + i), {"role": "user", "content": prompt}]
+                     for i, prompt in enumerate(prompts[start : start + batch_size])]
             inputs = tokenizer.apply_chat_template(
                 chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
             ).to(device)
@@ -147,12 +181,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="设备 / device")
     parser.add_argument("--batch-size", type=int, default=100, help="每批多少题 / questions a batch")
     parser.add_argument("--max-new-tokens", type=int, default=320, help="回答最长多少词元 / longest answer in tokens")
+    parser.add_argument("--history", type=int, default=0, help="提问之前的对话长度 / tokens of conversation before it")
     parser.add_argument("--seed", type=int, default=0, help="随机种子 / random seed")
     parser.add_argument("--failures", type=int, default=0, help="每类打印几个错误 / wrong answers to print")
     parser.add_argument("--json", type=Path, help="把全部结果写入这个文件 / write all results to this file")
     args = parser.parse_args(argv)
 
-    generate = transformers_generator(args.model, args.device, args.batch_size, args.max_new_tokens)
+    generate = transformers_generator(
+        args.model, args.device, args.batch_size, args.max_new_tokens, args.history
+    )
     seven = seven_prompts()
     answers = generate([item.question for item in seven])
     right = [is_right(item, answer) for item, answer in zip(seven, answers, strict=True)]
