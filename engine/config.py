@@ -23,9 +23,12 @@ from models.registry import check_folder
 
 logger = logging.getLogger(__name__)
 
-# 从本文件的位置推出，不看当前目录：在哪里启动都找得到。
-# Derived from this file's place and not the current directory, so it is found wherever one starts.
-EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "assets" / "tiny-llama"
+# 随仓库带着的模型，名字就是目录名。从本文件的位置推出，不看当前目录：在哪里启动都找得到。
+# The models that come with the repository, called as their folders are. Derived from this file's place and not the
+# current directory, so they are found wherever one starts.
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+EMBEDDED_MODELS = {name: _ASSETS / name for name in ("tiny-llama", "tiny-poet", "tiny-poet-draft")}
+EMBEDDED_MODEL = EMBEDDED_MODELS["tiny-llama"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +226,10 @@ class EngineConfig:
         return model_dtype
 
     def resolve_model_folder(self) -> Path:
-        """None 是内置模型；存在的路径就用它；像 `org/name` 的当作 hub id，到本地缓存里找。
+        """None 是内置模型；存在的路径就用它；然后看是不是内置模型的名字；像 `org/name` 的当作 hub id，到本地缓存里找。
 
-        None is the embedded model; an existing path is used; what looks like `org/name` is a hub id, looked up in the
-        local cache.
+        None is the embedded model; an existing path is used; then come the embedded models' names; what looks like
+        `org/name` is a hub id, looked up in the local cache.
 
         Raises:
             ModelLoadError: none of these; the message says how to download
@@ -245,6 +248,8 @@ class EngineConfig:
         # An empty string would become the current directory, and the message a missing `config.json`.
         if not name or is_file:
             raise ModelLoadError(f"model {name!r} is not a folder: give the folder that holds config.json")
+        if not exists and name in EMBEDDED_MODELS:
+            return EMBEDDED_MODELS[name]
         # 恰好 1 个斜杠、不以 . 或 / 开头的，才可能是 hub id；其余一律是路径。
         # Only a name with exactly 1 slash that starts with neither . nor / can be a hub id; all else is a path.
         # 路径不存在也照样返回：读 `config.json` 时会报出完整路径，比在这里猜用户的意思更清楚。

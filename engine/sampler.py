@@ -95,7 +95,7 @@ class Sampler:
             self.counts = torch.empty(2, max_num_seqs, vocab_size, dtype=torch.int32, device=device)
         except (RuntimeError, MemoryError):
             raise ValueError(
-                f"max_num_seqs={max_num_seqs} needs {8 * max_num_seqs * vocab_size / 1e9:,.1f} GB to count tokens, more "
+                f"max_num_seqs={max_num_seqs} needs {8 * max_num_seqs * vocab_size / 1e9:,.1f} GB for counts, more "
                 f"than {device} has: lower it"
             ) from None
         self.rows: dict[Sequence, int] = {}

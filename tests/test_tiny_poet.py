@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from engine.sampling_params import SamplingParams
+from models.config import ModelLoadError
 from serving.llm import LLM
 from tools import eval_tiny_poet, make_poet_corpus, train_tiny_poet, training
 from tools.make_poet_corpus import Document, Simplifier
@@ -284,3 +285,18 @@ def test_shipped_models(folder: Path) -> None:
         assert "Princeton University" in (folder / "NOTICE").read_text(encoding="utf-8")
     for text in ("春眠不覺曉，處處聞啼鳥。\n床前明月光。", "moon: the satellite", "  x\t🦙 ñ 日本語\n\n", "龘𪛖"):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_embedded_models_have_short_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """名字就够了，在哪个目录都行；同名的文件夹优先。
+
+    The name is enough in any directory; a folder of that name goes first.
+    """
+    monkeypatch.chdir(tmp_path)
+    llm = LLM("tiny-poet", device="cpu", num_kvcache_blocks=64)
+    seen = {llm.generate("春眠不覺曉，", SamplingParams(temperature=0.8, seed=s, max_tokens=12), progress=False)[0]
+            .outputs[0].text for s in range(8)}
+    assert len(seen) == 8
+    (tmp_path / "tiny-poet").mkdir()
+    with pytest.raises(ModelLoadError, match=r"config\.json"):
+        LLM("tiny-poet", device="cpu")
