@@ -11,6 +11,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 LABS = ROOT / "docs" / "labs"
@@ -178,6 +181,43 @@ def test_the_labs_find_mistakes(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for process, (status, says) in zip(pool.map(lambda each: run(*each), runs), expected):
             assert process.returncode == status and says in process.stdout, process.stdout + process.stderr
+
+
+# 实验 8 的错误答案：改哪里，改成什么，评判要说出什么。
+# Wrong solutions of lab 8: what is changed into what, and what the judge has to say.
+MISTAKES = {
+    "slot -1 is stored": ("slot_mapping >= 0", "slot_mapping >= -1", "slots [39] were written"),
+    "slot off by one": ("[slot_mapping[valid]] = key", "[slot_mapping[valid] + 1] = key", "not in slot 21 = block 2"),
+    "key where value goes": ("= value[valid]", "= key[valid]", "value of token 0 is not in slot 21"),
+    "heads in turns": ("head // (heads // k.shape[1])", "head % k.shape[1]", "KV head h // (Hq // Hkv)"),
+    "mask top-left": ("triu(num_k - num_q + 1)", "triu(1)", "aligned bottom-right"),
+    "no mask": ("if causal else None", "if False else None", "hides the keys behind"),
+    "no scale": ("(head_dim**-0.5 if scale is None else scale)", "1.0", "1 / sqrt(D)"),
+    "rows that see nothing": ("hidden.all(-1, keepdim=True)", "hidden.all(-1, keepdim=True) & False", "sees nothing"),
+    "unwritten slots": ("arange(length)", "arange(-(-length // block_size) * block_size)", "past the length"),
+    "blocks backwards": ("block_size].long()", "block_size].long().flip(0)", "the wrong keys: the block table"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_lab_8_finds_the_mistake_and_says_where(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong, says = MISTAKES[name]
+    solution = (LABS / "solutions" / "my_backend.py").read_text(encoding="utf-8")
+    assert solution.count(right) == 1
+    (tmp_path / "wrong_backend.py").write_text(solution.replace(right, wrong), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(LABS))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("wrong_backend", None)
+    lab = runpy.run_path(str(LABS / "08_own_backend.py"))
+    monkeypatch.setitem(backends._REGISTRY, "mine", backends._Entry("wrong_backend", "MyBackend"))
+    with pytest.raises(AssertionError) as caught:
+        lab["judge_store"]()
+        lab["judge_decode"](lab["selected_cases"](False))
+        lab["judge_varlen"](lab["selected_cases"](False))
+    message = str(caught.value)
+    assert says in message, message
+    if "slot " not in says and "slots" not in says:
+        assert re.search(r"\d+ NaN; first wrong: sequence \d+ .* query \d+, head \d+: got \[.*\], expected \[", message)
 
 
 def test_docstrings_say_what_to_learn_to_try_and_to_check() -> None:

@@ -29,6 +29,7 @@ from engine.sampling_params import SamplingParams
 
 sys.path.insert(0, str(ROOT / "tests"))
 from attention_cases import (
+    TOLERANCE,
     BackendSpec,
     Case,
     Problem,
@@ -59,30 +60,110 @@ def judge_store() -> None:
     Stores: each token lands in its slot, -1 stores nothing, and nothing else changes.
     """
     key, value = torch.randn(2, 5, 2, 16)
-    slots = [21, -1, 0, 39, 8]
+    # 最后一个槽位 39 没人写：下标 -1 在 Python 里正是它，忘了跳过 -1 就会在这里留下痕迹。
+    # Nobody writes slot 39, the last: an index of -1 means just that in Python, and not skipping -1 leaves a mark here.
+    slots = [21, -1, 0, 30, 8]
     k_cache, v_cache = torch.full((2, 5, 8, 2, 16), float("nan"))
     TARGET.create().store_kvcache(key, value, k_cache, v_cache, torch.tensor(slots))
     for name, new, cache in (("key", key, k_cache), ("value", value, v_cache)):
+        flat = cache.flatten(0, 1)  # [40, 2, 16]
         for token, slot in enumerate(slots):
-            block, offset = divmod(slot, 8)
-            if slot >= 0 and not torch.equal(cache[block, offset], new[token]):
-                raise AssertionError(f"{name} of token {token} is not in slot {slot} = block {block}, offset {offset}")
-        if int((~cache.isnan()).any(-1).any(-1).sum()) != 4:
-            raise AssertionError("4 slots should be written, not more, not less")
+            if slot >= 0 and not torch.equal(flat[slot], new[token]):
+                found = [other for other in range(40) if torch.equal(flat[other], new[token])]
+                raise AssertionError(
+                    f"{name} of token {token} is not in slot {slot} = block {slot // 8}, offset {slot % 8}, but in "
+                    f"{found or 'no slot'}: cache[slot // block_size, slot % block_size]"
+                )
+        written = (~flat.isnan()).flatten(1).any(1).nonzero().flatten().tolist()
+        if extra := sorted(set(written) - set(slots)):
+            raise AssertionError(
+                f"{name}: slots {extra} were written and should not be; token 1 has slot -1, which stores nothing, "
+                "while cache[-1] is the last slot"
+            )
+
+
+# 常见的错误：照它重算一遍，结果若与交来的相同，就是它。
+# Common mistakes: computed on purpose, and if the result is what was handed in, this is the one.
+MISTAKES = {
+    "top_left": "the causal mask is aligned bottom-right: query i sees keys 0 to num_k - num_q + i",
+    "no_mask": "causal=True hides the keys behind each query",
+    "in_turns": "query head h reads KV head h // (Hq // Hkv)",
+    "no_scale": "scores are multiplied by softmax_scale, or by 1 / sqrt(D) where it is None",
+}
+
+
+def mistaken(problem: Problem, mistake: str) -> Tensor:
+    """故意犯 `mistake` 的注意力。
+
+    Attention with `mistake` made on purpose.
+
+    Returns:
+        [T, Hq, D] float64
+    """
+    case, parts = problem.case, []
+    queries, (keys, values) = problem.q.double().split(problem.lengths_q), (
+        x.double().split(problem.lengths_k) for x in (problem.k, problem.v)
+    )
+    group = torch.arange(case.num_q_heads)
+    group = group % case.num_kv_heads if mistake == "in_turns" else group // (case.num_q_heads // case.num_kv_heads)
+    scale = 1.0 if mistake == "no_scale" else case.softmax_scale or case.head_dim**-0.5
+    for q, k, v in zip(queries, keys, values):
+        scores = torch.einsum("qhd,khd->hqk", q, k[:, group]) * scale  # [Hq, Sq, Sk]
+        if case.causal and mistake != "no_mask":
+            first_hidden = 1 if mistake == "top_left" else len(k) - len(q) + 1
+            scores += torch.full(scores.shape[1:], -torch.inf, dtype=scores.dtype).triu(first_hidden)
+        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1).nan_to_num(), v[:, group]))
+    return torch.cat(parts)
+
+
+def explain(out: Tensor, problem: Problem) -> str:
+    """哪里错了：有几个 NaN，第一处在哪条序列、哪个 query、哪个头，得到什么，应当是什么，多半因为什么。
+
+    What is wrong: how many NaN; the first wrong sequence, query and head; got, expected, likely cause.
+    """
+    case, expected = problem.case, problem.reference  # [T, Hq, D]
+    limit = 10 * TOLERANCE[case.dtype] * float(expected.abs().max())
+    wrong = ~((out.double() - expected).abs() <= limit).all(-1)  # [T, Hq]
+    if not wrong.any():
+        return f"the dtype should be {case.dtype}, got {out.dtype}" if out.dtype != case.dtype else "just too inexact"
+    token, head = wrong.nonzero()[0].tolist()
+    sequence, query = 0, token
+    while query >= problem.lengths_q[sequence]:
+        query -= problem.lengths_q[sequence]
+        sequence += 1
+    num_q, num_k = problem.lengths_q[sequence], problem.lengths_k[sequence]
+    causes = [
+        cause for mistake, cause in MISTAKES.items()
+        if torch.allclose(out.double(), mistaken(problem, mistake), rtol=0.0, atol=limit)
+    ]
+    if out.isnan().any():
+        causes = ["a slot past the length was read (those hold NaN), or softmax ran over a row that sees nothing"]
+    got, right = (", ".join(f"{x:.3f}" for x in rows[token, head, :3].tolist()) for rows in (out, expected))
+    return (
+        f"{int(out.isnan().sum())} NaN; first wrong: sequence {sequence} ({num_q} queries, {num_k} keys), "
+        f"query {query}, head {head}: got [{got} ...], expected [{right} ...]. "
+        f"Likely: {' or '.join(causes or ['the wrong keys: the block table, or where a sequence starts'])}"
+    )
 
 
 def run_case(solve: Callable[[Target, Problem], Tensor], problem: Problem, name: str) -> None:
-    """跑一个用例；出错时把用例的名字加进去。
+    """跑一个用例；出错时说出是哪个用例、错在哪里。
 
-    Run a case; on an error add its name.
+    Run a case; an error says which case it was and what is wrong.
     """
     try:
-        assert_solved(solve(TARGET, problem), problem)
+        out = solve(TARGET, problem)
     except NotImplementedError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else "the result is off"
+        reason = (str(error).splitlines() or ["no message"])[0]
         raise AssertionError(f"{name}: {type(error).__name__}: {reason}") from error
+    if out.shape != problem.q.shape:
+        raise AssertionError(f"{name}: the shape should be {tuple(problem.q.shape)}, got {tuple(out.shape)}")
+    try:
+        assert_solved(out, problem)
+    except AssertionError:
+        raise AssertionError(f"{name}: {explain(out, problem)}") from None
 
 
 def judge_decode(cases: list[Case]) -> None:
