@@ -157,7 +157,7 @@ def create_backend(
     # 名字写错和机器不支持是两种错误：前者改拼写，后者装包或换后端，所以类型不同，消息也不同。
     # A wrong name and an unfit machine differ: one wants its spelling mended,
     # the other a package or another backend, so the errors differ.
-    if name not in _REGISTRY:
+    if str(name) not in _REGISTRY:
         raise ValueError(f"unknown backend '{name}': choose one of auto, {', '.join(_REGISTRY)}")
     # 在创建时就失败，而不是等到第一次前向：那时已经读了好几个 GB 的权重。
     # Fail at creation and not in the first forward pass, when gigabytes of weights have been read.

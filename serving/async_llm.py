@@ -163,7 +163,7 @@ class AsyncLLM:
         Cancel a request; its consumer then gets a last result whose `finish_reason` is "abort". Does nothing if there
         is no such request.
         """
-        if (stream := self._streams.get(request_id)) is not None:
+        if isinstance(request_id, str) and (stream := self._streams.get(request_id)) is not None:
             stream.aborted = True
             self._inbox.put(partial(self._abort, stream))
 

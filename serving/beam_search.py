@@ -137,6 +137,8 @@ def beam_search(
         growing = [(beams, done) for beams, done in searches if beams and len(beams[0].tokens) < limit]
         if not growing:
             break
+        # 每条候选都是普通的请求，只生成 1 个 token；共同的开头由前缀缓存省下。
+        # Each candidate is an ordinary request for 1 token; the prefix cache saves what they have in common.
         results = iter(generate([beam.tokens for beams, _ in growing for beam in beams], one))
         for beams, done in growing:
             extended: list[BeamSearchSequence] = []

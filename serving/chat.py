@@ -77,6 +77,8 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
     # 停下的也一样：已经写出的留在历史里。
     # The same where it was stopped: what was written stays in the history.
     history.append({"role": "assistant", "content": "".join(pieces)})
+    # 统计取前后两次之差：引擎的计数从启动时累加，还有别人的请求也在里面。
+    # Figures are differences of before and after: the engine counts from its start, other requests included.
     after, seconds = engine.metrics(), max(time.monotonic() - started, 1e-9)
     tokens = after.num_generated_tokens - before.num_generated_tokens
     return (
@@ -112,6 +114,8 @@ def chat(llm: LLM, params: SamplingParams) -> None:
             line = input("> " if terminal else "").strip()
         except EOFError:
             return print(end="\n" if terminal else "")
+        # 以 / 开头的是命令，不进历史；其余的都是问题。
+        # What begins with / is a command and stays out of the history; all else is a question.
         if line == "/exit":
             return
         if line == "/help":

@@ -45,6 +45,8 @@ def encode_chat(
     # A base model has no chat template: rather than invent a format, send the user to `generate`.
     if library.chat_template is None:
         raise ValueError("this model's tokenizer has no chat template: use generate() with plain prompts")
+    # 字典或字符串也能遍历，模板会把它的键或字母当作消息。
+    # A dict or a string can be iterated as well, and the template would take its keys or letters for messages.
     if not isinstance(messages, list | tuple):
         raise ValueError(f"a conversation must be a list of messages with role and content, got {messages!r:.80}")
     check_flag("add_generation_prompt", add_generation_prompt)
@@ -89,6 +91,9 @@ def _check_message(message: Any, template: str) -> Message:
         # An assistant's message that calls tools may have no content.
         case {"role": _, "content": str()} | {"role": _, "tool_calls": [_, *_]} if (
             isinstance(message.get("content"), str | None)
+            # 模板里没有“工具调用”这几个字，就会把调用漏掉，不报错。
+            # A template that never names tool calls would drop them without an error.
+            and ("tool_calls" in template or not message.get("tool_calls"))
         ):
             return message
         case {"role": _, "content": [*parts]}:
@@ -101,7 +106,10 @@ def _check_message(message: Any, template: str) -> Message:
                 return message if knows_parts else {**message, "content": "\n".join(texts)}
     # 模板对缺少的键往往静默地填空串：把 "content" 拼成 "contents"，问题就没了，模型答非所问。
     # Templates often render a missing key as nothing: with "contents" for "content" the question is gone.
-    raise ValueError(f"a message must be a dict with role and content, text or parts of text, got {message!r:.80}")
+    raise ValueError(
+        "a message must be a dict with role and content, text or parts of text (tool_calls only where the template "
+        f"writes them), got {message!r:.80}"
+    )
 
 
 def rendering_limit(max_chars: int) -> Callable[[Any, str, Any], Any]:
@@ -121,8 +129,12 @@ def rendering_limit(max_chars: int) -> Callable[[Any, str, Any], Any]:
         if frame.f_code.co_filename != "<template>":
             return None
         chars += len(arg) if event == "return" and isinstance(arg, str) else 0
-        if chars > max_chars or time.monotonic() > deadline:
-            raise ValueError(f"it writes over {max_chars} characters or takes over {RENDER_SECONDS:g} seconds")
+        # 多半是对话太长，也可能是模板的循环停不下来；哪一种，消息里说清楚。
+        # Mostly the conversation is too long, sometimes a loop never ends; the message says which it was.
+        if chars > max_chars:
+            raise ValueError(f"over {max_chars} characters, 64 for each token of max_model_len: shorten the conversation")
+        if time.monotonic() > deadline:
+            raise ValueError(f"it takes over {RENDER_SECONDS:g} seconds")
         return watch
 
     return watch
