@@ -233,9 +233,9 @@ class LlamaModel(nn.Module):
         cos, sin = self.rotary(positions)  # [T, D // 2]
         delta = None
         for layer in self.layers:
-            # 想看某一层对 token 的改动，在这里比较前后的 `x[0] + delta[0]`：这一层最后的改动还在 `delta` 里，没有加进 `x`。
-            # To see what a layer does to a token, compare `x[0] + delta[0]` before and after: its last change is still in
-            # `delta` and not yet added to `x`.
+            # 想看某一层改了什么，比较前后的 `x[0] + delta[0]`：这一层最后的改动还在 `delta` 里，没有加进 `x`。
+            # To see what a layer changes, compare `x[0] + delta[0]` before and after: its last change is in `delta` and
+            # not yet in `x`.
             x, delta = layer(x, delta, cos, sin, metadata)  # [T, hidden], [T, hidden]
         # 残差流一路累加，到最后可能很大；输出头之前再归一化一次，漏掉它 logits 就全错。
         # The residual stream has grown with each addition;

@@ -132,7 +132,7 @@ def rendering_limit(max_chars: int) -> Callable[[Any, str, Any], Any]:
         # 多半是对话太长，也可能是模板的循环停不下来；哪一种，消息里说清楚。
         # Mostly the conversation is too long, sometimes a loop never ends; the message says which it was.
         if chars > max_chars:
-            raise ValueError(f"over {max_chars} characters, 64 for each token of max_model_len: shorten the conversation")
+            raise ValueError(f"over {max_chars} characters, 64 a token of max_model_len: shorten the conversation")
         if time.monotonic() > deadline:
             raise ValueError(f"it takes over {RENDER_SECONDS:g} seconds")
         return watch

@@ -465,7 +465,7 @@ def test_messages_with_tool_calls_and_parts() -> None:
     assert rendered(tokenizer, [{"role": "user", "content": parts}]) == "[user]one\ntwo<|eot_id|>[assistant]"
     assert rendered(with_template(PARTS), [{"role": "user", "content": parts}]) == "[user]onetwo<|eot_id|>[assistant]"
     with pytest.raises(ValueError, match="tool_calls only where the template"):
-        encode_chat(with_template(PARTS), [hi, {**call, "content": "calling"}])
+        encode_chat(with_template("{{ messages[-1].content }}"), [hi, {**call, "content": "calling"}])
     for wrong in (
         {"role": "user"}, {"role": "user", "content": None}, {"content": "x"}, "x", {"role": "user", "content": 7},
         {"role": "user", "content": ["x"]}, {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
