@@ -36,6 +36,7 @@ from attention_cases import (
     Target,
     all_cases,
     assert_solved,
+    attention_oracle,
     decode_problem,
     run_decode,
     run_varlen,
@@ -100,20 +101,23 @@ def mistaken(problem: Problem, mistake: str) -> Tensor:
     Returns:
         [T, Hq, D] float64
     """
-    case, parts = problem.case, []
-    queries, (keys, values) = problem.q.double().split(problem.lengths_q), (
-        x.double().split(problem.lengths_k) for x in (problem.k, problem.v)
-    )
-    group = torch.arange(case.num_q_heads)
-    group = group % case.num_kv_heads if mistake == "in_turns" else group // (case.num_q_heads // case.num_kv_heads)
-    scale = 1.0 if mistake == "no_scale" else case.softmax_scale or case.head_dim**-0.5
-    for q, k, v in zip(queries, keys, values):
-        scores = torch.einsum("qhd,khd->hqk", q, k[:, group]) * scale  # [Hq, Sq, Sk]
-        if case.causal and mistake != "no_mask":
-            first_hidden = 1 if mistake == "top_left" else len(k) - len(q) + 1
-            scores += torch.full(scores.shape[1:], -torch.inf, dtype=scores.dtype).triu(first_hidden)
-        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1).nan_to_num(), v[:, group]))
-    return torch.cat(parts)
+    case, (q, k, v) = problem.case, (problem.q, problem.k, problem.v)
+    lengths_q, lengths_k, causal = problem.lengths_q, problem.lengths_k, case.causal
+    scale = case.softmax_scale or case.head_dim**-0.5
+    if mistake == "no_mask":
+        causal = False
+    elif mistake == "no_scale":
+        scale = 1.0
+    elif mistake == "in_turns":
+        k, v = (x[:, torch.arange(case.num_q_heads) % case.num_kv_heads] for x in (k, v))
+    elif causal:
+        # 左上角对齐：第 i 个 query 看前 i + 1 个 key。把每个 query 当作一条序列，就不用另写遮罩。
+        # Top-left: query i sees the first i + 1 keys. With each query as a sequence no other mask is needed.
+        pairs = zip(lengths_q, k.split(lengths_k), v.split(lengths_k))
+        seen = [(keys[: i + 1], values[: i + 1]) for count, keys, values in pairs for i in range(count)]
+        k, v = (torch.cat(parts) for parts in zip(*seen))
+        lengths_q, lengths_k, causal = [1] * len(q), [len(keys) for keys, _ in seen], False
+    return attention_oracle(q, k, v, lengths_q, lengths_k, scale, causal)
 
 
 def explain(out: Tensor, problem: Problem) -> str:
