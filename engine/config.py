@@ -114,8 +114,8 @@ class EngineConfig:
             # 一个 token 的提示词加一个 token 的输出，至少要 2。
             # A prompt of one token and an output of one token need at least 2.
             lowest = 2 if name == "max_model_len" else 1
-            if not is_int(value) or not lowest <= value < 2**31:
-                raise ValueError(f"{name}={value!r:.40} is out of range: use an integer from {lowest} to {2**31 - 1}")
+            if not is_int(value) or not lowest <= value < 2**63:
+                raise ValueError(f"{name}={value!r:.40} is out of range: use an integer from {lowest} to {2**63 - 1}")
         # 有人会写 90，意思是百分之九十；让它过去，到分配显存时才会莫名其妙地失败。
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         share = self.gpu_memory_utilization

@@ -73,6 +73,14 @@ def test_a_pool_larger_than_the_memory() -> None:
         LLM(device="cpu", num_kvcache_blocks=10**12)
 
 
+@pytest.mark.parametrize("size", [10**12, 2**63 - 1, 2**63, 10**30])
+@pytest.mark.parametrize("name", ["max_num_seqs", "num_kvcache_blocks", "max_model_len"])
+def test_absurd_sizes_are_one_line(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match=name) as caught:
+        LLM(device="cpu", **{name: size})  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("options", [{"dtype": []}, {"dtype": "int8"}, {"max_model_len": 1}])
 def test_options_that_cannot_be(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
