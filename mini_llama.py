@@ -371,4 +371,9 @@ if __name__ == "__main__":
             # 解释器退出时还会再冲一次：把它改指向 `os.devnull`，那一次就不会再出错。
             # The interpreter flushes once more at exit: pointed at `os.devnull`, that cannot fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    # 输出已写完，退出码已定。解释器收尾时会撤掉自己的信号处理函数，那时的 Ctrl-C 会直接杀死进程；忽略则会保留到底。
+    # The output is written and the code decided. The interpreter takes its signal handlers down as it ends, and then a
+    # Ctrl-C would kill the process; an ignored signal stays ignored.
+    if LEAVES_BY_CTRL_C:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

@@ -151,6 +151,21 @@ def test_130_and_no_traceback_at_any_time(milliseconds: int) -> None:
     assert "Traceback" not in err and "Exception ignored" not in err
 
 
+def test_ctrl_c_while_the_interpreter_ends() -> None:
+    # 解释器先撤掉信号处理函数，再销毁模块里的对象，所以 `__del__` 正好落在撤掉之后。
+    # The interpreter takes its signal handlers down before it destroys the objects of modules, so `__del__` runs after.
+    late = """
+import os
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, 2)
+os.late = Late()
+"""
+    arguments = ["--prompt", "What is 23 + 45?"]
+    done = subprocess.run([sys.executable, "-c", late + START, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "68" in done.stdout) == (0, True), done.stderr
+
+
 @needs_sh
 @pytest.mark.long
 def test_130_at_many_times() -> None:
