@@ -1,16 +1,22 @@
-"""各个实验的公共部分：找到仓库、双语输出、检查、一步步走引擎并记下每步。
+"""各个实验的公共部分：找到仓库、双语输出、检查、一步步走引擎并记下每步、用手算出每步该是怎样。
 
-What the labs share: finding the repository, output in both languages, the check, stepping an engine and recording it.
+What the labs share: finding the repository, output in both languages, the check, stepping an engine and recording it,
+and working out by hand what each step should be.
 """
 
 import sys
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 # 以 `python docs/labs/...` 启动时，Python 只把实验所在的文件夹放进路径；导入本模块就补上仓库的根目录。
 # Started as `python docs/labs/...`, Python puts only the labs' folder on its path; importing this adds the root.
 sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
 
 from engine.batch import build_batch  # noqa: E402
 from engine.config import EngineConfig  # noqa: E402
@@ -36,6 +42,45 @@ def title(zh: str, en: str) -> None:
     print(f"\n== {zh} · {en} ==")
 
 
+def places(values: Any, *names: str) -> dict[str, Any]:
+    """嵌套的列表、字典或张量，摊成“地点 -> 值”，检查就说得出是哪里。
+
+    Nested lists, dicts or tensors as "place -> value", so that a check can say where.
+
+    Example: places([[5, 7]], "step", "row") is {"step 0, row 0": 5, "step 0, row 1": 7}.
+    """
+    if not names:
+        return {"": values}
+    parts = values.items() if isinstance(values, Mapping) else enumerate(values)
+    return {
+        f"{names[0]} {key}" + (f", {rest}" if rest else ""): value
+        for key, part in parts for rest, value in places(part, *names[1:]).items()
+    }  # fmt: skip
+
+
+def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    """相同，数可以差到 `tolerance`；NaN 与什么都不同。
+
+    Equal, numbers up to `tolerance`; NaN equals nothing.
+    """
+    if a is None or b is None or not isinstance(a, torch.Tensor | float):
+        return bool(a == b)
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
+
+
+def show(value: Any) -> str:
+    """一行写得下的样子。
+
+    A form that fits a line.
+    """
+    if value is None:
+        return "nothing"
+    if isinstance(value, torch.Tensor) and value.ndim:
+        return "[" + " ".join(f"{x:.3f}" for x in value.flatten()[:3].tolist()) + " ...]"
+    return f"{float(value):.4g}" if isinstance(value, torch.Tensor | float) else f"{value!r:.100}"
+
+
 class Check:
     """实验末尾的检查：逐条列出，最后一行是 `check: OK`，或者有几条不对。
 
@@ -46,13 +91,49 @@ class Check:
         title("检查", "check")
         self.num_off = 0
 
-    def that(self, ok: bool, zh: str, en: str) -> None:
-        """一条检查。
+    def that(self, ok: bool, zh: str, en: str, *details: str) -> None:
+        """一条检查；不对时接着打印 `details`。
 
-        One item.
+        One item, followed by `details` if it is off.
         """
         self.num_off += not ok
         print(f"  {'ok ' if ok else 'OFF'}  {zh} / {en}")
+        for line in () if ok else details:
+            print(f"       {line}")
+
+    def same(
+        self, zh: str, en: str, got: Any, expected: Any, where: str, likely: tuple[str, str],
+        mistakes: Mapping[tuple[str, str], Any] | None = None, tolerance: float = 0.0,
+    ) -> None:
+        """逐处比较得到的与应有的；不对时说出第一处在哪里、得到什么、应当是什么、多半因为什么。
+
+        Compare got with expected place by place; where they differ, say which place is first, what was got, what was
+        expected and the likely cause.
+
+        Args:
+            got, expected: nested lists, dicts or tensors
+            where: what their levels are, from the outside in: "layer, head"
+            likely: the cause to name, in both languages
+            mistakes: known causes and what each of them would give; the one that gives what was got is named instead
+        """
+        names = where.split(", ")
+        got, expected = places(got, *names), places(expected, *names)
+        assert expected, "a check compares something"
+        every = {**expected, **got}
+        wrong = [place for place in every if not equal(got.get(place), expected.get(place), tolerance)]
+        details = []
+        if wrong:
+            for cause, values in (mistakes or {}).items():
+                if all(equal(got.get(place), value, tolerance) for place, value in places(values, *names).items()):
+                    likely = cause
+            first = wrong[0]
+            details = [
+                f"{len(wrong)} of {len(every)} wrong, first {first}: "
+                f"got {show(got.get(first))}, expected {show(expected.get(first))}",
+                f"多半：{likely[0]}",
+                f"Likely: {likely[1]}",
+            ]
+        self.that(not wrong, zh, en, *details)
 
     def finish(self) -> int:
         """打印结论，返回退出码：全对是 0，否则是 1。
@@ -62,6 +143,22 @@ class Check:
         off = f"check: {self.num_off} off, see the lines marked OFF / 看标着 OFF 的行"
         print(off if self.num_off else "check: OK")
         return int(self.num_off > 0)
+
+
+def run_lab(main: Callable[[], int]) -> NoReturn:
+    """跑一个实验；引擎半路报错，也算检查不通过：改坏了引擎，严格模式常常先于检查发现。
+
+    Run a lab; an error on the way counts as a check that is off: in a broken engine strict mode often finds the mistake
+    first.
+    """
+    try:
+        code = main()
+    except Exception as error:
+        traceback.print_exc()
+        check = Check()
+        check.that(False, "没有报错", "no error on the way", f"{type(error).__name__}: {error}")
+        code = check.finish()
+    sys.exit(code)
 
 
 def make_engine(**options: object) -> LLMEngine:
@@ -122,27 +219,107 @@ def run_steps(engine: LLMEngine, arrivals: list[Arrival]) -> tuple[list[Step], d
     outputs: dict[str, RequestOutput] = {}
     todo = sorted(arrivals, key=lambda arrival: arrival.step)
     number = 0
-    while todo or engine.has_unfinished():
-        while todo and todo[0].step <= number:
-            arrival = todo.pop(0)
-            engine.add_request(arrival.prompt, arrival.params, arrival.name)
-        if engine.has_unfinished():
-            before = {seq.request_id: seq.num_preemptions for seq in engine.scheduler.running}
-            schedule = engine.plan()
-            waiting = list(engine.scheduler.waiting)
-            steps.append(Step(
-                number=number,
-                rows={row.seq.request_id: row.num_new_tokens for row in schedule},
-                waiting=[seq.request_id for seq in waiting],
-                preempted=[s.request_id for s in waiting if s.num_preemptions > before.get(s.request_id, 10**9)],
-                num_free_blocks=engine.block_manager.num_free_blocks,
-            ))  # fmt: skip
-            batch = build_batch(schedule, engine.pool.block_size, engine.model_runner.device)
-            tokens = engine.sampler.choose(schedule, engine.model_runner.execute(batch))
-            finished = engine.record(schedule, tokens, engine.scheduler.update(schedule, tokens))
-            outputs.update((output.request_id, output) for output in finished)
-        number += 1
+    try:
+        while todo or engine.has_unfinished():
+            while todo and todo[0].step <= number:
+                arrival = todo.pop(0)
+                engine.add_request(arrival.prompt, arrival.params, arrival.name)
+            if engine.has_unfinished():
+                before = {seq.request_id: seq.num_preemptions for seq in engine.scheduler.running}
+                schedule = engine.plan()
+                waiting = list(engine.scheduler.waiting)
+                # 改坏了的调度器可能谁也不排，或者没完没了：停下来说清楚，而不是一直转。
+                # A scheduler with a mistake may plan nobody, or never end: stop and say so instead of going round.
+                if not schedule or number == 1000:
+                    raise RuntimeError(f"no progress: runs {engine.scheduler.running}, waits {waiting}")
+                steps.append(Step(
+                    number=number,
+                    rows={row.seq.request_id: row.num_new_tokens for row in schedule},
+                    waiting=[seq.request_id for seq in waiting],
+                    preempted=[s.request_id for s in waiting if s.num_preemptions > before.get(s.request_id, 10**9)],
+                    num_free_blocks=engine.block_manager.num_free_blocks,
+                ))  # fmt: skip
+                batch = build_batch(schedule, engine.pool.block_size, engine.model_runner.device)
+                tokens = engine.sampler.choose(schedule, engine.model_runner.execute(batch))
+                finished = engine.record(schedule, tokens, engine.scheduler.update(schedule, tokens))
+                outputs.update((output.request_id, output) for output in finished)
+            number += 1
+    except Exception as error:
+        raise RuntimeError(f"step {number}: {type(error).__name__}: {error}") from error
     return steps, outputs
+
+
+NO_LIMIT = 10**9
+
+
+def steps_by_hand(
+    arrivals: list[Arrival], cap: int = NO_LIMIT, budget: int = NO_LIMIT, blocks: int = NO_LIMIT, block_size: int = 16,
+    static: bool = False,
+) -> dict[int, dict[str, int]]:
+    """不用引擎，只用数字排出每一步：谁运行，各算几个 token。规则就是调度那一章的：
+
+    1. 运行中的先来，按接纳的次序，直到预算用完；块不够，最后接纳的让出全部块，回到队首。
+    2. 这一步没有抢占，才接纳等待的：先来先服务，直到没有位置、预算或块。
+    3. 已知的 token 算完了，就多一个输出；够数就离开。
+
+    The steps worked out with numbers alone and without the engine: who runs, with how many tokens. The rules are those
+    of the chapter on scheduling:
+    1. Running ones come first, in order of admission, until the budget is spent; if blocks run out, the one admitted
+       last gives up all of its own and goes to the head of the queue.
+    2. Only in a step without preemption are waiting ones admitted: first come first served, while there are seats,
+       budget and blocks.
+    3. Who has computed all known tokens gets one more output, and leaves once there are enough.
+
+    Args:
+        static: static batching: nobody is admitted before all have left and the next `cap` are there
+    """
+    known = {arrival.name: len(arrival.prompt) for arrival in arrivals}
+    left = {arrival.name: arrival.params.max_tokens for arrival in arrivals}
+    computed = dict.fromkeys(known, 0)
+    todo = sorted(arrivals, key=lambda arrival: arrival.step)
+    running: list[str] = []
+    waiting: list[str] = []
+    steps: dict[int, dict[str, int]] = {}
+    rows: dict[str, int] = {}
+
+    def take(name: str) -> None:
+        rows[name] = min(known[name] - computed[name], budget - sum(rows.values()))
+
+    def too_few_blocks() -> bool:
+        return sum(-(-(computed[name] + rows.get(name, 0)) // block_size) for name in running) > blocks
+
+    number = 0
+    while todo or running or waiting:
+        while todo and todo[0].step <= number:
+            waiting.append(todo.pop(0).name)
+        admits = not static or (not running and (len(waiting) >= cap or not todo))
+        for name in list(running):
+            if name in running and sum(rows.values()) < budget:
+                take(name)
+                while too_few_blocks():
+                    victim, admits = running.pop(), False
+                    rows.pop(victim, None)
+                    computed[victim] = 0
+                    waiting.insert(0, victim)
+        while admits and waiting and len(running) < cap and sum(rows.values()) < budget:
+            running.append(waiting[0])
+            take(waiting[0])
+            if too_few_blocks():
+                del rows[running.pop()]
+                break
+            waiting.pop(0)
+        for name, count in rows.items():
+            computed[name] += count
+            if computed[name] == known[name]:
+                known[name] += 1
+                left[name] -= 1
+                if left[name] == 0:
+                    running.remove(name)
+        if rows:
+            steps[number] = dict(rows)
+        rows.clear()
+        number += 1
+    return steps
 
 
 def print_steps(steps: list[Step], names: list[str]) -> None:
