@@ -1,5 +1,6 @@
-"""每个实验都跑一遍，检查都通过；照它说的试一试，检查也给出它说的结果。
-Every lab runs and its check passes; the tasks it names give what it says.
+"""每个实验都跑一遍，检查都通过；照它说的试一试，检查也给出它说的结果；写错的实验、改坏的引擎，检查说得出错在哪里。
+Every lab runs and its check passes; the tasks it names give what it says; of a wrong solution or a broken engine the
+check says what is wrong and where.
 
 全部实验分在两个子进程里先后运行：不必每次都导入 torch。
 Two processes run the labs one after the other, so that torch is not imported for each.
@@ -14,6 +15,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,32 +28,22 @@ ROOT = Path(__file__).resolve().parent.parent
 LABS = ROOT / "docs" / "labs"
 NAMES = sorted(path.name for path in LABS.glob("[0-9]*.py"))
 
-RUNNER = """
-import contextlib, io, json, runpy, sys, traceback
-runs = json.loads(sys.argv[1])
-sys.path.insert(0, "docs/labs")
-sys.dont_write_bytecode = True
-results = []
-for name, *arguments in runs:
-    sys.argv = [name, *arguments]
-    out, code = io.StringIO(), None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            runpy.run_path(f"docs/labs/{name}", run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        except Exception:
-            traceback.print_exc()
-    results.append((code, out.getvalue()))
-print("RESULTS" + json.dumps(results))
-"""
-
+# 每个实验照样运行时，文档说应当看到什么。
+# What the docs say one should see when a lab runs as it is.
+SEEN = {
+    "01": "夜夢不知晨。", "02": "layer 3      [23, 256]  |x| =   28.90   'The'", "03": "3 blocks [3, 4, 1]",
+    "04": "17 steps; static: 23", "05": "took 3 chunks: [31, 31, 28]", "06": "Hits [0, 32, 48, 0, 64]",
+    "07": "1 preempted, 31 tokens computed again", "09": "check: OK", "10": "check: OK", "11": "check: OK",
+}
 # 一个实验、它的参数、退出码、输出里要有的话。
 # A lab, its arguments, the exit code, and what the output must say.
-DEFAULTS = [([name], 0, "check: OK") for name in NAMES if not name.startswith("08")]
+DEFAULTS = [([name], 0, SEEN[name[:2]]) for name in NAMES if not name.startswith("08")]
 TASKS: list[tuple[list[str], int, str]] = [
-    (["01_first_request.py", "--max-tokens", "3"], 0, "finish_reason: length"),
-    (["01_first_request.py", "--temperature", "1", "--seed", "7", "--max-tokens", "1"], 0, "check: OK"),
+    (["01_first_request.py", "--prompt", "moon:"], 0, "finish_reason: stop"),
+    (["01_first_request.py", "--temperature", "0", "--max-tokens", "3"], 0, "finish_reason: length"),
+    (["01_first_request.py", "--temperature", "1.5", "--seed", "7"], 0, "check: OK"),
+    (["01_first_request.py", "--temperature", "-1"], 2, "temperature"),
+    (["01_first_request.py", "--max-tokens", "200"], 2, "use 2 to 128 in all"),
     (["02_one_tokens_way.py", "--token", "3", "--layer", "0"], 0, "check: OK"),
     (["02_one_tokens_way.py", "--layer", "4"], 2, "layers from 0 to 3"),
     (["03_paged_attention.py", "--block-size", "8", "--tokens", "33", "--backend", "sdpa"], 0, "= 5 blocks"),
@@ -61,22 +53,169 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["05_chunked_prefill.py", "--budget", "128"], 0, "took 1 chunks: [90]"),
     (["05_chunked_prefill.py", "--budget", "1"], 0, "check: OK"),
     (["05_chunked_prefill.py", "--prompt-tokens", "200"], 0, "check: OK"),
-    (["06_prefix_caching.py", "--block-size", "8"], 0, "cached 40 = 5 blocks"),
-    (["06_prefix_caching.py", "--block-size", "64"], 0, "hits [0, 0, 0]"),
-    (["06_prefix_caching.py", "--no-caching"], 0, "hits [0, 0, 0]"),
+    (["06_prefix_caching.py", "--block-size", "8"], 0, "cached 56 = 7 blocks"),
+    (["06_prefix_caching.py", "--block-size", "64"], 0, "Hits [0, 0, 0, 0, 64]"),
+    (["06_prefix_caching.py", "--no-caching"], 0, "Hits [0, 0, 0, 0, 0]"),
     (["07_preemption.py", "--blocks", "4", "--caching"], 0, "check: OK"),
     (["07_preemption.py", "--blocks", "9"], 0, "0 preempted, 0 tokens computed again"),
     (["07_preemption.py", "--blocks", "3"], 2, "max_model_len"),
     (["08_own_backend.py"], 0, "Missing: TODO 1: store_kvcache. Open docs/labs/my_backend.py"),
     (["08_own_backend.py", "--solution"], 0, "check: OK"),
     (["09_adapt_model.py", "--no-bias"], 1, "unexpected tensor"),
-    (["09_adapt_model.py", "--activation", "silu"], 1, "check: 1 off"),
-    (["10_compare_backends.py", "--error", "0.1"], 1, "check: 1 off"),
-    (["10_compare_backends.py", "--error", "-0.8"], 1, "check: 2 off"),
+    (["09_adapt_model.py", "--activation", "silu"], 1, "the activation is silu"),
+    (["10_compare_backends.py", "--error", "0.1"], 1, "check: 2 off"),
+    (["10_compare_backends.py", "--error", "-0.8"], 1, "check: 3 off"),
     (["10_compare_backends.py", "--b", "nope"], 2, "unknown backend 'nope'"),
     (["11_profile.py", "--requests", "1", "--steps", "2", "--backend", "torch"], 0, "check: OK"),
 ]
 RUNS = DEFAULTS + TASKS
+
+# 错误的答案：哪个实验（和它的参数），在哪里（"lab" 是实验自己的文件，其余是引擎里的函数），改哪里，改成什么，
+# 检查要说出什么。
+# Wrong solutions: which lab (and its arguments), where ("lab" is its own file, anything else a function of the engine),
+# what is changed into what, and what the check has to say.
+FLATTEN, SCHEDULE = "engine/batch.py::flatten", "engine/scheduler.py::Scheduler.schedule"
+LIMIT, PREEMPT = "engine/scheduler.py::Scheduler._at_length_limit", "engine/scheduler.py::Scheduler._preempt_last"
+SAMPLE, NOISE = "layers/sampler.py::sample", "layers/sampler.py::gumbel_noise"
+LLAMA, ROTARY = "models/llama.py::LlamaAttention.forward", "layers/rotary_embedding.py::apply_rotary"
+MANAGER, TORCH = "engine/block_manager.py::BlockManager", "backends/torch_backend.py::"
+POSITIONS, RESTART = "step.positions += range(start, end)", "step.positions += range(end - start)"
+MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
+    ("01_first_request.py", "lab", "logprob / temperature", "logprob * temperature",
+     ("first token 484:'夜': got 0.5", "expected 0.3", "divided by the temperature")),
+    ("01_first_request.py", SAMPLE, "scores = logits / torch.where", "scores = logits * torch.where",
+     ("first token 484:'夜': got 0.3", "expected 0.5", "divided by the temperature")),
+    ("01_first_request.py", SAMPLE, "greedy = logits.argmax(dim=-1)", "greedy = logits.topk(2).indices[:, 1]",
+     ("first step 0: got '曉', expected '夜'", "not the highest score")),
+    ("01_first_request.py", NOISE, "_mix64(seeds + _GOLDEN)", "_mix64(seeds * 0 + _GOLDEN)",
+     ("got 0, expected 0.5", "the noise ignores the seed")),
+    ("01_first_request.py", NOISE, "uniform = (bits.double() + 0.5) * 2.0**-32",
+     "uniform = torch.rand(bits.shape, dtype=torch.float64)", ("first token ", "noise may depend on (seed,")),
+    ("01_first_request.py", FLATTEN, POSITIONS, RESTART, ("first step 1: got ", "only later: a decode's position")),
+    ("01_first_request.py", LIMIT, "seq.num_prompt_tokens >= seq", "seq.num_prompt_tokens > seq",
+     ("first its length: got 25, expected 24", "_finish_reason")),
+
+    ("02_one_tokens_way.py", "lab", "x.chunk(2, dim=1)", "(x[:, 0::2], x[:, 1::2])",
+     ("first KV head 0: got [5.6", "pairs are (x[i], x[i + D/2])")),
+    ("02_one_tokens_way.py", "lab", "return block_table[position // block_size]", "return position // block_size",
+     ("first position 0: got 16, expected 0", "slot = table[position // size]")),
+    ("02_one_tokens_way.py", FLATTEN, POSITIONS, "step.positions += range(start + 1, end + 1)",
+     ("first KV head 0: got [", "a position 1 too high", "first field positions: got [24], expected [23]")),
+    ("02_one_tokens_way.py", LLAMA, "apply_rotary(k, cos, sin)", "k",
+     ("first KV head 0", "stored without being rotated")),
+    ("02_one_tokens_way.py", LLAMA, "self.attn(q, k, v,", "self.attn(q, k, apply_rotary(v, cos, sin),",
+     ("first KV head 0", "V was rotated as well")),
+    ("02_one_tokens_way.py", ROTARY, "first * cos - second * sin, second * cos + first * sin",
+     "first * cos + second * sin, second * cos - first * sin", ("first KV head 0", "turned the wrong way")),
+    ("02_one_tokens_way.py", "models/llama.py::LlamaModel.forward", "self.norm.add_and_norm(x, delta)[0]", "x + delta",
+     ("first token 'The': got ", "the last normalisation is missing")),
+    ("02_one_tokens_way.py", "engine/scheduler.py::Scheduler.advance",
+     "seq.num_computed_tokens += row.num_new_tokens - num_rejected", "pass",
+     ("first field input_ids: got [2048, ", "expected [429]", "`Scheduler.advance`")),
+
+    ("03_paged_attention.py", "lab", "return block_table[position // block_size] * block_size",
+     "return position // block_size * block_size",
+     ("first position 0: got 0, expected 48", "the block table was not used", "got 'token 0', expected 'empty'")),
+    ("03_paged_attention.py", "lab", "* block_size + position % block_size", "* block_size + position // block_size",
+     ("first position 1: got 48, expected 49", "the remainder `%`, not the quotient `//`")),
+    ("03_paged_attention.py", "lab", "shared = head // (NUM_Q_HEADS // NUM_KV_HEADS)", "shared = head % NUM_KV_HEADS",
+     ("attention by hand", "first head 1: got [", "query head h reads KV head h // (Hq // Hkv)")),
+    ("03_paged_attention.py", "lab", "@ q[head] / HEAD_DIM**0.5", "@ q[head]",
+     ("first head 0: got [", "square root of D")),
+    ("03_paged_attention.py", TORCH + "TorchBackend.store_kvcache", "v_cache[block_id, offset] = value[token]",
+     "v_cache[block_id, offset] = key[token]",
+     ("first block 1, offset 0: got 'something else', expected 'token 32'", "a store of something else")),
+    ("03_paged_attention.py", TORCH + "gather_pages", "cache[block_table[:num_blocks].long()]", "cache[:num_blocks]",
+     ("OFF  后端 torch", "first head 0: got [nan nan nan ...]", "gathered are not its own")),
+
+    ("04_continuous_batching.py", SCHEDULE, "while not preempted and self.waiting", "while index == 0 and self.waiting",
+     ("first step 3: got {'A': 1}, expected {'A': 1, 'C': 23}", "static batching: all have to leave")),
+    ("04_continuous_batching.py", SCHEDULE, "seq = next(iter(self.waiting))", "seq = next(reversed(self.waiting))",
+     ("first step 3: got {'A': 1, 'D': 23}, expected {'A': 1, 'C': 23}", "first come first served")),
+    ("04_continuous_batching.py", SCHEDULE, "len(self.running) < self.max_num_seqs",
+     "len(self.running) < self.max_num_seqs - 1",
+     ("first step 0: got {'A': 23}, expected {'A': 23, 'B': 23}", "a seat stays empty")),
+    ("04_continuous_batching.py", LIMIT, "seq.num_prompt_tokens >= seq", "seq.num_prompt_tokens > seq",
+     ("first step 3: got {'A': 1, 'B': 1}", "its limit comes a token late", "first request A: got 13, expected 12")),
+    ("04_continuous_batching.py", SCHEDULE, "len(self.running) < self.max_num_seqs",
+     "len(self.running) <= self.max_num_seqs", ("step 1: RuntimeError: 3 sequences run, the cap is 2",)),
+
+    ("05_chunked_prefill.py", SCHEDULE, "seq = self.running[index]", "seq = self.running[-1 - index]",
+     ("first step 3: got {'B': 32}, expected {'A': 1, 'B': 31}", "running ones come first, in order")),
+    ("05_chunked_prefill.py", SCHEDULE, "closes = seq.num_computed_tokens + num_new == seq.num_tokens", "closes = True",
+     ("first step 4: got {'A': 1, 'B': 30}, expected {'A': 1, 'B': 28}", "an unfinished prompt does not sample")),
+    ("05_chunked_prefill.py", FLATTEN, POSITIONS, RESTART, ("first request B, token ", "positions (`build_batch`)")),
+    ("05_chunked_prefill.py", "backends/sdpa.py::_visible", "+ (len_k - len_q)[:, None]", "+ (0 * len_k)[:, None]",
+     ("first request B, token 0: got ", "a bottom-right mask")),
+    ("05_chunked_prefill.py", SCHEDULE, "num_new = min(seq.num_tokens - num_cached, budget)",
+     "num_new = seq.num_tokens - num_cached", ("step 2: RuntimeError: scheduled 91 tokens, the budget is 32",)),
+    ("05_chunked_prefill.py", SCHEDULE, "if not self.block_manager.can_allocate(seq, hits, num_cached + num_new):",
+     "if num_new < seq.num_tokens:", ("step 12: RuntimeError: no progress: runs [], waits [Sequence('B'",)),
+
+    ("06_prefix_caching.py", "lab", "len(prompt) - left)", "len(prompt))",
+     ("first request second again: got 48, expected 64", "at least 1 token is left")),
+    ("06_prefix_caching.py", f"{MANAGER}.find_prefix", "(seq.num_tokens - 1) // self.block_size",
+     "seq.num_tokens // self.block_size",
+     ("step 0: RuntimeError: no token left to compute, so no logits", "'second again', running, computed 64/64")),
+    ("06_prefix_caching.py", f"{MANAGER}.register_full_blocks",
+     "min(seq.num_computed_tokens, seq.num_tokens - seq.num_pending_tokens)", "seq.num_tokens - seq.num_pending_tokens",
+     ("first request the conversation goes on: got 80, expected 64", "the last token sampled is not computed")),
+    ("06_prefix_caching.py", f"{MANAGER}._key", "seq.block_keys[-1] if seq.block_keys else None", "None",
+     ("first request its blocks in another order: got 48, expected 0", "the chain is broken")),
+    ("06_prefix_caching.py", f"{MANAGER}.register_full_blocks", "seq.num_registered_blocks += 1", "return",
+     ("first request second: got 16, expected 32", "whole blocks in a row from the start")),
+    ("06_prefix_caching.py", f"{MANAGER}.allocate", "self.blocks[block_id].ref_count += 1", "pass",
+     ("step 0: RuntimeError: block 0: ref_count 0, held by 1 tables",)),
+
+    ("07_preemption.py", PREEMPT, "self.running.pop()", "self.running.pop(0)",
+     ("first step 13: got {'B': 1, 'C': 1}, expected {'A': 1, 'B': 1}", "the one admitted last gives up")),
+    ("07_preemption.py --blocks 4", PREEMPT, "self.waiting.move_to_end(seq, last=False)", "pass",
+     ("first step 28: got {'C': 19}, expected {'B': 33}", "the head of the queue")),
+    ("07_preemption.py", PREEMPT, "self.block_manager.free(seq)",
+     "self.block_manager.free(seq); del seq.token_ids[seq.num_prompt_tokens :]",
+     ("first step 28: got {'C': 19}, expected {'C': 32}", "its output kept")),
+    ("07_preemption.py", f"{MANAGER}.can_grow", "<= self.num_free_blocks", "< self.num_free_blocks",
+     ("first step 1: got {'A': 1, 'B': 1}, expected {'A': 1, 'B': 1, 'C': 1}", "only when blocks run out (`can_grow`)")),
+    ("07_preemption.py", f"{MANAGER}.free", "seq.num_computed_tokens = 0", "pass",
+     ("step 13: RuntimeError: Sequence('C', waiting, computed 31/32", "more tokens computed than its blocks hold")),
+
+    ("09_adapt_model.py", "lab", "        self.mlp = LabMLP(config)\n", "",
+     ("first step 0, token id 0: got ", "the activation is silu")),
+    ("09_adapt_model.py", "lab", "F.gelu(gate) * up", "F.gelu(up) * gate",
+     ("first step 0", "gate and value changed places")),
+    ("09_adapt_model.py", "lab", "F.gelu(gate) * up", 'F.gelu(gate, approximate="tanh") * up',
+     ("first step 0", "the tanh form of gelu")),
+    ("09_adapt_model.py", "lab", "    attention_class = LabAttention\n", "    pass\n",
+     ("unexpected tensor 'model.layers.0.self_attn.", "your class is not used")),
+    ("09_adapt_model.py", "lab", '"k_proj": self.kv_size, "v_proj"', '"v_proj": self.kv_size, "k_proj"',
+     ("first step 0, token id 0: got ", "compare layer by layer")),
+    ("09_adapt_model.py", FLATTEN, POSITIONS, RESTART, ("first step 1, token id ", "only later: positions")),
+
+    ("10_compare_backends.py", TORCH + "attend", "<= query_position[:, None]", "<= query_position[:, None] + 1",
+     ("first step 1: got ", "step 1 is the prefill: `flash_attn_varlen_func`")),
+    ("10_compare_backends.py", TORCH + "attend", "+ (num_keys - num_queries)", "",
+     ("first step 2: got ", "prefill is right and decode is not", "how the mask is")),
+    ("10_compare_backends.py", TORCH + "TorchBackend.flash_attn_with_kvcache",
+     "keys = gather_pages(k_cache, block_table[b], length)", "keys = gather_pages(k_cache, block_table[0], length)",
+     ("first step 2: got ", "prefill is right and decode is not", "first step 3: got {'1': ")),
+    ("10_compare_backends.py", "backends/sdpa.py::_visible", "+ (len_k - len_q)[:, None]", "+ (0 * len_k)[:, None]",
+     ("first step 2: got ", "whole prompts are right and chunks are not")),
+
+    ("11_profile.py", "lab", "    for _ in range(3):\n", "    for _ in range(0):\n",
+     ("first tokens computed: got 216, expected 40", "warm up first")),
+    ("11_profile.py", "lab", "max_tokens=2 * args.steps + 4", "max_tokens=args.steps + 1",
+     ("first tokens computed: got 24, expected 40", "`max_tokens` does not last")),
+    ("11_profile.py", "lab", "[(r.key, r.count, r.self_cpu_time_total)", "[(r.key, r.count, r.cpu_time_total)",
+     ("first shares sum: got ", "operations inside operations count twice")),
+    ("11_profile.py", "lab", "range(args.steps):\n            with", "range(args.steps - 1):\n            with",
+     ("first mark step 4: got nothing, expected 1", "`record_function` stands in the loop")),
+    ("11_profile.py", "engine/model_runner.py::ModelRunner.forward", "return self.model(",
+     "self.model(input_ids, positions, metadata)\n    return self.model(",
+     ("first product 256 -> 384: got '40 times 8 rows', expected '20 times 8 rows'", "computed more than once")),
+    ("11_profile.py", "models/llama.py::LlamaForCausalLM.compute_logits", "return self.lm_head(hidden)",
+     "return torch.cat([self.lm_head(row[None]) for row in hidden])",
+     ("first product 256 -> 2064: got '40 times 1 rows', expected '5 times 8 rows'", "the requests go one by one")),
+]  # fmt: skip
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -93,20 +232,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     """
     folder = tmp_path_factory.mktemp("labs")
 
-    def run(half: list[list[str]]) -> list[tuple[int, str]]:
+    def run(half: list[Any]) -> list[tuple[int, str]]:
         process = subprocess.run(
-            [sys.executable, "-c", RUNNER, json.dumps(half)], cwd=ROOT, env=environment(folder), capture_output=True,
-            text=True, encoding="utf-8", timeout=300,
+            [sys.executable, str(ROOT / "tests" / "run_labs.py"), json.dumps(half)], cwd=ROOT, env=environment(folder),
+            capture_output=True, text=True, encoding="utf-8", timeout=600,
         )  # fmt: skip
         assert process.returncode == 0 and "RESULTS" in process.stdout, process.stderr
         return [(code, out) for code, out in json.loads(process.stdout.split("RESULTS")[1])]
 
     # 单数的一半和双数的一半同时跑：CI 有 2 个核。
     # The odd half and the even half run at the same time: CI has 2 cores.
-    every = [arguments for arguments, _, _ in RUNS]
+    every: list[Any] = [(arguments, None) for arguments, _, _ in RUNS]
+    every += [(lab.split(), [where, right, wrong]) for lab, where, right, wrong, _ in MISTAKES]
     with ThreadPoolExecutor(2) as pool:
         even, odd = pool.map(run, (every[::2], every[1::2]))
-    together: list[tuple[int, str]] = [(0, "")] * len(RUNS)
+    together: list[tuple[int, str]] = [(0, "")] * len(every)
     together[::2], together[1::2] = even, odd
     return together
 
@@ -126,6 +266,24 @@ def test_a_lab_says_what_it_promises(results: Any, index: int) -> None:
         assert re.search(r"[\u4e00-\u9fff]", out), "the output is in both languages"
 
 
+@pytest.mark.parametrize("index", range(len(MISTAKES)), ids=[f"{each[0]}: {each[3].strip()}" for each in MISTAKES])
+def test_a_lab_finds_the_mistake_and_says_where(results: Any, index: int) -> None:
+    code, out = results[len(RUNS) + index]
+    says = MISTAKES[index][4]
+    assert code == 1, out
+    for each in says:
+        assert each in out, out
+    # 要么说出第一处、得到什么、应当是什么、多半因为什么；要么说出在哪一步出错，或者哪个张量不对。
+    # Either the first place, got, expected and the likely cause; or the step of an error, or the tensor that is wrong.
+    place = r"first .*: got .*, expected .*\n +多半：.*\n +Likely: |OFF .*\n +(step \d+: |.*tensor '.*\n +多半：)"
+    assert re.search(place, out), out
+
+
+def test_every_lab_finds_four_mistakes() -> None:
+    counts = Counter(lab[:2] for lab, *_ in MISTAKES) + Counter({"08": len(BACKEND_MISTAKES)})
+    assert {name[:2] for name in NAMES} == {number for number, count in counts.items() if count >= 4}
+
+
 def test_a_lab_starts_with_the_command_of_the_docs(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, "docs/labs/03_paged_attention.py"], cwd=ROOT, env=environment(tmp_path),
@@ -134,14 +292,7 @@ def test_a_lab_starts_with_the_command_of_the_docs(tmp_path: Path) -> None:
     assert process.returncode == 0 and process.stdout.endswith("check: OK\n"), process.stdout + process.stderr
 
 
-def test_the_labs_find_mistakes(tmp_path: Path) -> None:
-    # 照 TODO 说的写错：检查必须发现。
-    # The mistakes that the TODOs suggest: the check must find them.
-    source = (LABS / "03_paged_attention.py").read_text(encoding="utf-8")
-    right = "block_table[position // block_size] * block_size + position % block_size"
-    wrong = "position // block_size * block_size + position % block_size"
-    assert source.count(right) == 1
-    (tmp_path / "wrong.py").write_text(source.replace(right, wrong), encoding="utf-8")
+def test_lab_8_goes_from_stage_to_stage(tmp_path: Path) -> None:
     # 答案少了右下角对齐：看得到的 key 太少，第三关不过。
     # A solution without the bottom-right alignment: queries see too few keys, and it fails a later stage.
     solution = (LABS / "solutions" / "my_backend.py").read_text(encoding="utf-8")
@@ -163,29 +314,27 @@ def test_the_labs_find_mistakes(tmp_path: Path) -> None:
     (half / "my_backend.py").write_text(skeleton.replace(todo, store), encoding="utf-8")
     code = (
         "import runpy, sys\n"
-        "folder, labs, script = sys.argv[1:4]\n"
+        "folder, labs = sys.argv[1:3]\n"
         "sys.path[:0] = [folder, labs]\n"
-        "sys.argv = [script]\n"
-        "runpy.run_path(script, run_name='__main__')\n"
+        "sys.argv = ['lab']\n"
+        "runpy.run_path(labs + '/08_own_backend.py', run_name='__main__')\n"
     )
 
-    def run(folder: Path, script: Path) -> subprocess.CompletedProcess[str]:
+    def run(folder: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", code, str(folder), str(LABS), str(script)], cwd=ROOT, env=environment(tmp_path),
+            [sys.executable, "-c", code, str(folder), str(LABS)], cwd=ROOT, env=environment(tmp_path),
             capture_output=True, text=True, encoding="utf-8", timeout=120,
         )  # fmt: skip
 
-    own = LABS / "08_own_backend.py"
-    runs = [(tmp_path, tmp_path / "wrong.py"), (broken, own), (half, own)]
-    expected = [(1, "OFF"), (1, "OFF  flash_attn_with_kvcache"), (0, "Missing: TODO 2: flash_attn_with_kvcache")]
+    expected = [(1, "OFF  flash_attn_with_kvcache"), (0, "Missing: TODO 2: flash_attn_with_kvcache")]
     with ThreadPoolExecutor(2) as pool:
-        for process, (status, says) in zip(pool.map(lambda each: run(*each), runs), expected):
+        for process, (status, says) in zip(pool.map(run, (broken, half)), expected):
             assert process.returncode == status and says in process.stdout, process.stdout + process.stderr
 
 
 # 实验 8 的错误答案：改哪里，改成什么，评判要说出什么。
 # Wrong solutions of lab 8: what is changed into what, and what the judge has to say.
-MISTAKES = {
+BACKEND_MISTAKES = {
     "slot -1 is stored": ("slot_mapping >= 0", "slot_mapping >= -1", "slots [39] were written"),
     "slot off by one": ("[slot_mapping[valid]] = key", "[slot_mapping[valid] + 1] = key", "not in slot 21 = block 2"),
     "key where value goes": ("= value[valid]", "= key[valid]", "value of token 0 is not in slot 21"),
@@ -199,9 +348,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", BACKEND_MISTAKES)
 def test_lab_8_finds_the_mistake_and_says_where(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right, wrong, says = MISTAKES[name]
+    right, wrong, says = BACKEND_MISTAKES[name]
     solution = (LABS / "solutions" / "my_backend.py").read_text(encoding="utf-8")
     assert solution.count(right) == 1
     (tmp_path / "wrong_backend.py").write_text(solution.replace(right, wrong), encoding="utf-8")

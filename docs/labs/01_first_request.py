@@ -152,9 +152,8 @@ def main() -> int:
         mistakes={
             ("每个种子都抽到同一个：噪声没有用上种子", "every seed draws the same: the noise ignores the seed"):
                 {name: float(i == draws[0].token_ids[0]) for name, (i, _) in zip(names, first)},
-            ("对数概率要除以温度，不是乘", "log-probabilities are divided by the temperature, not multiplied"):
+            ("对数概率要除以温度，不能乘，也不能漏", "log-probabilities are divided by the temperature"):
                 dict(zip(names, shares(logprobs, 1 / (args.temperature or 1)))),
-            ("没有用温度", "the temperature is not used"): dict(zip(names, shares(logprobs, 1.0))),
         },
     )  # fmt: skip
     return check.finish()

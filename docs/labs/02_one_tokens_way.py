@@ -171,7 +171,7 @@ def main() -> int:
     check.same(
         "缓存里的 K 就是手工旋转的 K", "K in the cache is K rotated by hand",
         got=cached_k, expected=rotate(heads_k, row, frequencies), where="KV head", tolerance=1e-3,
-        likely=("配对是 (x[i], x[i + D/2])，不是相邻的两个", "pairs are (x[i], x[i + D/2]), not neighbours"),
+        likely=("配对是 (x[i], x[i + D/2])；槽位要对", "pairs are (x[i], x[i + D/2]); the slot has to be right"),
         mistakes={
             ("写进缓存之前没有旋转", "stored without being rotated"): heads_k,
             ("转反了：sin 的符号", "turned the wrong way: the sign of sin"): rotate(heads_k, -row, frequencies),
@@ -181,13 +181,16 @@ def main() -> int:
     # 只有最后一行采样，引擎只有它的 logits，与跟的是哪个 token 无关。
     # Only the last row samples, and its logits are all that the engine has, whichever token is followed.
     last = seen[f"layer {len(model.model.layers) - 1}"][-1]  # [hidden]
-    names = {decode(i): i for i in top.indices.tolist()}
+    names = {repr(decode(i)): i for i in top.indices.tolist()}
     check.same(
         "由最后一层手算的分数与引擎的相同", "scores by hand from the last layer are the engine's",
         got={name: float(logits[0, i]) for name, i in names.items()},
         expected={name: float(scores_of(last, norm, eps, words)[i]) for name, i in names.items()},
         where="token", tolerance=1e-2,
-        likely=("取错了行：只有最后一个 token 采样", "the wrong row: only the last token samples"),
+        likely=(
+            "手算：归一化，乘权重，再点积；引擎：只有最后一行采样",
+            "by hand: normalise, times the weight, dot product; the engine: only the last row samples",
+        ),
         mistakes={
             ("最后没有归一化", "the last normalisation is missing"):
                 {name: float(words[i] @ last) for name, i in names.items()},

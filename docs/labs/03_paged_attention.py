@@ -184,9 +184,9 @@ def main() -> int:
         check.same(
             f"每一格里的 {what} 都是该在那里的 token 的", f"each cell holds {what} of the token that belongs there",
             got=owners(cache, new), expected=cells, where="block, offset",
-            likely=("槽位算错，或者写缓存时写错了地方", "a wrong slot, or a store to the wrong place"),
+            likely=("槽位算错，或写缓存时写错了地方或东西", "a wrong slot, or a store of something else or elsewhere"),
         )  # fmt: skip
-    for zh, en, result in (("手工", "by hand", by_hand), (f"后端 {name}", f"by backend {name}", out)):
+    for zh, en, result in (("手工", "by hand", by_hand), (f"后端 {name} ", f"by backend {name}", out)):
         check.same(
             f"{zh}算的注意力与标准答案相差不到 1e-5", f"attention {en} is within 1e-5 of the right answer",
             got=result, expected=answer(right), where="head", tolerance=1e-5, mistakes=mistakes,

@@ -132,8 +132,9 @@ def main() -> int:
         "命中的 token 数与公式相同", "as many tokens are hit as the formula says",
         got=hits, expected=expected, where="request",
         likely=(
-            "命中从头连续、以整块计；算过的块才登记：`find_prefix`、`register_full_blocks`",
-            "hits are whole blocks in a row from the start, all computed: `find_prefix`, `register_full_blocks`",
+            "命中从头连续、以整块计，都算过，至少留 1 个 token：`find_prefix`、`register_full_blocks`",
+            "hits are whole blocks in a row from the start, all computed, and at least 1 token is left: `find_prefix`, "
+            "`register_full_blocks`",
         ),
         mistakes={
             ("至少留 1 个 token 不命中，才有 logits", "at least 1 token is left unhit, or there are no logits"):

@@ -76,16 +76,10 @@ def main() -> int:
             got={step.number: step.rows for step in steps},
             expected=steps_by_hand(arrivals, blocks=args.blocks, block_size=BLOCK_SIZE), where="step",
             likely=(
-                "块不够时，最后接纳的让出全部块，回到队首，已算归 0，输出保留，这一步不接纳谁："
-                "`Scheduler.schedule`、`Scheduler._preempt_last`",
-                "when blocks run out the one admitted last gives up all of its own and goes to the head of the queue, "
-                "with 0 computed and its output kept; nobody is admitted in this step: `Scheduler.schedule`, "
-                "`Scheduler._preempt_last`",
+                "块真的不够才抢占（`can_grow`）：最后接纳的让出全部块，回到队首，已算归 0，输出保留（`_preempt_last`）",
+                "preempt only when blocks run out (`can_grow`): the one admitted last gives up all of its own and goes "
+                "to the head of the queue with 0 computed and its output kept (`_preempt_last`)",
             ),
-            mistakes={
-                ("还有空闲块就抢占了：`can_grow` 的比较差 1", "preempted with a block free: `can_grow` is off by 1"):
-                    steps_by_hand(arrivals, blocks=args.blocks - 1, block_size=BLOCK_SIZE),
-            },
         )  # fmt: skip
     check.same(
         "回答与大块池时相同", "the answers equal those of a large pool",

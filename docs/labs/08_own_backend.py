@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from common import ROOT, Check, ask, make_engine, say, title
+from common import ROOT, Check, ask, make_engine, run_lab, say, title
 from torch import Tensor
 
 import backends
@@ -251,12 +251,11 @@ def main() -> int:
             )
             return 0
         except Exception as error:
-            check.that(False, zh, en)
-            print(f"       {type(error).__name__}: {error}")
+            check.that(False, zh, en, f"{type(error).__name__}: {error}")
             break
         check.that(True, zh, en)
     return check.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_lab(main)

@@ -15,15 +15,16 @@ step are within 1e-3 of those of transformers.
 """
 
 import argparse
+import copy
 import json
-import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import ROOT, Check, make_engine, say, title
+from common import ROOT, Check, make_engine, run_lab, say, title
 from torch import Tensor
 
 from backends.base import AttentionBackend
@@ -130,6 +131,27 @@ def save_reference(folder: Path) -> Any:
     return model
 
 
+def logits_of(reference: Any, context: list[int], mistake: Callable[[Any], None] | None = None) -> list[float]:
+    """transformers 对最后一行给出的分数；`mistake` 故意把它的每个 MLP 改坏，用来认出常见的错误。
+
+    The scores of transformers for the last row; `mistake` breaks its MLPs on purpose, to recognise common mistakes.
+    """
+    if mistake is not None:
+        reference = copy.deepcopy(reference)
+        for layer in reference.model.layers:
+            mistake(layer.mlp)
+    logits: list[float] = reference(torch.tensor([context]), use_cache=False).logits[0, -1].tolist()
+    return logits
+
+
+def swap_gate_and_up(mlp: Any) -> None:
+    """门与值对调。
+
+    Gate and value change places.
+    """
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+
+
 @torch.inference_mode()
 def main() -> int:
     """跑实验，返回退出码。
@@ -151,9 +173,12 @@ def main() -> int:
         try:
             engine = make_engine(model=name, max_model_len=128, num_kvcache_blocks=16)
         except ModelLoadError as error:
-            print(f"  ModelLoadError: {error}")
             check = Check()
-            check.that(False, "张量没有去处：类里少了偏置", "a tensor has no place: the class lacks the bias")
+            check.that(
+                False, "文件与类里的张量一一对应", "the tensors of file and class match", f"ModelLoadError: {error}",
+                "多半：类里少了或多了参数，例如偏置；也可能忘了换上自己的类",
+                "Likely: the class has a parameter too few or too many, a bias say; or your class is not used",
+            )  # fmt: skip
             return check.finish()
     weight = engine.model_runner.model.get_parameter("model.layers.0.self_attn.qkv_proj.weight")
     say(
@@ -164,7 +189,8 @@ def main() -> int:
     title("逐步比较", "step by step")
     tokens = [5, 600, 1200, 7, 42, 999, 3, 17, 2000]
     engine.add_request(tokens, SamplingParams(temperature=0.0, max_tokens=OPTIONS.steps, ignore_eos=True))
-    worst = 0.0
+    got: list[list[float]] = []
+    expected: list[list[float]] = []
     while engine.has_unfinished():
         schedule = engine.plan()
         batch = build_batch(schedule, engine.pool.block_size, engine.model_runner.device)
@@ -172,18 +198,36 @@ def main() -> int:
         # transformers 每一步都从头算整段，不用缓存：慢，但不可能错在缓存上。
         # transformers computes all of it anew in each step, without a cache: slow, but no cache can be wrong.
         context = schedule[0].seq.token_ids
-        expected = reference(torch.tensor([context]), use_cache=False).logits[0, -1]  # [vocab_size]
-        difference = float((logits[0] - expected).abs().max())
-        worst = max(worst, difference)
+        got.append(logits[0].tolist())
+        expected.append(logits_of(reference, context))
+        difference = max(abs(a - b) for a, b in zip(got[-1], expected[-1]))
         chosen = engine.sampler.choose(schedule, logits)
         print(f"  {batch.input_ids.numel()} new of {len(context):>2} tokens: difference {difference:.1e}, "
-              f"token {chosen[0][0]}, transformers {int(expected.argmax())}")  # fmt: skip
+              f"token {chosen[0][0]}, transformers {expected[-1].index(max(expected[-1]))}")  # fmt: skip
         engine.scheduler.update(schedule, chosen)
 
     check = Check()
-    check.that(worst < 1e-3, f"logits 最多相差 {worst:.1e}，不到 1e-3", f"logits differ by {worst:.1e}, below 1e-3")
+    check.same(
+        "每一步的 logits 相差不到 1e-3", "in each step the logits are less than 1e-3 apart",
+        got=got, expected=expected, where="step, token id", tolerance=1e-3,
+        likely=(
+            "第 0 步就不对：某一层算的不同，逐层比较；以后才不对：位置，或缓存里的 K、V",
+            "wrong from step 0 on: some layer computes something else, compare layer by layer; only later: positions, "
+            "or K and V in the cache",
+        ),
+        # 认错误只用第 0 步。
+        # Mistakes are recognised by step 0 alone.
+        mistakes={
+            ("激活是 silu，应是 gelu", "the activation is silu, and should be gelu"):
+                [logits_of(reference, tokens, lambda mlp: setattr(mlp, "act_fn", torch.nn.SiLU()))],
+            ("激活是 gelu 的 tanh 近似", "the activation is the tanh form of gelu"):
+                [logits_of(reference, tokens, lambda mlp: setattr(mlp, "act_fn", torch.nn.GELU("tanh")))],
+            ("门与值对调了：前一半是门", "gate and value changed places: the first half is the gate"):
+                [logits_of(reference, tokens, swap_gate_and_up)],
+        },
+    )  # fmt: skip
     return check.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_lab(main)

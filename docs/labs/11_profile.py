@@ -2,7 +2,8 @@
 
 学什么：用 `torch.profiler` 记录几步解码，看哪些运算最费时；把 trace 文件打开，一步一步看时间轴。
 试一试：`--requests 1` 与 `--requests 32`，比较每步的毫秒数与每个 token 的毫秒数；`--backend torch` 看慢在哪里。
-怎样算对：trace 文件是能读的 JSON，里面有每一步的标记；记录的步数与要求的相同。
+怎样算对：计时的几步全是解码；每一步里，整批请求与每个权重只相乘 1 次，次数可以手算；各项时间加起来正好是每步的时间；
+trace 文件里，每一步的标记各有 1 个。
 
 Lab 11: where the time goes.
 
@@ -10,17 +11,18 @@ Teaches: record a few decode steps with `torch.profiler`, see which operations t
 walk along the time line.
 Try: `--requests 1` and `--requests 32`: compare milliseconds a step and milliseconds a token; `--backend torch` shows
 what is slow there.
-Check: the trace file is readable JSON with a mark for each step, as many as were asked for.
+Check: the steps timed are decodes throughout; in each step the whole batch meets each weight 1 time, a number that can
+be worked out by hand; all times add up to those of the steps; the trace file has 1 mark for each step.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-from common import Check, ask, make_engine, say, title
+from common import Check, ask, make_engine, run_lab, say, title
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from engine.sampling_params import SamplingParams
@@ -53,23 +55,33 @@ def main() -> int:
 
     # 先不记录，量一遍每步多久；记录本身也花时间，混在一起就不准了。
     # Time the steps without recording first: recording takes time too and would spoil the figure.
+    before = (engine.num_computed_tokens, engine.num_generated_tokens)
     start = time.perf_counter()
     for _ in range(args.steps):
         engine.step()
     milliseconds = (time.perf_counter() - start) * 1000 / args.steps
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    timed = {
+        "computed": engine.num_computed_tokens - before[0], "generated": engine.num_generated_tokens - before[1]
+    }  # fmt: skip
+    # 形状也记下来：看得出每次乘法有几行。
+    # Shapes are recorded, too: they tell how many rows each product has.
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         for index in range(args.steps):
             with record_function(f"step {index}"):
                 engine.step()
 
     title("最费时的运算", "the costliest operations")
-    rows = [row for row in profiler.key_averages() if not row.key.startswith("step ")]
-    rows.sort(key=lambda row: row.self_cpu_time_total, reverse=True)
-    total = sum(row.self_cpu_time_total for row in rows)
+    # `self` 的时间不含它调用的运算，所以加得起来；每一步自己的，就是运算之间的 Python。
+    # `self` times leave out what an operation calls, so they can be added; a step's own is Python between operations.
+    averages = profiler.key_averages()
+    marks = [row for row in averages if row.key.startswith("step ")]
+    listed = [(r.key, r.count, r.self_cpu_time_total) for r in averages if not r.key.startswith("step ")]
+    listed.sort(key=lambda each: each[2], reverse=True)
+    total = sum(row.cpu_time_total for row in marks)
+    python = ("(Python)", len(marks), sum(row.self_cpu_time_total for row in marks))
     print(f"  {'operation':<44} {'calls':>6} {'ms':>8} {'share':>6}")
-    for row in rows[: args.top]:
-        milli = row.self_cpu_time_total / 1000
-        print(f"  {row.key[:44]:<44} {row.count:>6} {milli:>8.2f} {row.self_cpu_time_total / total:>6.0%}")
+    for key, count, micro in [*listed[: args.top], python]:
+        print(f"  {key[:44]:<44} {count:>6} {micro / 1000:>8.2f} {micro / total:>6.0%}")
     say(
         f"不记录时，{args.requests} 个请求每步 {milliseconds:.2f} 毫秒，"
         f"每个 token {milliseconds / args.requests:.2f} 毫秒。",
@@ -87,16 +99,61 @@ def main() -> int:
     )
 
     check = Check()
+    # 每个请求每步解码 1 个 token。
+    # Each request decodes 1 token a step.
+    tokens = args.requests * args.steps
+    check.same(
+        "计时的几步全是解码，没有请求中途结束", "the steps timed are all decodes, and no request ends on the way",
+        got=timed, expected={"computed": tokens, "generated": tokens}, where="tokens",
+        likely=(
+            "多了：预填充也算了进去，先热身；少了：`max_tokens` 不够走完所有步",
+            "too many: a prefill is among them, warm up first; too few: `max_tokens` does not last for all steps",
+        ),
+    )  # fmt: skip
+    # 每层 4 次乘法（q、k、v 并成一次，gate、up 并成一次），最后 1 次得到 logits；都与请求的个数无关。
+    # 4 products a layer (q, k, v are one, gate and up are one), 1 at the end for the logits, however many requests.
+    config = engine.model_runner.model_config
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    layers, rows_each = args.steps * config.num_hidden_layers, f"times {args.requests} rows"
+    products: dict[str, list[str]] = {}
+    for row in profiler.key_averages(group_by_input_shape=True):
+        if row.key in ("aten::linear", "mkldnn::_linear_pointwise"):
+            (num_rows, inputs), (outputs, _) = row.input_shapes[:2]
+            products.setdefault(f"{inputs} -> {outputs}", []).append(f"{row.count} times {num_rows} rows")
+    check.same(
+        "每一步，整批与每个权重只相乘 1 次", "in each step the whole batch meets each weight 1 time",
+        got={name: " and ".join(each) for name, each in products.items()},
+        expected={
+            f"{hidden} -> {q + 2 * kv}": f"{layers} {rows_each}", f"{q} -> {hidden}": f"{layers} {rows_each}",
+            f"{hidden} -> {2 * inner}": f"{layers} {rows_each}", f"{inner} -> {hidden}": f"{layers} {rows_each}",
+            f"{hidden} -> {config.vocab_size}": f"{args.steps} {rows_each}",
+        },
+        where="product",
+        likely=(
+            "行数多：记录里有预填充；行数少而次数多：请求是一个一个算的；次数是几倍：同一步算了几遍",
+            "more rows: a prefill was recorded; fewer rows, more often: the requests go one by one; some times as "
+            "often: a step is computed more than once",
+        ),
+    )  # fmt: skip
+    parts = [micro / total for _, _, micro in [*listed, python]]
+    check.same(
+        "各项的份额加起来是 1", "the shares add up to 1",
+        got={"sum": sum(parts)}, expected={"sum": 1.0}, where="shares", tolerance=0.02,
+        likely=(
+            "大于 1：把运算里面的运算算了两遍，要用 `self` 的时间；小于 1：漏了 Python",
+            "more than 1: operations inside operations count twice, use `self` times; less than 1: Python is left out",
+        ),
+    )  # fmt: skip
     events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    names = {event.get("name") for event in events}
-    check.that(
-        all(f"step {index}" in names for index in range(args.steps)),
-        f"{args.steps} 步都在 trace 里", f"all {args.steps} steps are in the trace",
-    )
-    found = total > 0 and any("aten::" in str(name) for name in names)
-    check.that(found, "里面有 torch 的运算", "torch operations are in it")
+    found = Counter(event["name"] for event in events if str(event.get("name")).startswith("step "))
+    check.same(
+        "trace 里每一步的标记各有 1 个", "the trace has 1 mark for each step",
+        got=dict(found), expected={f"step {index}": 1 for index in range(args.steps)}, where="mark",
+        likely=("`record_function` 要在循环里，名字带步号", "`record_function` stands in the loop and names the step"),
+    )  # fmt: skip
     return check.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_lab(main)

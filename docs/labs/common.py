@@ -63,10 +63,11 @@ def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
 
     Equal, numbers up to `tolerance`; NaN equals nothing.
     """
-    if a is None or b is None or not isinstance(a, torch.Tensor | float):
+    if type(a) is not type(b) or not isinstance(a, torch.Tensor | float):
         return bool(a == b)
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
-    return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) <= tolerance
+    return bool(a.shape == b.shape) and bool(((a - b).abs() <= tolerance).all())
 
 
 def show(value: Any) -> str:
@@ -126,6 +127,7 @@ class Check:
             for cause, values in (mistakes or {}).items():
                 if all(equal(got.get(place), value, tolerance) for place, value in places(values, *names).items()):
                     likely = cause
+                    break
             first = wrong[0]
             details = [
                 f"{len(wrong)} of {len(every)} wrong, first {first}: "
@@ -156,7 +158,8 @@ def run_lab(main: Callable[[], int]) -> NoReturn:
     except Exception as error:
         traceback.print_exc()
         check = Check()
-        check.that(False, "没有报错", "no error on the way", f"{type(error).__name__}: {error}")
+        what = str(error) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
+        check.that(False, "没有报错", "no error on the way", what, "调用栈在上面 / the traceback is above")
         code = check.finish()
     sys.exit(code)
 
@@ -210,6 +213,13 @@ class Step:
     num_free_blocks: int
 
 
+class StepError(Exception):
+    """哪一步出了什么错。
+
+    What went wrong in which step.
+    """
+
+
 def run_steps(engine: LLMEngine, arrivals: list[Arrival]) -> tuple[list[Step], dict[str, RequestOutput]]:
     """走到全部完成。循环体就是 `LLMEngine.step` 的那几行，中间多记了一笔。
 
@@ -228,10 +238,13 @@ def run_steps(engine: LLMEngine, arrivals: list[Arrival]) -> tuple[list[Step], d
                 before = {seq.request_id: seq.num_preemptions for seq in engine.scheduler.running}
                 schedule = engine.plan()
                 waiting = list(engine.scheduler.waiting)
-                # 改坏了的调度器可能谁也不排，或者没完没了：停下来说清楚，而不是一直转。
-                # A scheduler with a mistake may plan nobody, or never end: stop and say so instead of going round.
+                # 改坏了的调度器可能谁也不排、没完没了，或者排上没什么可算的：停下来说清楚，而不是一直转。
+                # A scheduler with a mistake may plan nobody, never end, or plan one with nothing to compute: stop and
+                # say so, and do not go round for ever.
                 if not schedule or number == 1000:
                     raise RuntimeError(f"no progress: runs {engine.scheduler.running}, waits {waiting}")
+                if idle := [row.seq for row in schedule if row.num_new_tokens < 1]:
+                    raise RuntimeError(f"no token left to compute, so no logits to sample from: {idle[0]}")
                 steps.append(Step(
                     number=number,
                     rows={row.seq.request_id: row.num_new_tokens for row in schedule},
@@ -245,7 +258,7 @@ def run_steps(engine: LLMEngine, arrivals: list[Arrival]) -> tuple[list[Step], d
                 outputs.update((output.request_id, output) for output in finished)
             number += 1
     except Exception as error:
-        raise RuntimeError(f"step {number}: {type(error).__name__}: {error}") from error
+        raise StepError(f"step {number}: {type(error).__name__}: {error}") from error
     return steps, outputs
 
 
