@@ -46,8 +46,10 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["01_first_request.py", "--max-tokens", "200"], 2, "use 2 to 128 in all"),
     (["02_one_tokens_way.py", "--token", "3", "--layer", "0"], 0, "check: OK"),
     (["02_one_tokens_way.py", "--layer", "4"], 2, "layers from 0 to 3"),
+    (["02_one_tokens_way.py", "--prompt", "a " * 600], 2, "max_model_len=512"),
     (["03_paged_attention.py", "--block-size", "8", "--tokens", "33", "--backend", "sdpa"], 0, "= 5 blocks"),
     (["03_paged_attention.py", "--block-size", "12"], 2, "power of two"),
+    (["03_paged_attention.py", "--backend", "nope"], 2, "unknown backend 'nope'"),
     (["04_continuous_batching.py", "--max-num-seqs", "1"], 0, "check: OK"),
     (["04_continuous_batching.py", "--max-num-seqs", "5"], 0, "check: OK"),
     (["05_chunked_prefill.py", "--budget", "128"], 0, "took 1 chunks: [90]"),
@@ -61,11 +63,13 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["07_preemption.py", "--blocks", "3"], 2, "max_model_len"),
     (["08_own_backend.py"], 0, "Missing: TODO 1: store_kvcache. Open docs/labs/my_backend.py"),
     (["08_own_backend.py", "--solution"], 0, "check: OK"),
+    (["09_adapt_model.py", "--steps", "0"], 2, "use 1 to 100"),
     (["09_adapt_model.py", "--no-bias"], 1, "unexpected tensor"),
     (["09_adapt_model.py", "--activation", "silu"], 1, "the activation is silu"),
     (["10_compare_backends.py", "--error", "0.1"], 1, "check: 2 off"),
     (["10_compare_backends.py", "--error", "-0.8"], 1, "check: 3 off"),
     (["10_compare_backends.py", "--b", "nope"], 2, "unknown backend 'nope'"),
+    (["11_profile.py", "--backend", "nope"], 2, "unknown backend 'nope'"),
     (["11_profile.py", "--requests", "1", "--steps", "2", "--backend", "torch"], 0, "check: OK"),
 ]
 RUNS = DEFAULTS + TASKS
@@ -175,7 +179,7 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      "self.block_manager.free(seq); del seq.token_ids[seq.num_prompt_tokens :]",
      ("first step 28: got {'C': 19}, expected {'C': 32}", "its output kept")),
     ("07_preemption.py", f"{MANAGER}.can_grow", "<= self.num_free_blocks", "< self.num_free_blocks",
-     ("first step 1: got {'A': 1, 'B': 1}, expected {'A': 1, 'B': 1, 'C': 1}", "only when blocks run out (`can_grow`)")),
+     ("first step 1: got {'A': 1, 'B': 1}, expected {'A': 1, 'B': 1, 'C': 1}", "when blocks run out (`can_grow`)")),
     ("07_preemption.py", f"{MANAGER}.free", "seq.num_computed_tokens = 0", "pass",
      ("step 13: RuntimeError: Sequence('C', waiting, computed 31/32", "more tokens computed than its blocks hold")),
 
@@ -382,6 +386,13 @@ def test_labs_keep_the_comment_rules() -> None:
         encoding="utf-8", timeout=60,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_quotes_what_a_check_says(results: Any, language: str) -> None:
+    text = (ROOT / "docs" / language / "labs.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert len(quoted) == 1 and any(quoted[0] in out for _, out in results[len(RUNS) :])
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -64,7 +64,7 @@ def main() -> int:
     # 会犹豫的模型，只会续写，没有对话模板；关掉前缀缓存，每个请求都从头算起。
     # The model that hesitates; it only continues text and has no chat template. No prefix caching: every request
     # computes from the start.
-    engine = make_engine(model="tiny-poet", max_model_len=128, num_kvcache_blocks=2048, enable_prefix_caching=False)
+    engine = make_engine(model="tiny-poet", max_model_len=128, num_kvcache_blocks=512, enable_prefix_caching=False)
     decode = engine.tokenizer.decode_token
     prompt = engine.tokenizer.encode(args.prompt)
     if len(prompt) < 2 or len(prompt) + args.max_tokens > 128:

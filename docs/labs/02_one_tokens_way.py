@@ -86,7 +86,10 @@ def main() -> int:
     # A block table that does not begin at 0: else slots happen to equal positions, and the table seems useless.
     for block_id in (3, 1):
         engine.block_manager.free_queue.move_to_end(block_id, last=False)
-    engine.add_request(prompt, SamplingParams(temperature=0.0, max_tokens=4), "r")
+    try:
+        engine.add_request(prompt, SamplingParams(temperature=0.0, max_tokens=4), "r")
+    except ValueError as error:
+        parser.error(str(error))
 
     # PyTorch 的 hook：某个模块算完时，把它的输出抄一份。
     # PyTorch's hooks: when a module is done, keep what it put out.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from common import Check, run_lab, say, title
 from torch import Tensor
 
-from backends import create_backend
+from backends import BackendUnavailableError, create_backend
 from engine.block_manager import BlockManager
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
@@ -96,10 +96,10 @@ def main() -> int:
     parser.add_argument("--backend", default="torch", help="torch, sdpa")
     args = parser.parse_args()
     size, n = args.block_size, args.tokens
-    backend = create_backend(args.backend, "cpu")
     try:
+        backend = create_backend(args.backend, "cpu")
         backend.check_block_size(size)
-    except ValueError as error:
+    except (ValueError, BackendUnavailableError) as error:
         parser.error(str(error))
     if not 1 <= n <= (NUM_BLOCKS - 3) * size:
         parser.error(f"--tokens must be from 1 to {(NUM_BLOCKS - 3) * size} with blocks of {size}")

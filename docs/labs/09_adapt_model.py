@@ -163,6 +163,8 @@ def main() -> int:
     parser.add_argument("--activation", choices=("gelu", "silu"), default="gelu")
     parser.add_argument("--steps", type=int, default=6, help="走几步 / steps to run")
     parser.parse_args(namespace=OPTIONS)
+    if not 1 <= OPTIONS.steps <= 100:
+        parser.error(f"--steps {OPTIONS.steps}: use 1 to 100")
 
     # 登记就是这一行。
     # Registration is this one line.
