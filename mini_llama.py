@@ -42,6 +42,7 @@ from engine.outputs import CompletionOutput, RequestOutput
 from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from engine.validation import nth
 from models.config import load_config
 from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
@@ -250,9 +251,9 @@ def answer(
         # Where the recording cannot be written, the disk being full say, the answers must not be lost.
         print_answers(console, prompts, outputs)
     print_summary(console, llm.engine, outputs, started)
-    for output in outputs:
+    for index, output in enumerate(outputs):
         if output.outputs[0].finish_reason == "error":
-            raise ValueError(f"request {output.request_id} {MARKS['error']}")
+            raise ValueError(f"{nth(index, len(outputs))} {MARKS['error']}")
 
 
 def require_chat_template(folder: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_missing_model_exits_2_with_one_line(tmp_path: Path) -> None:
         (["--prompt", "hi", "--max-tokens", "0"], "max_tokens"),
         (["--prompt", "hi", "--seed", "-1"], "seed"),
         (["--prompt", "word " * 5000], "max_model_len"),
-        (["--prompt", "hi", "--prompt", "word " * 5000], "request 1"),
+        (["--prompt", "hi", "--prompt", "word " * 5000], "prompt 2 of 2: the prompt has"),
         (["--dtype", "int8"], "dtype"),
         (["--device", "abacus"], "device"),
         (["--device", "cuda:99"], "CUDA"),
