@@ -24,11 +24,14 @@ from typing import Any
 import pytest
 import torch
 from debugger_helpers import ROOT, Guide, find_line
+from overlap_helpers import add_graphs
 from test_docs import CHAPTERS, blocks_to_run
 
 import backends
 import mini_llama
 import models.registry
+from engine.gpu.overlapped_engine import OverlappedEngine
+from mini_llama import LLM, SamplingParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +194,7 @@ WALKS = [
                 "seen.update(first=`token_ids`[0]) is None"],
             2: ["`batch.input_ids`.tolist() == seen['first']"],
         }, "finished = self.scheduler.update("),
-    ]),
+    ], ["--device cpu"]),
     Walk("preemption", "0", [
         Stop("engine/scheduler.py::Scheduler._preempt_last", {
             1: ["[seq.request_id for seq in `self.running`] == ['A', 'B']", "`self.block_manager.num_free_blocks` == 0",
@@ -289,7 +292,7 @@ WALKS = [
 # Places that a section names and no walk stops at: why.
 NOT_WALKED = {
     "backends/triton/decode.py::decode_attention": "where the kernel is launched, nothing is claimed of its values",
-    "engine/gpu/decode_graphs.py::DecodeGraphs.run": "needs a GPU, see test_the_buffer_of_a_graph",
+    "engine/gpu/decode_graphs.py::DecodeGraphs.run": "needs graphs, see test_the_buffer_of_a_graph",
 }
 
 
@@ -358,6 +361,10 @@ def test_the_reader_sees_what_the_section_says(walk: Walk, tmp_path: Path, monke
                 checks = stop.sees.get(hits[index], [])
                 wrong.extend(f"{stop.at}: {text}" for text in checks if not eval(text.replace("`", ""), dict(names)))
 
+    # 有 GPU 的机器上也照没有的走：命令行不写 `--device` 时会用 GPU，张量和循环就不同了。
+    # On a machine with a GPU, too, walk as on one without: a command without `--device` would use it, with other tensors
+    # and another loop.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     # 先导入：跟踪时导入这么大的库要慢好几倍。
     # Imported first: while tracing, the import of a library as large as this is several times slower.
     importlib.import_module("transformers.models.qwen2.modeling_qwen2")
@@ -389,14 +396,17 @@ def test_the_reader_sees_what_the_section_says(walk: Walk, tmp_path: Path, monke
         assert stop.times in (None, hits[index])
 
 
-@pytest.mark.gpu
-def test_the_buffer_of_a_graph() -> None:
-    """在 GPU 上断在 `DecodeGraphs.run` 的末尾：3 个请求用 4 行的图，最后一行是补齐的。
+def test_the_buffer_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """断在 `DecodeGraphs.run` 的末尾，图在 CPU 上用“再跑一遍”代替：3 个请求用 4 行的图，最后一行是补齐的。
 
-    On a GPU, at the end of `DecodeGraphs.run`: 3 requests take the graph of 4 rows, and the last is padded.
+    At the end of `DecodeGraphs.run`, where graphs on the CPU are "run once more": 3 requests take the graph of 4 rows,
+    and the last is padded.
     """
     at = "engine/gpu/decode_graphs.py::DecodeGraphs.run"
     assert {at, "host[:, :size]"} <= codes(section("en", "cuda_graphs"))
+    monkeypatch.setattr("serving.llm.create_engine", OverlappedEngine)
+    llm = LLM(device="cpu", num_kvcache_blocks=64, max_model_len=256)
+    add_graphs(llm)
     seen = []
 
     def arrive(place: tuple[str, int], frame: FrameType) -> None:
@@ -406,9 +416,9 @@ def test_the_buffer_of_a_graph() -> None:
             seen.append((rows, [seq.num_tokens for seq, _, _ in names["schedule"]]))
 
     guide = Guide([Stop(at, {}, "return").place], arrive)
+    prompts = [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in (12, 23, 34)]
     try:
-        command = ["--device", "cuda", *(f"--prompt=What is {n} + {n}?" for n in (12, 23, 34))]
-        assert guide.runcall(mini_llama.main, command) == 0
+        guide.runcall(llm.chat, prompts, SamplingParams(temperature=0.0, max_tokens=8), progress=False)
     finally:
         guide.clear_all_breaks()
     rows, lengths = seen[-1]
