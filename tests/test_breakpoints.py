@@ -362,8 +362,8 @@ def test_the_reader_sees_what_the_section_says(walk: Walk, tmp_path: Path, monke
                 wrong.extend(f"{stop.at}: {text}" for text in checks if not eval(text.replace("`", ""), dict(names)))
 
     # 有 GPU 的机器上也照没有的走：命令行不写 `--device` 时会用 GPU，张量和循环就不同了。
-    # On a machine with a GPU, too, walk as on one without: a command without `--device` would use it, with other tensors
-    # and another loop.
+    # With a GPU, too, walk as without one: a command without `--device` would use it, and tensors and loop are other
+    # ones.
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     # 先导入：跟踪时导入这么大的库要慢好几倍。
     # Imported first: while tracing, the import of a library as large as this is several times slower.
