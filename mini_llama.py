@@ -323,9 +323,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where the terminal lacks a character (an ASCII locale, say), print a question mark and do not lose the answer.
         # 输入也一样：对话里的一个坏字节不该结束程序。
         # Input alike: a bad byte in a chat should not end the program.
+        # 别人读过的（命令由管道送进 pdb）、关掉的，或者换成别种对象的流（IDLE、Jupyter）不能改，照原样用。
+        # A stream that was read before (commands piped into pdb), was closed, or is an object of another kind (IDLE,
+        # Jupyter) cannot be changed and is used as it is.
         for stream in (sys.stdout, sys.stderr, sys.stdin):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
+                with suppress(ValueError):
+                    stream.reconfigure(errors="replace")
         try:
             run(parse(argv))
         finally:
