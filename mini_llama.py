@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
     options = {field.name: getattr(args, field.name) for field in fields(EngineConfig) if hasattr(args, field.name)}
     config = EngineConfig(**options)
     tracing = args.xray or args.xray_trace or args.watch
-    # 重叠循环里两步交错，拍不出“这一步”的照片：记录时改用同步循环，并说一声。
+    # 重叠循环里两步交错，得不到“这一步”的快照：记录时改用同步循环，并说一声。
     # The overlapped loop interleaves two steps, and "this step" cannot be pictured: record the synchronous one, say so.
     if tracing and config.resolve_device().type == "cuda" and not args.enforce_eager:
         options["enforce_eager"] = True

@@ -204,7 +204,7 @@ class AttentionBackend(ABC):
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
         softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
     ) -> Tensor:
-        """解码用的注意力：每条序列带等长的几个 query，对缓存里前 `cache_seqlens[b]` 个 token 做注意力。
+        """解码用的注意力：每条序列带等长的几个 query，对缓存里前 `cache_seqlens[b]` 个 token 计算注意力。
 
         Attention for decoding: every sequence brings the same few queries and attends to its first
         `cache_seqlens[b]` cached tokens; a length of 0 gives zeros.

@@ -1,6 +1,6 @@
 """融合核函数的接口契约：几个小步骤并成一次调用。与注意力后端互不相干：后端按名字选，核函数按设备选。
 
-你在这里：`layers/` 和 `models/` 里有快速孪生兄弟的步骤调用它；`cpu_kernels.py` 和 `triton/` 实现它。
+你在这里：`layers/` 和 `models/` 里有融合实现的步骤调用它；`cpu_kernels.py` 和 `triton/` 实现它。
 
 The contract of fused kernels: several small steps in one call. It is apart from attention: backends are chosen by name,
 kernels by the device.
@@ -21,7 +21,7 @@ from backends.kv_cache import KVCache
 class FusedKernels(ABC):
     """几个融合步骤。没有核函数时（参考后端，或 `enforce_eager`），走逐步的写法。
 
-    每个方法旁边都有一个逐步写出的孪生兄弟，在 `layers/` 和 `models/` 里；测试保证两者结果相同。
+    每个方法都有对应的朴素实现，在 `layers/` 和 `models/` 里；测试保证两者结果相同。
 
     The fused steps. Without kernels (the reference backend, or `enforce_eager`) the written-out steps run.
     Each has its plain twin in `layers/` or `models/`, and tests hold the two equal.
@@ -52,7 +52,7 @@ class FusedKernels(ABC):
 
     @abstractmethod
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """残差相加再归一化；孪生兄弟是 `RMSNorm.add_and_norm`。
+        """残差相加再归一化；朴素实现是 `RMSNorm.add_and_norm`。
 
         Add the residual, then normalise; the twin is `RMSNorm.add_and_norm`.
 
@@ -75,7 +75,7 @@ class FusedKernels(ABC):
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
-        """线性层；孪生兄弟是 `Linear.forward` 里的 `F.linear`。
+        """线性层；朴素实现是 `Linear.forward` 里的 `F.linear`。
 
         A linear layer; the twin is the `F.linear` in `Linear.forward`.
 
@@ -90,7 +90,7 @@ class FusedKernels(ABC):
 
     @abstractmethod
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-        """角度的 cos 和 sin，按 `qk_norm_rope_store` 要的样子；孪生兄弟是 `RotaryEmbedding.forward`。
+        """角度的 cos 和 sin，按 `qk_norm_rope_store` 要的样子；朴素实现是 `RotaryEmbedding.forward`。
 
         The cos and sin of the angles in the form that `qk_norm_rope_store` wants; the twin is
         `RotaryEmbedding.forward`.
@@ -105,7 +105,7 @@ class FusedKernels(ABC):
 
     @abstractmethod
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """门控激活；孪生兄弟是 `layers/activation.py`。
+        """门控激活；朴素实现是 `layers/activation.py`。
 
         The gated activation; the twin is `layers/activation.py`.
 
@@ -121,7 +121,7 @@ class FusedKernels(ABC):
         self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
         kv_cache: KVCache, slot_mapping: Tensor,
     ) -> Tensor:
-        """拆分、归一化（若有）、旋转、写缓存；孪生兄弟是 `LlamaAttention.forward` 的那几行。
+        """拆分、归一化（若有）、旋转、写缓存；朴素实现是 `LlamaAttention.forward` 的那几行。
 
         Split, normalise (if the model does), rotate, store; the twin is those lines of `LlamaAttention.forward`.
 
@@ -137,7 +137,7 @@ class FusedKernels(ABC):
     def sample(
         self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
     ) -> Tensor:
-        """不带过滤的采样；孪生兄弟是 `layers/sampler.py` 的 `sample`。
+        """不带过滤的采样；朴素实现是 `layers/sampler.py` 的 `sample`。
 
         Sampling without filters; the twin is `sample` in `layers/sampler.py`.
 

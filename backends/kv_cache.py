@@ -18,7 +18,7 @@ from torch import Tensor
 class KVCache:
     """一层的 KV 缓存：两个按块（block）组织的张量，内容由 `store_kvcache` 写入。
 
-    没写过的槽位里是垃圾（甚至 NaN），后端不得让它们影响输出。
+    没写过的槽位里是垃圾值（甚至 NaN），后端不得让它们影响输出。
 
     One layer's KV cache: two paged tensors that `store_kvcache` writes.
     A slot never written holds garbage, even NaN; no backend may let it reach the output.

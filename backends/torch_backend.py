@@ -1,7 +1,7 @@
 """参考后端：用最朴素的张量运算写出注意力的每一步，一条序列接一条序列地算。
 
 它不求快，只求看得清：取块、打分、掩码、softmax、加权求和各占一行，适合设断点。
-其余后端都以它为准绳（它自己则由测试里的 float64 版本检验）。
+其余后端都以它为参照（它自己则由测试里的 float64 版本检验）。
 
 The reference backend: every step of attention in plain tensor operations, one sequence after the other.
 

@@ -193,7 +193,7 @@ class BlockManager:
         """
         if not self.enable_prefix_caching:
             return
-        # 看已算的数，不看已知的数：刚采到的 token 还没过模型，K、V 不在缓存里，命中的人会读到垃圾。
+        # 看已算的数，不看已知的数：刚采到的 token 还没经过前向计算，K、V 不在缓存里，命中的人会读到垃圾值。
         # Go by computed tokens, not known ones: the token just sampled has no K and V in the cache yet,
         # and who hits such a block reads junk.
         # 例，块大小 4：已知 8 个、已算 7 个，7 // 4 = 1，所以第 2 个块要等下一步才登记。

@@ -130,7 +130,7 @@ class EngineConfig:
             check_flag(name, getattr(self, name))
 
     def resolve(self) -> "EngineSetup":
-        """落到这台机器和这个模型上。全是不花钱的检查：选错后端应当立刻报错，而不是读完 6 GB 权重之后。
+        """落到这台机器和这个模型上。全是开销很小的检查：选错后端应当立刻报错，而不是读完 6 GB 权重之后。
 
         Settle everything for this machine and this model. All of it is cheap: a wrong backend fails at once, and not
         after reading 6 GB of weights.

@@ -39,7 +39,7 @@ class LLMEngine:
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
-        # 先做不花钱的：选项、分词器、生成配置有什么不对，马上就报错，不必等 6 GB 的权重读完。
+        # 先做开销小的：选项、分词器、生成配置有什么不对，马上就报错，不必等 6 GB 的权重读完。
         # What costs nothing comes first: wrong options, tokenizers and generation configs fail at once, and nobody
         # waits for 6 GB of weights.
         setup = config.resolve()
@@ -111,7 +111,7 @@ class LLMEngine:
         Cancel a request and return its blocks at once; what it has put out so far is returned. May be called between
         any two steps.
         """
-        # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成本来就会赛跑，取消应当是幂等的。
+        # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成之间本来就有竞态，取消应当是幂等的。
         # None for an id unknown or finished, and no error: cancelling races with finishing and has to be idempotent.
         # 还没放进队列的也要一起取消；一个请求有几份输出，就取消几次，都停下之后才交出结果。
         # Those not queued yet are cancelled as well; each output takes a turn, the result comes once all have ended.

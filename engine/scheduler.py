@@ -304,7 +304,7 @@ class Scheduler:
         all that the scheduler needs to plan the next step.
         """
         for row, count in zip(schedule, num_sampled, strict=True):
-            # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没过模型，只是“已知”。
+            # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没经过前向计算，只是“已知”。
             # K and V of these have just been written, so they count; the token just sampled is only "known" so far.
             # 例：提示词的 5 个 token 算完，已算 5；采到 1 个，已知 6。下一步的差额就是 1，解码不需要另外的状态。
             # Example: 5 prompt tokens are done, so 5 are computed; sampling 1 makes 6 known.

@@ -26,7 +26,7 @@ def silu_and_mul(gate_up: Tensor, kernels: FusedKernels | None = None) -> Tensor
     # A fused step computes the same; on a GPU it is 1 launch instead of the 2 below (`chunk` launches nothing).
     if kernels is not None:
         return kernels.silu_and_mul(gate_up)  # [T, intermediate_size]
-    # 前一半是门，后一半是被门控的值：门接近 0 的通道就被关掉。
+    # 前一半是 gate，后一半是 up：gate 接近 0 的通道就被关掉。
     # The first half is the gate, the second the gated value: a channel whose gate is near 0 is shut.
     # 顺序由 `LlamaMLP` 里的 `sizes` 决定：gate 在前。写反了形状照样对得上，不会报错，只是输出全成胡话。
     # The order comes from `sizes` in `LlamaMLP`: gate first. Swapped,

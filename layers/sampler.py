@@ -1,6 +1,6 @@
 """采样：从每行 logits 里选出下一个 token，全批一起算，没有对序列的 Python 循环。
 
-随机性来自“计数器式”噪声：它只由（种子，第几个输出，token id）决定，不依赖任何随机数发生器的状态。
+随机性来自基于计数器的（counter-based）噪声：它只由（种子，第几个输出，token id）决定，不依赖任何随机数发生器的状态。
 所以同一个请求无论和谁同批、是否被抢占重算，抽到的噪声都逐位相同。
 
 Sampling: choose the next token of each row of logits, the whole batch at once, no Python loop over sequences.
@@ -186,7 +186,7 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels 
     Returns:
         token ids [S] int64; -1 where the row's highest score is NaN or infinite
     """
-    # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；它是下面那些步骤的快速孪生兄弟。
+    # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；下面那些步骤是它的逐步写法。
     # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.
     unfiltered = None
     if inputs is not None and kernels is not None and kernels.has_sampler:

@@ -80,7 +80,7 @@ class LlamaAttention(nn.Module):
             [T, hidden]
         """
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 * Hkv) * D]
-        # 有核函数时，一个就做完下面“拆分、归一化、旋转、写缓存”四件事；逐步的写法是它的孪生兄弟，断点请设在那里。
+        # 有核函数时，一个就做完下面“拆分、归一化、旋转、写缓存”四件事；下面是与它等价的逐步写法，断点请设在那里。
         # Where there are kernels, one does the steps below (split, normalise, rotate, store); the written-out steps are
         # its twin, and the place for a breakpoint.
         if self.kernels is not None:
@@ -122,7 +122,7 @@ class LlamaMLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # 先门后值，`silu_and_mul` 按这个次序对半切。
+        # 先 gate 后 up，`silu_and_mul` 按这个次序对半切。
         # Gate before value: `silu_and_mul` cuts in this order.
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
         self.gate_up_proj = StackedLinear(config.hidden_size, sizes, bias=config.mlp_bias)
@@ -260,7 +260,7 @@ class LlamaForCausalLM(nn.Module):
         self.lm_head = LMHead(self.model.embed_tokens, config.tie_word_embeddings)
 
     def use_kernels(self, kernels: FusedKernels) -> None:
-        """权重填好之后，把核函数交给每个有快速孪生兄弟的模块。
+        """权重填好之后，把核函数交给每个有融合实现的模块。
 
         Once the weights are filled, hand the kernels to every module that has a fast twin.
         """

@@ -253,7 +253,7 @@ class LLM:
                 kind = type(sampling_params).__name__
                 raise ValueError(f"sampling_params must be SamplingParams or a list of them, got {kind}")
             params = list(sampling_params)
-            # `zip` 到短的那个就停：不比长度，多出来的提示词会无声消失，结果也就少了几个。
+            # `zip` 到短的那个就停：不比长度，多出来的提示词会被悄悄丢掉，结果也就少了几个。
             # `zip` stops at the shorter one: unchecked, the prompts left over vanish silently, and so do their results.
             if len(params) != len(prompts):
                 raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params: give one or one each")

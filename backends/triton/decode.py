@@ -1,4 +1,4 @@
-"""分页解码注意力（flash-decoding）：每条序列 1 个 query，对缓存里的全部历史做注意力。
+"""分页解码注意力（flash-decoding）：每条序列 1 个 query，对缓存里的全部历史计算注意力。
 
 它等价于下面几行普通的 PyTorch（对每条序列 b、每个 KV 头 h）：
 

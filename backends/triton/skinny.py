@@ -53,12 +53,12 @@ def skinny_kernel(
     last = True
     nearly_done(EARLY)
     if NUM_SPLITS > 1:
-        # 各段写下自己的部分和，并报到；最后报到的一段负责合计。总是按段号相加，与到达的先后无关，所以结果每次都一样。
+        # 各段写下自己的部分和，再加一次计数；最后到达的一段负责合计，总是按段号相加，与先后无关，所以结果每次都一样。
         # Each split writes its partial sum and signs in, and the last to sign in adds up: always in the order of the
         # splits, whoever came first, so that the result is the same every time.
         part = (tile * NUM_SPLITS * BLOCK_M + m)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         tl.store(partial_ptr + split * BLOCK_M * BLOCK_N + part, acc)
-        # 栅栏等本程序的所有线程都写完；`acq_rel` 保证看到报到的人，也看得到报到之前写下的数据。
+        # 栅栏等本程序的所有线程都写完；`acq_rel` 保证看到计数的程序，也看得到计数之前写下的数据。
         # The barrier waits until all threads of this program have written; `acq_rel` makes sure that whoever sees the
         # sign-in also sees what was written before it.
         tl.debug_barrier()

@@ -122,7 +122,7 @@ class DecodeGraphs:
         )
         hidden = self.runner.forward(input_ids, column["positions"], metadata)  # [size, hidden]
         logits = self.runner.model.compute_logits(hidden)  # [size, vocab_size]
-        # 温度以 float64 的位模式混在整数里一起送来，省一次拷贝。
+        # 温度是 float64，按位当作整数和别的整数一起送来，省一次拷贝。
         # Temperatures travel among the integers as the bits of a float64, which saves a copy.
         temperatures = column["temperatures"].view(torch.float64)
         self.kernels.sample(logits, temperatures, column["seeds"], column["output_indices"], out=self.sampled[:size])

@@ -70,7 +70,7 @@ class Recorder:
     """
 
     def __init__(self, engine: LLMEngine, on_step: Callable[["Recorder", Step], None] | None = None) -> None:
-        # 重叠循环里，第 N 步的 token 到第 N + 1 步之后才知道，没有“这一步”可以拍照。
+        # 重叠循环里，第 N 步的 token 到第 N + 1 步之后才知道，没有“这一步”的快照。
         # In the overlapped loop the tokens of step N are known after step N + 1: there is no "this step" to picture.
         if isinstance(engine, OverlappedEngine):
             raise ValueError("the X-ray records the synchronous loop only: use enforce_eager=True (--enforce-eager)")
