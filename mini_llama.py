@@ -222,7 +222,7 @@ def answer(
     Answer all questions, then print answers and summary.
 
     Raises:
-        ValueError: a recording cannot be written, or the model's scores became NaN; after the answers
+        ValueError: 答案打印之后：记录写不出去，或分数成了 NaN；after the answers: no recording, or scores of NaN
     """
     # 每个问题是一段独立的对话，互相看不到；想让模型记得上文，要把之前的消息一起放进列表。
     # Each question is a conversation of its own; to be remembered, earlier messages have to be sent along.
@@ -261,7 +261,7 @@ def require_chat_template(folder: Path) -> None:
     What has no chat template is a base model: say so before weights are read.
 
     Raises:
-        ValueError: there is none
+        ValueError: 没有对话模板；there is none
     """
     config = folder / "tokenizer_config.json"
     named = config.exists() and '"chat_template"' in config.read_text(encoding="utf-8", errors="replace")

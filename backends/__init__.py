@@ -146,8 +146,8 @@ def create_backend(
     Create a backend by name; `choose_backend` turns `auto` into one.
 
     Raises:
-        ValueError: unknown name
-        BackendUnavailableError: known, but not usable on this device
+        ValueError: 没有这个名字；unknown name
+        BackendUnavailableError: 有这个名字，但在这个设备上用不了；known, but not usable on this device
     """
     # `"cuda"` 和 `torch.device("cuda")` 都收；统一之后，下面只处理一种类型。
     # Both `"cuda"` and `torch.device("cuda")` are welcome; made uniform, what follows handles one type.

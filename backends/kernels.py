@@ -60,7 +60,7 @@ class FusedKernels(ABC):
             x, residual: [T, size]
 
         Returns:
-            normalised [T, size], sum [T, size]
+            [T, size], [T, size]，归一化的结果，和两者之和；the normalised, and the sum
         """
 
     def pack(self, weight: Tensor) -> Tensor | None:
@@ -82,7 +82,7 @@ class FusedKernels(ABC):
         Args:
             x: [T, in_features]
             weight: [out_features, in_features]
-            packed: what `pack` returned for this weight
+            packed: `pack` 为这个权重返回的；what `pack` returned for this weight
 
         Returns:
             [T, out_features]
@@ -100,7 +100,8 @@ class FusedKernels(ABC):
             inv_freq: [D // 2] float32
 
         Returns:
-            cos, sin: float32, one row a token; their shape is known to `qk_norm_rope_store` alone
+            cos, sin: 一个 token 一行，float32；形状只有 `qk_norm_rope_store` 知道；
+                one row a token, float32; the shape is for `qk_norm_rope_store`
         """
 
     @abstractmethod
@@ -127,8 +128,8 @@ class FusedKernels(ABC):
 
         Args:
             qkv: [T, (Hq + 2 * Hkv) * D]
-            cos, sin: what `rotary` returned
-            norm_weights: those of q and k, each [D]
+            cos, sin: `rotary` 的返回值；what `rotary` returned
+            norm_weights: [D], [D]，q 和 k 的；those of q and k
 
         Returns:
             q [T, Hq, D]
@@ -143,8 +144,9 @@ class FusedKernels(ABC):
 
         Args:
             logits: [S, vocab_size]
-            temperatures: [S] float32 or float64; seeds, output_indices: [S] int64
-            out: where to write, [S] int64; None allocates
+            temperatures: [S] float32 / float64
+            seeds, output_indices: [S] int64
+            out: [S] int64，写到哪里；None 则另分配；where to write; None allocates
 
         Returns:
             [S] int64

@@ -24,8 +24,8 @@ class KVCache:
     A slot never written holds garbage, even NaN; no backend may let it reach the output.
 
     Attributes:
-        k: keys [num_blocks, block_size, num_kv_heads, head_dim]
-        v: values, same shape
+        k: [num_blocks, block_size, num_kv_heads, head_dim]，键；keys
+        v: 值，形状相同；values, same shape
     """
 
     # 例：Llama-3.2-1B，块大小 16，8 个 KV 头，每头 64 维，bf16：一个块的 K 占 16 KiB，V 也是。

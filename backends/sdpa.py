@@ -46,7 +46,7 @@ def _visible(real_k: Tensor, len_q: Tensor | int, len_k: Tensor, max_q: int, cau
 
     Args:
         real_k: [B, max_k] bool
-        len_q: [B], or one number for all
+        len_q: [B]，或者大家共用一个数；or one number for all
         len_k: [B]
 
     Returns:
@@ -113,7 +113,7 @@ def _gather(cache: Tensor, slots: Tensor | slice) -> Tensor:
 
     Args:
         cache: [num_blocks, block_size, Hkv, D]
-        slots: [B, L] int64, or the range of L slots of a single sequence
+        slots: [B, L] int64，或者单条序列的 L 个槽位的区间；or the range of L slots of a single sequence
 
     Returns:
         [B, Hkv, L, D]
@@ -139,8 +139,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, blind: Tens
     Args:
         q: [B, Hq, Sq, D]
         k, v: [B, Hkv, Sk, D]
-        visible: which key each query may see, [B, 1, Sq, Sk] bool; None is every key
-        blind: which queries see no key at all, [B, 1, Sq, 1] bool; None is none of them
+        visible: [B, 1, Sq, Sk] bool，各 query 看得见哪些 key；None 是全部；which keys a query sees; None is every key
+        blind: [B, 1, Sq, 1] bool，哪些 query 看不见任何 key；None 是没有；which queries see no key; None: none do
 
     Returns:
         [B, Hq, Sq, D]

@@ -24,8 +24,8 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
 
     Args:
         cache: [num_blocks, block_size, Hkv, D]
-        block_table: this sequence's block ids, [max_blocks] int32
-        length: number of tokens to take
+        block_table: [max_blocks] int32，这条序列的块编号；this sequence's block ids
+        length: 取多少个 token；number of tokens to take
 
     Returns:
         [length, Hkv, D]
@@ -57,7 +57,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) 
         k, v: [Sk, Hkv, D]
 
     Returns:
-        [Sq, Hq, D], dtype of q
+        [Sq, Hq, D]，dtype 与 q 相同；dtype of q
     """
     num_queries, num_keys = q.shape[0], k.shape[0]
     # bf16 只有 8 位有效数字，分数和 softmax 都提到 float32 再算；输入是 float64 就保持 float64。

@@ -47,8 +47,8 @@ class Batch:
 
     Attributes:
         input_ids, positions: [T] int64
-        metadata: what attention needs
-        logits_indices: the rows that sample, [S] int64
+        metadata: 注意力需要的信息；what attention needs
+        logits_indices: [S] int64，要采样的行；the rows that sample
     """
 
     # T 是这一步的新 token 总数，各序列首尾相接，没有填充：长 3 和 5 的提示词是 T = 8，补齐则要算 2 * 5 = 10。
@@ -99,10 +99,11 @@ class FlatStep:
     A step laid flat, before it becomes tensors; CUDA graphs use it as well.
 
     Attributes:
-        input_ids, positions, slots: a value a new token, [T]
-        logits_indices: the tokens that need logits, [S]
-        samples: for each of them its sequence and which output it is, [S]
-        pending: (index in `input_ids`, row among the last step's tokens) of inputs that are on the device only
+        input_ids, positions, slots: [T]，每个新 token 一个值；a value a new token
+        logits_indices: [S]，要算 logits 的 token；the tokens that need logits
+        samples: [S]，它们各属于哪个序列、是第几个输出；for each of them its sequence and which output it is
+        pending: 只在设备上的输入：（`input_ids` 的下标，上一步的 token 里的行号）；
+            inputs on the device only: (index in `input_ids`, row among the last step's tokens)
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -173,8 +174,9 @@ def build_batch(
     Turn a step's schedule into tensors.
 
     Args:
-        schedule: rows with a single new token first, as `Scheduler.schedule` returns them
-        sampled: the tokens of the step before, where some inputs are on the device only, [rows] int64
+        schedule: 只有一个新 token 的行在前，即 `Scheduler.schedule` 的返回值；
+            rows with a single new token first, as `Scheduler.schedule` returns them
+        sampled: [rows] int64，上一步的 token，有输入只在设备上时才用；the last tokens, if inputs are on the device only
     """
     step = flatten(schedule, block_size)
     # 调度器已把这些行排在最前，所以个数就是分界线：`[:num_decodes]` 走解码函数，`[num_decodes:]` 走变长函数。

@@ -66,8 +66,9 @@ class BlockManager:
     Allocates, shares, registers, frees and evicts physical blocks.
 
     Attributes:
-        free_queue: free block ids, the longest unused first; a dict for removal in O(1) from the middle
-        cached: hash -> the id of the block that bears this name
+        free_queue: 空闲块的编号，闲得最久的在前；用字典，从中间删除才是 `O(1)`；
+            free block ids, the longest unused first; a dict for removal in `O(1)` from the middle
+        cached: 哈希 -> 登记在它名下的块的编号；hash -> the id of the block that bears this name
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
@@ -351,10 +352,10 @@ class BlockManager:
         Check the books; anything that does not hold is a bug of the engine.
 
         Args:
-            sequences: all that may hold blocks
+            sequences: 所有可能占着块的序列；all that may hold blocks
 
         Raises:
-            RuntimeError: an invariant is broken; the message says which
+            RuntimeError: 某条不变量不成立，消息里写明是哪条；an invariant is broken; the message says which
         """
         # 以块表为准重数一遍，再和账本对照，像 fsck 用目录树核对空闲位图。
         # Count anew from the block tables and compare with the books,

@@ -35,7 +35,7 @@ class LLMEngine:
     Requests enter and tokens leave here, always between two steps.
 
     Attributes:
-        num_generated_tokens, num_computed_tokens: totals since the engine started
+        num_generated_tokens, num_computed_tokens: 引擎启动以来的合计；totals since the engine started
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
@@ -86,7 +86,7 @@ class LLMEngine:
         Add a request and return its id; others may be running.
 
         Raises:
-            ValueError: the request is not valid; nothing was added
+            ValueError: 请求不合法，什么也没有加入；the request is not valid; nothing was added
         """
         # 这一行抛错时引擎的状态还没变（只用掉一个编号），正在跑的请求照常继续。
         # If this line raises, no state has changed but a number used up, and the running requests go on.
@@ -100,7 +100,7 @@ class LLMEngine:
         Queue a sequence that `requests.prepare` has validated.
 
         Raises:
-            ValueError: the request id is in use
+            ValueError: 请求 id 已在用；the request id is in use
         """
         for each in self.requests.open(seq):
             self.scheduler.add(each)
@@ -176,7 +176,7 @@ class LLMEngine:
         One step: schedule, forward, sample, update, in a straight line.
 
         Returns:
-            the requests that finished in this step
+            这一步结束的请求；the requests that finished in this step
         """
         # 没有请求时调用也无妨：没事可做，就没有结果。
         # Calling it without any request does no harm: nothing to do, no results.

@@ -78,7 +78,7 @@ class ModelRunner:
         One forward pass: all tokens go through all layers, only the rows that sample become logits.
 
         Returns:
-            [S, vocab_size], the model's dtype
+            [S, vocab_size]，模型自己的 dtype；the model's dtype
         """
         # 断点停在这里看 `batch`：T 个 token 首尾相接，哪几个属于同一条序列，只有 `batch.metadata` 知道。
         # Stop here and look at `batch`: T tokens lie end to end, and only `batch.metadata` knows whose they are.

@@ -26,10 +26,10 @@ class ScheduledSequence(NamedTuple):
     One row of a step: which sequence, and how many new tokens.
 
     Attributes:
-        seq: the sequence
-        num_new_tokens: known tokens that are not computed, then guesses
-        num_logits: rows of logits it needs: 0 for a chunk that ends earlier; 1 once the known tokens are complete, and
-            1 more for each guess
+        seq: 哪个序列；the sequence
+        num_new_tokens: 已知而没算的 token 数，再加猜测；known tokens that are not computed, then guesses
+        num_logits: 要几行 logits：没补平差额是 0，补平是 1，每个猜测再加 1；
+            rows of logits: 0 for a chunk that ends earlier, 1 once all known tokens are computed, 1 more for each guess
     """
 
     seq: Sequence
@@ -51,7 +51,7 @@ class Scheduler:
     Two queues: `waiting` is first come first served, `running` keeps the order of admission.
 
     Attributes:
-        num_preemptions: preemptions so far
+        num_preemptions: 到目前为止抢占了几次；preemptions so far
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Scheduler:
         Decide this step: serve the running ones first, then admit waiting ones.
 
         Returns:
-            one entry per sequence of this step; those with a single new token come first
+            每个序列一项，只有一个新 token 的在前；one entry a sequence; those with a single new token first
         """
         # 例，预算 8：A、B 在解码，C 是 20 个 token 的新提示词；A、B 照样每步出 1 个 token，不必等 C 算完：
         # Example, budget 8: A and B decode, C is a new prompt of 20 tokens;
@@ -239,7 +239,7 @@ class Scheduler:
         Cut the guesses to what can be used and has room, take their blocks, and return how many are left.
 
         Args:
-            num_known: its known tokens that are scheduled in this step
+            num_known: 这一步排了它的几个已知 token；its known tokens that are scheduled in this step
         """
         end = seq.num_computed_tokens + num_known
         # 已知的还没排完，就轮不到猜测；否则最多再输出几个，就最多猜几个减 1：最后一个总是抽出来的，不用猜。
@@ -283,11 +283,11 @@ class Scheduler:
         Record the sampled tokens, register full blocks, retire finished requests.
 
         Args:
-            schedule: what `schedule` returned
-            token_ids: for each row the tokens it got; empty where it did not sample
+            schedule: `schedule` 的返回值；what `schedule` returned
+            token_ids: 各行得到的 token，没有采样的行是空的；the tokens each row got; empty if it did not sample
 
         Returns:
-            the sequences that finished in this step
+            这一步结束的序列；the sequences that finished in this step
         """
         self.advance(schedule, [len(tokens) for tokens in token_ids])
         return self.commit(schedule, token_ids)

@@ -16,8 +16,8 @@ def silu_and_mul(gate_up: Tensor, kernels: FusedKernels | None = None) -> Tensor
     Source: Shazeer 2020, "GLU Variants Improve Transformer".
 
     Args:
-        gate_up: both halves from one stacked product, [T, 2 * intermediate_size]
-        kernels: the fused kernels, if there are any
+        gate_up: [T, 2 * intermediate_size]，同一次拼接乘法得到的两半；both halves from one stacked product
+        kernels: 融合核函数，没有则为 None；the fused kernels, if there are any
 
     Returns:
         [T, intermediate_size]

@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
             x: [..., size]
 
         Returns:
-            [..., size], dtype of x
+            [..., size]，dtype 与 x 相同；dtype of x
         """
         # 平方和要在 float32 里算：bf16 里 256 + 1 还是 256；float16 里分量 300 的平方 90000 超过上限 65504，成了 inf。
         # Squares are summed in float32: in bf16 256 + 1 is 256, and in float16 300 squared is 90000, past its limit of
@@ -56,11 +56,11 @@ class RMSNorm(nn.Module):
         Add a sub-layer's correction to the residual stream, then normalise; a fused kernel does both in one launch.
 
         Args:
-            x: the residual stream, [T, size]
-            delta: what to add, [T, size]; None at the very first layer
+            x: [T, size]，残差流；the residual stream
+            delta: [T, size]，要加上去的；第一层之前没有，为 None；what to add; None at the very first layer
 
         Returns:
-            normalised [T, size], the new residual stream [T, size]
+            [T, size], [T, size]，归一化的结果，和新的残差流；the normalised, and the new residual stream
         """
         if self.kernels is not None:
             return self.kernels.add_rms_norm(x, delta, self.weight, self.eps)  # [T, size], [T, size]

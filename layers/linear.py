@@ -22,8 +22,8 @@ class Linear(nn.Module):
     y = x·Wᵀ + b, the weight shaped as in the safetensors file: [out_features, in_features].
 
     Attributes:
-        kernels: the fused kernels; `LlamaForCausalLM.use_kernels` sets them
-        packed: what `kernels.pack` made of the weight
+        kernels: 融合核函数，由 `LlamaForCausalLM.use_kernels` 设置；fused ones, set by `LlamaForCausalLM.use_kernels`
+        packed: `kernels.pack` 由权重另存的一份；what `kernels.pack` made of the weight
     """
 
     kernels: FusedKernels | None = None
@@ -68,7 +68,8 @@ class StackedLinear(Linear):
     up become one. Decoding reads every weight once per step; few large products use the bandwidth best.
 
     Attributes:
-        pieces: checkpoint name -> its rows of the stacked weight, in order; the loader fills them one by one
+        pieces: 文件里的名字 -> 它占拼接权重的哪些行，按次序；加载器逐段填写；
+            checkpoint name -> its rows of the stacked weight, in order; the loader fills them one by one
     """
 
     def __init__(self, in_features: int, sizes: dict[str, int], bias: bool = False) -> None:

@@ -32,7 +32,7 @@ class RopeScaling:
         The frequencies after scaling.
 
         Args:
-            waves: positions per radian of each pair, [D // 2] float32
+            waves: [D // 2] float32，每对分量转 1 弧度要几个位置；positions that 1 radian of each pair takes
 
         Returns:
             [D // 2] float32
@@ -137,7 +137,7 @@ class RotaryEmbedding(nn.Module):
             positions: [T] int64
 
         Returns:
-            cos, sin: [T, head_dim // 2] float32; with kernels, in the shape that these want
+            cos, sin: [T, head_dim // 2] float32，有融合核函数时是它要的形状；with kernels, in the shape that these want
         """
         if self.kernels is not None:
             cos, sin = self.kernels.rotary(positions, self.inv_freq)
@@ -164,7 +164,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos, sin: [T, D // 2]
 
     Returns:
-        [T, heads, D], dtype of x
+        [T, heads, D]，dtype 与 x 相同；dtype of x
     """
     # 插入的这一维会广播到所有头：同一个 token 的各个头转同样的角度。
     # The new dimension broadcasts over the heads: all heads of a token turn by the same angles.

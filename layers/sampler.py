@@ -24,13 +24,13 @@ class SamplingInputs:
     The parameters of the rows that sample in this step, one value a row; `engine/sampler.py` fills them.
 
     Attributes:
-        temperatures: [S, 1] float32; greedy rows hold 0
+        temperatures: [S, 1] float32，贪心的行是 0；greedy rows hold 0
         top_ps, min_ps: [S, 1] float32
-        top_ks: [S, 1] int64; off is the vocabulary's size
+        top_ks: [S, 1] int64，不限的是词表大小；off is the vocabulary's size
         seeds: [S] int64
-        output_indices: how many tokens the request has put out before this one, [S] int64
-        any_filter: some row uses top_k or top_p, which need a sort
-        any_min_p: some row uses min_p
+        output_indices: [S] int64，在此之前请求已输出几个 token；how many tokens the request has put out before this one
+        any_filter: 有行用到 top_k 或 top_p，需要排序；some row uses top_k or top_p, which need a sort
+        any_min_p: 有行用到 min_p；some row uses min_p
     """
 
     # 列向量 [S, 1] 能与 [S, vocab_size] 逐行运算；若写成 [S]，S = 1 时碰巧能用，多行时就会报错或算错。
@@ -58,7 +58,8 @@ def apply_penalties(logits: Tensor, counts: Tensor, presence: Tensor, frequency:
 
     Args:
         logits: [P, vocab_size] float32
-        counts: whether each token stands in the prompt (0), how often in the output (1); [2, P, vocab_size]
+        counts: [2, P, vocab_size]，各 token 在不在提示词里（0），输出里几次（1）；
+            in the prompt or not (0), how often in the output (1)
         presence, frequency, repetition: [P, 1] float32
 
     Returns:
@@ -180,11 +181,11 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels 
 
     Args:
         logits: [S, vocab_size]
-        inputs: None means that every row is greedy
-        kernels: the fused kernels, if there are any; used for rows that do not filter
+        inputs: None 表示每行都是贪心；None means that every row is greedy
+        kernels: 融合核函数，没有则为 None；不过滤的行用它；the fused kernels, if any; for rows that do not filter
 
     Returns:
-        token ids [S] int64; -1 where the row's highest score is NaN or infinite
+        [S] int64，选中的 token；最高分是 NaN 或无穷大就是 -1；the chosen tokens; -1 if the top score is NaN or infinite
     """
     # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；下面那些步骤是它的逐步写法。
     # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.

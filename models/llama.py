@@ -179,10 +179,10 @@ class LlamaDecoderLayer(nn.Module):
 
         Args:
             x: [T, hidden]
-            delta: what the layer before adds to x, [T, hidden]; None in the first layer
+            delta: [T, hidden]，上一层要加到 x 上的；第一层是 None；what the layer before adds to x; None in the first
 
         Returns:
-            x [T, hidden], and this layer's own delta [T, hidden]
+            [T, hidden], [T, hidden]，x，和这一层自己的 delta；x, and this layer's own delta
         """
         # 归一化的结果只喂给子层，x 本身从不归一化。写成 `x = norm(x)` 再相加，残差就断了，是移植时常见的错误。
         # The normalised value feeds the sub-layer only; x itself is never normalised.
@@ -294,7 +294,7 @@ class LlamaForCausalLM(nn.Module):
             hidden: [S, hidden]
 
         Returns:
-            [S, vocab_size], the model's dtype; the sampler goes on in float32
+            [S, vocab_size]，模型自己的 dtype，采样器再转成 float32；the model's dtype; the sampler goes on in float32
         """
         # 1000 个 token 的提示词只有最后一行要采样：float32 的 logits 从 513 MB 降到 0.5 MB。
         # A prompt of 1000 tokens samples from its last row only: float32 logits shrink from 513 MB to 0.5 MB.

@@ -224,10 +224,10 @@ def decode_attention(
     Launch the two kernels above.
 
     Args:
-        q: [B, Hq, D], contiguous
+        q: [B, Hq, D]，内存连续；contiguous
         k_cache, v_cache: [num_blocks, block_size, Hkv, D]
         cache_seqlens: [B] int32
-        block_table: [B, max_blocks] int32, rows contiguous
+        block_table: [B, max_blocks] int32，每行内存连续；rows contiguous
 
     Returns:
         [B, Hq, D]

@@ -66,7 +66,7 @@ def early(device: torch.device, num_rows: int) -> dict[str, Any]:
     Launch options: early launch from Hopper on, none on older GPUs and in the interpreter.
 
     Args:
-        num_rows: rows of the step, tokens or sequences
+        num_rows: 这一步的行数：token 或序列；rows of the step, tokens or sequences
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
         return {"EARLY": OFF.value}

@@ -146,13 +146,13 @@ def sample(
     them.
 
     Args:
-        logits: [S, vocab], contiguous
-        temperatures: [S] float32 or float64
+        logits: [S, vocab]，内存连续；contiguous
+        temperatures: [S] float32 / float64
         seeds, output_indices: [S] int64
-        out: where to write, [S] int64
+        out: [S] int64，写到哪里；where to write
 
     Returns:
-        [S] int64; -1 where the row's highest score is NaN or infinite
+        [S] int64，选中的 token；最高分是 NaN 或无穷大就是 -1；the chosen tokens; -1 if the top score is NaN or infinite
     """
     rows, vocab = logits.shape
     # 例：词表 128256，每段 4096，每行 32 个程序，各写下 1 个分数和 1 个 token，随后只需比较这 32 个。

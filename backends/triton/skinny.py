@@ -83,9 +83,9 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tenso
     Launch the kernel above.
 
     Args:
-        x: [M, in_features], contiguous, M at most 16
-        weight: [out_features, in_features], contiguous
-        arrived: counters of value 0, [128] int32; they are 0 again afterwards
+        x: [M, in_features]，内存连续，M 不超过 16；contiguous, M at most 16
+        weight: [out_features, in_features]，内存连续；contiguous
+        arrived: [128] int32，值为 0 的计数器，用完又是 0；counters of value 0; they are 0 again afterwards
 
     Returns:
         [M, out_features]

@@ -63,7 +63,7 @@ def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, 
     Launch the kernel above.
 
     Args:
-        key, value: [T, Hkv, D], the last two dimensions contiguous
+        key, value: [T, Hkv, D]，最后两维内存连续；the last two dimensions contiguous
         k_cache, v_cache: [num_blocks, block_size, Hkv, D]
         slot_mapping: [T] int64
     """
