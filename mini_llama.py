@@ -147,7 +147,6 @@ def make_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingP
     names = ("temperature", "top_p", "top_k", "seed")
     # 必须用 `is not None` 判断：写成 `if value`，用户明确给的 `--temperature 0` 和 `--seed 0` 就被丢掉了。
     # It has to be `is not None`: a plain `if value` would drop an explicit `--temperature 0` or `--seed 0`.
-    #   --temperature 0 --top-k 5  ->  {"temperature": 0.0, "top_k": 5}
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     # `replace` 会重新构造，于是重新检查：`--top-p 2` 在这里就报错，不会带病进入引擎。
     # `replace` constructs anew and so checks anew: `--top-p 2` fails here and never reaches the engine.

@@ -122,8 +122,7 @@ class AttentionBackend(ABC):
         Return why a model with this `head_dim` and `dtype` is not supported, or None if it is.
         """
         # 默认什么都支持；核函数只为某些 `head_dim` 写过的后端在这里拒绝，好过给出错误的结果。
-        # By default all are supported; a backend whose kernels know some values of `head_dim` only refuses here rather
-        # than compute wrong results.
+        # By default all are; a backend whose kernels know only some values of `head_dim` refuses, not to be wrong.
         return None
 
     @classmethod
@@ -240,12 +239,10 @@ def _check_tensor(
     # kernel without the argument's name, or the kernel just reads wrong memory.
     actual = tensor.shape
     # 先比维数：`zip` 按短的一方截断，[4, 8] 与只写了 4 的 1 维要求也能逐项相等。
-    # Compare the number of dimensions first: `zip` stops at the shorter,
-    # so [4, 8] would match a 1-dimensional wish for 4.
+    # Compare the number of dimensions first: `zip` stops at the shorter, so [4, 8] would match 1 dimension of 4.
     if len(actual) != len(shape) or any(type(want) is int and want != got for want, got in zip(shape, actual)):
         # 例：要 [T, 8, 64]，得到 [10, 64, 8]：两者都在消息里，一眼看出头和维写反了。
-        # Example: wanted [T, 8, 64], got [10, 64, 8]:
-        # with both in the message it is plain that heads and dims are swapped.
+        # Example: wanted [T, 8, 64], got [10, 64, 8]: with both in the message it is plain what was swapped.
         raise ValueError(f"{argument} must have shape [{', '.join(map(str, shape))}], got {list(actual)}")
     # dtype 不做隐式转换：静默的转换每层、每步都要付一次拷贝的代价，还会掩盖上游的错误。
     # No implicit conversion of the dtype:

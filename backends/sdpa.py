@@ -134,7 +134,14 @@ def _gather(cache: Tensor, slots: Tensor | slice) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, blind: Tensor | None, scale: float) -> Tensor:
     """补齐后的一批，调用一次 SDPA。
 
+    不用 SDPA 自带的 `is_causal`：query 和 key 不等长时，它按左上角对齐，分块预填充会因此看不到历史。
+
     One SDPA call for a padded batch.
+    Not SDPA's own `is_causal`: if queries and keys differ in number, it aligns top-left, and a chunk would miss its
+    history.
+
+        2 queries, 5 keys     top-left: 1 0 0 0 0     bottom-right: 1 1 1 1 0
+                                        1 1 0 0 0                   1 1 1 1 1
 
     Args:
         q: [B, Hq, Sq, D]
@@ -145,11 +152,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, blind: Tens
     Returns:
         [B, Hq, Sq, D]
     """
-    # 不用 SDPA 自带的 `is_causal`：query 和 key 不等长时，它按左上角对齐，分块预填充会因此看不到历史。
-    # Not SDPA's own `is_causal`: if queries and keys differ in number,
-    # it aligns top-left, and a chunk would miss its history.
-    #     2 queries, 5 keys     top-left: 1 0 0 0 0     bottom-right: 1 1 1 1 0
-    #                                     1 1 0 0 0                   1 1 1 1 1
     # `enable_gqa` 让 6 个 query 头配 2 个 KV 头：头 0 到 2 用 KV 头 0，头 3 到 5 用 KV 头 1。
     # `enable_gqa` fits 6 query heads to 2 KV heads: heads 0 to 2 use KV head 0, heads 3 to 5 use KV head 1.
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)  # [B, Hq, Sq, D]

@@ -178,10 +178,8 @@ class LLMEngine:
         Returns:
             这一步结束的请求；the requests that finished in this step
         """
-        # 没有请求时调用也无妨：没事可做，就没有结果。
-        # Calling it without any request does no harm: nothing to do, no results.
-        # 像事件循环的一次 tick：做完一步就返回，从不阻塞着等新请求；何时再来由调用者决定。
-        # One tick of an event loop: do a step and return, never block for new requests; the caller calls again.
+        # 像事件循环的一次 tick：没有请求，或者做完一步，就返回，从不阻塞着等新请求；何时再来由调用者决定。
+        # One tick of an event loop: without requests, or after a step, it returns and never blocks for new ones.
         if not self.has_unfinished():
             return []
         # 看 `schedule`：（序列，新 token 数）的列表。解码行都是 1，新提示词是整段，或预算剩下的那么多。

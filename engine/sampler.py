@@ -49,8 +49,7 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
 
     def column(values: list[float]) -> Tensor:
         # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
-        # A column broadcasts against logits of [S, vocab_size]:
-        # each row gets its own temperature without a Python loop.
+        # A column broadcasts against logits of [S, vocab_size]: each row has its own temperature, without a loop.
         return on_device(values, device, torch.float32).unsqueeze(1)  # [S, 1]
 
     return SamplingInputs(

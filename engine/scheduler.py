@@ -108,19 +108,21 @@ class Scheduler:
     def schedule(self) -> list[ScheduledSequence]:
         """决定这一步：先照顾运行中的，再接纳等待的。
 
+        例，预算 8：A、B 在解码，C 是 20 个 token 的新提示词；A、B 照样每步出 1 个 token，不必等 C 算完：
+
         Decide this step: serve the running ones first, then admit waiting ones.
+        For example, with a budget of 8: A and B decode, C is a new prompt of 20 tokens; A and B still get 1 token a
+        step and need not wait until C is through:
+
+            step 1   A 1   B 1   C 6     C computed  6/20
+            step 2   A 1   B 1   C 6     C computed 12/20
+            step 3   A 1   B 1   C 6     C computed 18/20
+            step 4   A 1   B 1   C 2     C computed 20/20, samples
+            step 5   A 1   B 1   C 1     C decodes
 
         Returns:
             每个序列一项，只有一个新 token 的在前；one entry a sequence; those with a single new token first
         """
-        # 例，预算 8：A、B 在解码，C 是 20 个 token 的新提示词；A、B 照样每步出 1 个 token，不必等 C 算完：
-        # Example, budget 8: A and B decode, C is a new prompt of 20 tokens;
-        # A and B still get 1 token a step and need not wait until C is through:
-        #     step 1   A 1   B 1   C 6     C computed  6/20
-        #     step 2   A 1   B 1   C 6     C computed 12/20
-        #     step 3   A 1   B 1   C 6     C computed 18/20
-        #     step 4   A 1   B 1   C 2     C computed 20/20, samples
-        #     step 5   A 1   B 1   C 1     C decodes
         planned: list[tuple[Sequence, int]] = []
         budget = self.max_num_batched_tokens
         preempted = False

@@ -179,8 +179,7 @@ class Sequence:
         Output tokens so far.
         """
         # 它也是采样噪声的“第几个输出”：抢占不删已有的输出，所以重算之后接着抽，抽到的不变。
-        # It is also the output index of the sampling noise:
-        # preemption keeps the output, so the next draw stays the same.
+        # It is also the output index of the noise: preemption keeps the output, so the next draw stays the same.
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property

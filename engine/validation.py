@@ -9,14 +9,12 @@ from typing import Any
 
 
 def is_int(value: object) -> bool:
-    """整数，布尔不算。
+    """整数，布尔不算；numpy 的整数也算，表格和数组里取出来的数往往是 `np.int64`。
 
-    An integer; a bool does not count.
+    An integer; a bool does not count, numpy's integers do: numbers out of tables and arrays are often `np.int64`.
     """
     # Python 的 bool 是 int 的子类，不排除的话 `max_tokens=True` 就成了“最多输出 1 个”。
     # Python's bool is a subclass of int; without this, `max_tokens=True` would mean at most 1 token.
-    # `Integral` 也收 numpy 的整数：表格和数组里取出来的数往往是 `np.int64`。
-    # `Integral` takes numpy's integers as well: numbers out of tables and arrays are often `np.int64`.
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

@@ -50,10 +50,8 @@ class Linear(nn.Module):
         # 权重的每一行与 x 做一次点积，得到输出的一个分量：
         # Each row of the weight makes a dot product with x, and that is one component of the output:
         #     x = [1, 2]    W = [[1, 0], [0, 1], [1, 1]]    y = [1, 2, 3]
-        # 解码 1 行时，每读 1 个权重只做 1 次乘加，时间全花在读权重上；
-        # 32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
-        # Decoding 1 row does 1 multiply-add per weight read, so reading is all the time it takes;
-        # 32 rows still read the weights 1 time and, on a GPU, take hardly longer.
+        # 解码 1 行时，时间全花在读权重上；32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
+        # Decoding 1 row, all the time goes into reading weights; 32 rows read them 1 time, too, and take hardly longer.
         if self.kernels is not None:
             return self.kernels.linear(x, self.weight, self.bias, self.packed)  # [T, out_features]
         return F.linear(x, self.weight, self.bias)  # [T, out_features]

@@ -42,8 +42,7 @@ class ModelLoadError(ValueError):
 
     def __init__(self, message: str) -> None:
         # 消息里常常转述别的库的话，那里面可以有换行和控制字符，甚至就来自文件的内容。
-        # Messages often quote other libraries, with line breaks and control characters, even some out of the file
-        # itself.
+        # Messages often quote other libraries, with line breaks and control characters, even some of the file's own.
         super().__init__("".join(char if char.isprintable() else " " for char in message))
 
 

@@ -321,7 +321,7 @@ class Site:
         start = section.start() if section else len(text)
         html = self._notes(list(enumerate(text[:start].splitlines())), page)
         # 小节里一项一行，保留缩进；全角分号后折开的两行先接上。
-        # Sections have one line an entry, which keeps its indentation; one broken behind the `；` is joined first.
+        # Sections have one line an entry, which keeps its indentation; one broken behind the semicolon is joined first.
         lines = (line for line in re.sub(r"；\n\s*", "；", text[start:]).splitlines() if line.strip())
         fields = "".join(
             f'<div style="--in:{len(line) - len(line.lstrip())}">{self._entry(line.strip(), page)}</div>'

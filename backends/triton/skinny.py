@@ -118,7 +118,6 @@ def choose_tiles(num_outputs: int, size: int) -> tuple[int, int, int, int, int]:
     # With few outputs the inputs are cut, too, for 128 programs or more, or the 132 multiprocessors are not all busy.
     #     3072 outputs: 96 tiles, 2 splits, 192 programs     1024 outputs: 32 tiles, 4 splits, 128 programs
     # H200 上量过，8 行：3072 × 8192 的权重用 16.0 微秒，不切是 18.4；1024 × 3072 用 4.7，不切是 7.7。
-    # Measured on an H200 with 8 rows: a weight of 3072 × 8192 takes 16.0 µs, 18.4 uncut; 1024 × 3072 takes 4.7, 7.7
-    # uncut.
+    # Measured on an H200, 8 rows: a weight of 3072 × 8192 takes 16.0 µs, 18.4 uncut; 1024 × 3072 takes 4.7, uncut 7.7.
     splits = triton.cdiv(128, triton.cdiv(num_outputs, 32))
     return 32, 128, min(splits, triton.cdiv(size, 128)), 2, 5
