@@ -148,7 +148,6 @@ def make_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingP
     names = ("temperature", "top_p", "top_k", "seed")
     # 必须用 `is not None` 判断：写成 `if value`，用户明确给的 `--temperature 0` 和 `--seed 0` 就被丢掉了。
     # It has to be `is not None`: a plain `if value` would drop an explicit `--temperature 0` or `--seed 0`.
-    #   --temperature 0 --top-k 5  ->  {"temperature": 0.0, "top_k": 5}
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     # `replace` 会重新构造，于是重新检查：`--top-p 2` 在这里就报错，不会带病进入引擎。
     # `replace` constructs anew and so checks anew: `--top-p 2` fails here and never reaches the engine.
@@ -176,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
     options = {field.name: getattr(args, field.name) for field in fields(EngineConfig) if hasattr(args, field.name)}
     config = EngineConfig(**options)
     tracing = args.xray or args.xray_trace or args.watch
-    # 重叠循环里两步交错，拍不出“这一步”的照片：记录时改用同步循环，并说一声。
+    # 重叠循环里两步交错，得不到“这一步”的快照：记录时改用同步循环，并说一声。
     # The overlapped loop interleaves two steps, and "this step" cannot be pictured: record the synchronous one, say so.
     if tracing and config.resolve_device().type == "cuda" and not args.enforce_eager:
         options["enforce_eager"] = True
@@ -223,7 +222,7 @@ def answer(
     Answer all questions, then print answers and summary.
 
     Raises:
-        ValueError: a recording cannot be written, or the model's scores became NaN; after the answers
+        ValueError: 答案打印之后：记录写不出去，或分数成了 NaN；after the answers: no recording, or scores of NaN
     """
     # 每个问题是一段独立的对话，互相看不到；想让模型记得上文，要把之前的消息一起放进列表。
     # Each question is a conversation of its own; to be remembered, earlier messages have to be sent along.
@@ -262,7 +261,7 @@ def require_chat_template(folder: Path) -> None:
     What has no chat template is a base model: say so before weights are read.
 
     Raises:
-        ValueError: there is none
+        ValueError: 没有对话模板；there is none
     """
     config = folder / "tokenizer_config.json"
     named = config.exists() and '"chat_template"' in config.read_text(encoding="utf-8", errors="replace")

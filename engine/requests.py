@@ -34,7 +34,7 @@ def load_generation_config(folder: Path, model_config: ModelConfig) -> tuple[Sam
     is temperature 0.
 
     Raises:
-        ModelLoadError: `generation_config.json` holds a value that is not valid
+        ModelLoadError: `generation_config.json` 里有不合法的值；`generation_config.json` holds an invalid value
     """
     # 这个文件可有可无，与必需的 `config.json` 不同；没有它，就用 `SamplingParams` 自己的默认值。
     # Optional, unlike `config.json`, which must be there; without it `SamplingParams` has defaults of its own.
@@ -73,9 +73,11 @@ class Requests:
     number 1.
 
     Attributes:
-        defaults: what the model's `generation_config` asks for, used where a request brings no parameters
-        eos_token_ids: the ids that end an output unless `ignore_eos`
-        ids_in_use: of the requests that are unfinished, to find duplicates; `finish` frees an id again
+        defaults: 模型的 `generation_config` 所建议的，请求没带参数时用；
+            what the model's `generation_config` asks for, used where a request brings no parameters
+        eos_token_ids: 结束一份输出的 id，除非 `ignore_eos`；the ids that end an output unless `ignore_eos`
+        ids_in_use: 没有结束的请求的 id，用来查重；`finish` 让它可以再用；
+            of the requests that are unfinished, to find duplicates; `finish` frees an id again
     """
 
     def __init__(
@@ -117,12 +119,11 @@ class Requests:
         any.
 
         Args:
-            stream: its text is wanted while it runs
+            stream: 运行途中就要它的文字；its text is wanted while it runs
 
         Raises:
-            ValueError: empty or too long a prompt (text of over 64 characters x `max_model_len` is not even tokenized),
-                or a token id out of range; names the limit, and the
-                caller, who knows which prompt it was, names that
+            ValueError: 提示词空或太长（文字超过 64 个字符 × `max_model_len` 的不分词），或 id 越界；
+                an empty or too long prompt (over 64 characters × `max_model_len`: not tokenized), or an id out of range
         """
         # 检查都在入口做完，相当于准入校验：放进队列之后才发现不合法，就要在别人的请求中间收拾残局。
         # All checks stand at the door (admission control): one found bad in the queue must be removed amid others.
@@ -199,7 +200,7 @@ class Requests:
         Register a request that has been validated, and return the sequences to queue now.
 
         Raises:
-            ValueError: the request id is in use
+            ValueError: 请求 id 已在用；the request id is in use
         """
         # 查重放在登记时做，不在 `prepare` 里：检查和加入之间，这个 id 可能被别人先用了。
         # Duplicates are checked here, not in `prepare`: between validating and adding somebody may take the id.

@@ -104,9 +104,9 @@ class AsyncLLM:
         id at once, take `contextlib.aclosing`.
 
         Raises:
-            ValueError: the request is not valid (at the call for token ids; text is tokenized in another thread, hence
-                at the first result), or its id is in use (at the first result)
-            EngineDeadError: the engine has failed or was shut down
+            ValueError: 请求不合法（id 在调用时报，文字分词后报），或请求 id 已在用；
+                not valid (ids at the call, text once tokenized), or its request id is in use
+            EngineDeadError: 引擎已出错或已关闭；the engine has failed or was shut down
         """
         self._check_alive()
         name, request_id = (f"request {request_id}", request_id) if request_id is not None else ("", uuid4().hex)

@@ -113,7 +113,7 @@ def test_commentary_stands_beside_its_code(tmp_path: Path) -> None:
     # 签名旁边是文字说明，语句旁边是注释。
     # The docstring beside the signature, the comment beside the statement.
     [signature] = [notes for notes, code in rows if code[:1] == ["def schedule(self) -> list[ScheduledSequence]:"]]
-    assert "Decide this step" in signature and "one entry per sequence" in signature
+    assert "Decide this step" in signature and '<span class="en" lang="en">one entry a sequence' in signature
     [statement] = [notes for notes, code in rows if code[:1] == ["planned: list[tuple[Sequence, int]] = []"]]
     assert "Example, budget 8" in statement and "<pre>step 1   A 1" in statement
 

@@ -349,7 +349,7 @@ def test_a_damaged_model_folder_is_a_one_line_error(
     assert len(lines) == 1 and lines[0].startswith("mini_llama.py: error: ")
 
 
-# ---- 不花钱的检查在前 ----
+# ---- 开销小的检查在前 ----
 # ---- what costs nothing is checked first ----
 
 

@@ -103,7 +103,7 @@ def test_without_arguments_it_answers_the_built_in_prompts() -> None:
     assert result.returncode == 0, result.stderr
     for prompt in mini_llama.BUILT_IN_PROMPTS:
         assert f"> {prompt}\n" in result.stdout
-    # 内嵌模型认真回答了其中几个。
+    # 内置模型认真回答了其中几个。
     # The embedded model really answers some of them.
     for answer in ("北京", "68", "97"):
         assert answer in result.stdout

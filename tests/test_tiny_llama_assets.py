@@ -1,4 +1,4 @@
-"""内嵌模型与词汇表：文件齐全、体积合格、语料可重现、留出的问题没有泄漏。
+"""内置模型与术语表：文件齐全、体积合格、语料可重现、留出的问题没有泄漏。
 
 The embedded model and the glossary: complete files, small size, a reproducible corpus, no leak of held-out questions.
 """
@@ -40,7 +40,7 @@ def read_json(name: str) -> dict[str, Any]:
     return content
 
 
-# ---- 词汇表 ----
+# ---- 术语表 ----
 # ---- the glossary ----
 
 
@@ -71,7 +71,7 @@ def test_glossary_terms() -> None:
 
 
 def test_every_alias_belongs_to_a_term() -> None:
-    """别名的键都是词汇表里的术语。
+    """别名的键都是术语表里的术语。
 
     The keys of the aliases are terms of the glossary.
     """

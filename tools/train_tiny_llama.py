@@ -1,4 +1,4 @@
-"""从零训练内嵌模型 tiny-llama：分词器，对话池，训练，`transformers` 能读的模型目录。
+"""从零训练内置模型 tiny-llama：分词器，对话池，训练，`transformers` 能读的模型目录。
 
 多进程生成并编码对话，装进每行 1024 个词元。与诗人共用的部分在 `training.py`。
 
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
 
     The command line.
     """
-    parser = argparse.ArgumentParser(description="训练内嵌模型 / train the embedded model")
+    parser = argparse.ArgumentParser(description="训练内置模型 / train the embedded model")
     parser.add_argument("--out", type=Path, required=True, help="模型目录 / model folder")
     parser.add_argument("--conversations", type=int, default=4_000_000, help="对话池大小 / size of the pool")
     parser.add_argument("--tokenizer-conversations", type=int, default=60_000, help="其中给分词器的 / for BPE")

@@ -1,4 +1,4 @@
-"""两个内嵌模型共用的训练：分词器，装箱，用 `transformers` 的 `LlamaForCausalLM` 建的模型，训练循环，存盘。
+"""两个内置模型共用的训练：分词器，装箱，用 `transformers` 的 `LlamaForCausalLM` 建的模型，训练循环，存盘。
 
 `train_tiny_llama.py` 和 `train_tiny_poet.py` 只说各自学什么。文档首尾相接地装进等长的行，注意力可以跨过边界：
 模型既见过位置 0 的开头，也见过行尾的开头，所以一行多长，它就认得多长的上下文。
