@@ -85,7 +85,7 @@ class CompletionOutput:
         index: which of the request's `n` outputs
         text: the decoded output
         token_ids: the output's token ids, a stop token included, and those that made a stop string
-        finish_reason: "stop", "length" or "abort"; None while it runs
+        finish_reason: "stop", "length", "abort" or "error"; None while it runs
         stop_reason: the stop token id or the stop string that the user gave and that ended it, else None
         logprobs: for each output token its id and the likeliest ones with their log-probabilities, if asked for
         cumulative_logprob: sum of the chosen tokens' log-probabilities, if asked for
