@@ -86,7 +86,8 @@ class CompletionOutput:
         text: 还原出的文字；the decoded output
         token_ids: 输出的 token id，停止 token 和组成停止字符串的也在内；
             the output's token ids, a stop token included, and those that made a stop string
-        finish_reason: "stop"、"length" 或 "abort"；还在运行时为 None；"stop", "length" or "abort"; None while it runs
+        finish_reason: "stop"、"length"、"abort" 或 "error"，运行中为 None；
+            "stop", "length", "abort" or "error"; None while it runs
         stop_reason: 结束它的、用户给的停止 id 或停止字符串，否则为 None；
             the stop token id or stop string that the user gave and that ended it, else None
         logprobs: 要求时，每个输出 token 自己和最可能的几个的对数概率；

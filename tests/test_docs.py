@@ -181,7 +181,9 @@ def test_python_blocks_run(chapter: str, tmp_path: Path) -> None:
     skip_without_packages(blocks_to_run("python", chapter))
     for block in blocks_to_run("python", chapter):
         lines += [""] * (block.first - 1 - len(lines)) + block.code.split("\n")
-    script = tmp_path / f"{chapter}.py"
+    # 不能就叫 `serving.py`：脚本所在的目录排在 `sys.path` 最前面，会挡住同名的包。
+    # Not plainly `serving.py`: a script's folder comes first in `sys.path` and would hide the package of that name.
+    script = tmp_path / f"chapter_{chapter}.py"
     script.write_text("\n".join(lines), encoding="utf-8")
     run([sys.executable, str(script)])
 
