@@ -406,16 +406,15 @@ class Site:
 
     @staticmethod
     def _fence(text: str, language: str, _: str) -> str:
-        """文档里的代码块；认不出的语言（`text`、`mermaid`）原样显示。
+        """文档里的代码块；认不出的语言（`text`）原样显示。
 
-        A block of code in the documentation; a language not known (`text`, `mermaid`) is shown as it is.
+        A block of code in the documentation; a language not known (`text`) is shown as it is.
         """
         try:
             html = highlight(text, get_lexer_by_name(language), FORMATTER)
         except ClassNotFound:
             html = escape(text)
-        kind = " diagram" if language == "mermaid" else ""
-        return f'<pre class="code{kind}">{html}</pre>\n'
+        return f'<pre class="code">{html}</pre>\n'
 
     def _tokens(self, chapter: Chapter, file: Path) -> list[list[Token]]:
         """一个文件的各个顶层块，链接已改成网站里的地址，标题有了锚点。
