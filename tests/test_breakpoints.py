@@ -221,8 +221,8 @@ WALKS = [
             66: ["`batch.input_ids.shape[0]` == 32", "`batch.metadata.cache_seqlens`.tolist() == [32] * 32"],
         }, "hidden = "),
     ], ["forward"]),
-    Walk("sampling", 'python mini_llama.py --prompt "What is a scheduler?" --temperature 1.0 --top-p 0.9 --seed 7'
-         " --max-tokens 32", [
+    Walk("sampling", 'python mini_llama.py --model tiny-poet --complete --prompt "白日依山盡，" --top-p 0.5 --seed 7'
+         " --max-tokens 2", [
         Stop("engine/sampler.py::Sampler.draw", {1: ["`scores` is `logits`"]}, "tokens = sample("),
         Stop("layers/sampler.py::sample", {
             1: ["`noise`.shape == `scores`.shape", "(`scores` == -torch.inf).sum() > scores.numel() / 2",
@@ -246,6 +246,11 @@ WALKS = [
                 "`slot_mapping`.tolist() == [21, 0, 1, 2]"],
         }, "return Batch("),
     ], ["while", "index = 0"]),
+    Walk("serving", "0-3", [
+        Stop("serving/turns.py::Turns.abort", {
+            1: ["up['finished'] is False", "up['up']['seq'] is sequences[0]"], 2: ["up['finished'] is False"],
+        }, condition="sequences[0].finish_reason is None", times=2),
+    ], ["self._inbox", "message"]),
     Walk("setup", FIRST_CONFIGURATION, [
         Stop("engine/llm_engine.py::LLMEngine.step", {
             1: ["len(`self.scheduler.waiting`) == 6", "not `self.scheduler.running`"],
@@ -275,8 +280,9 @@ WALKS = [
         }, "m_new =", "n > 64"),
         Stop("backends/triton/decode.py::decode_kernel", {1: ["n == 128"]}, "empty ="),
     ], ["TRITON_INTERPRET=1", "decode_attention", "scores"], upto="close(out[0], expected)\n"),
-    Walk("xray", "python mini_llama.py --backend torch --device cpu --num-kvcache-blocks 12 --max-num-batched-tokens 32"
-         " --xray run.html", [
+    Walk("xray", 'python mini_llama.py --model tiny-poet --complete --prompt "春眠不覺曉，處處聞啼鳥。" --prompt '
+         '"白日依山盡，黃河入海流。" --prompt "秋風起，" --prompt "philosopher:" --seed 2 --max-tokens 64 --backend torch'
+         " --device cpu --num-kvcache-blocks 9 --max-num-batched-tokens 16 --xray run.html", [
         Stop("engine/scheduler.py::Scheduler._preempt_last", {
             1: ["seen.update(running=[*`self.running`], table=[*self.running[-1].block_table],"
                 " queue=[*`self.block_manager.free_queue`]) is None"],
@@ -292,6 +298,7 @@ WALKS = [
 # Places that a section names and no walk stops at: why.
 NOT_WALKED = {
     "backends/triton/decode.py::decode_attention": "where the kernel is launched, nothing is claimed of its values",
+    "serving/async_llm.py::AsyncLLM._take_messages": "runs in the engine's thread, which is not traced here",
     "engine/gpu/decode_graphs.py::DecodeGraphs.run": "needs graphs, see test_the_buffer_of_a_graph",
 }
 
