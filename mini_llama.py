@@ -42,6 +42,7 @@ from engine.outputs import CompletionOutput, RequestOutput
 from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from engine.validation import nth
 from models.config import load_config
 from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
@@ -249,9 +250,9 @@ def answer(
         # Where the recording cannot be written, the disk being full say, the answers must not be lost.
         print_answers(console, prompts, outputs)
     print_summary(console, llm.engine, outputs, started)
-    for output in outputs:
+    for index, output in enumerate(outputs):
         if output.outputs[0].finish_reason == "error":
-            raise ValueError(f"request {output.request_id} {MARKS['error']}")
+            raise ValueError(f"{nth(index, len(outputs))} {MARKS['error']}")
 
 
 def require_chat_template(folder: Path) -> None:
@@ -321,9 +322,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where the terminal lacks a character (an ASCII locale, say), print a question mark and do not lose the answer.
         # 输入也一样：对话里的一个坏字节不该结束程序。
         # Input alike: a bad byte in a chat should not end the program.
+        # 别人读过的（命令由管道送进 pdb）、关掉的，或者换成别种对象的流（IDLE、Jupyter）不能改，照原样用。
+        # A stream that was read before (commands piped into pdb), was closed, or is an object of another kind (IDLE,
+        # Jupyter) cannot be changed and is used as it is.
         for stream in (sys.stdout, sys.stderr, sys.stdin):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
+                with suppress(ValueError):
+                    stream.reconfigure(errors="replace")
         try:
             run(parse(argv))
         finally:

@@ -4,6 +4,8 @@ The checks that `EngineConfig` and `SamplingParams` share: the same kind of valu
 message in both.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -55,3 +57,24 @@ def check_flag(name: str, value: object) -> None:
     # The string "False" from a command line or JSON is true in Python; let through, it would do the opposite.
     if not isinstance(value, bool):
         raise ValueError(f"{name}={value!r} must be True or False")
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """在其中抛出的 `ValueError`，报错前面加上 `what`：查的人只知道哪里不对，调用的人才知道是哪一个。
+
+    A `ValueError` raised inside gets `what` in front of its message: who checks knows what is wrong, and only the
+    caller knows which one it is.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}" if what else str(error)) from None
+
+
+def nth(index: int, total: int) -> str:
+    """`total` 个提示词里的第几个，从 1 数起；只有一个就不必说。
+
+    Which of `total` prompts, counted from 1; a single one needs no number.
+    """
+    return f"prompt {index + 1} of {total}" if total > 1 else ""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from engine.llm_engine import LLMEngine
 from engine.outputs import Logprob, RequestOutput
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
-from engine.validation import check_flag, is_int, is_number
+from engine.validation import check_flag, is_int, is_number, naming, nth
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,10 @@ def beam_search(
         raise ValueError(f"params must be BeamSearchParams, got {type(params).__name__}")
     # 借引擎检查和分词，但不加入：从这里起提示词都是 id。
     # The engine validates and tokenizes but adds nothing: from here on prompts are ids.
-    starts = [engine.requests.prepare(prompt).token_ids for prompt in prompts]
+    starts: list[list[int]] = []
+    for index, prompt in enumerate(prompts):
+        with naming(nth(index, len(prompts))):
+            starts.append(engine.requests.prepare(prompt).token_ids)
     # 每个提示词两张表：还在延长的，和遇到结束符的。
     # Two lists a prompt: candidates still growing, and those that met an end token.
     searches = [([BeamSearchSequence(start)], list[BeamSearchSequence]()) for start in starts]

@@ -12,6 +12,7 @@ from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
+from engine.validation import naming, nth
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from serving.chat_template import Message, encode_chat
 from serving.console import MARKS, generation_progress, loading_progress
@@ -155,10 +156,12 @@ class LLM:
         tokenizer = self.engine.tokenizer
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
-        prompts: list[Prompt] = [
-            encode_chat(tokenizer, c, chat_template_kwargs, add_generation_prompt, continue_final_message)
-            for c in conversations
-        ]
+        prompts: list[Prompt] = []
+        for index, one in enumerate(conversations):
+            with naming(nth(index, len(conversations))):
+                prompts.append(
+                    encode_chat(tokenizer, one, chat_template_kwargs, add_generation_prompt, continue_final_message)
+                )
         return self._run(prompts, sampling_params, progress)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Pieces:
@@ -237,7 +240,7 @@ class LLM:
             with self.turns.ctrl_c_noted():
                 self.turns.abort([seq])
         if seq.finish_reason == "error":
-            raise ValueError(f"request {seq.request_id} {MARKS['error']}")
+            raise ValueError(MARKS["error"])
         return seq.finish_reason
 
     def _run(
@@ -263,7 +266,10 @@ class LLM:
                 raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params: give one or one each")
         # 第 5 个提示词不合法时，前 4 个也不该已经在跑：全部通过检查才加入。
         # If prompt 5 is bad, the first 4 must not be running already: add only when all have passed.
-        sequences = [self.engine.requests.prepare(p, s) for p, s in zip(prompts, params)]
+        sequences: list[Request] = []
+        for index, (prompt, one) in enumerate(zip(prompts, params)):
+            with naming(nth(index, len(prompts))):
+                sequences.append(self.engine.requests.prepare(prompt, one))
         # `step` 会返回任何人的结果，靠这个集合认出自己的。
         # `step` returns anybody's results; this set tells which are ours.
         ours = {seq.request_id for seq in sequences}
