@@ -115,7 +115,8 @@ def test_commentary_stands_beside_its_code(tmp_path: Path) -> None:
     [signature] = [notes for notes, code in rows if code[:1] == ["def schedule(self) -> list[ScheduledSequence]:"]]
     assert "Decide this step" in signature and '<span class="en" lang="en">one entry a sequence' in signature
     assert "with a budget of 8" in signature and "<pre>step 1   A 1" in signature
-    [statement] = [notes for notes, code in rows if code[:1] == ["scheduled.sort(key=lambda row: row.num_new_tokens != 1)"]]
+    sort = "scheduled.sort(key=lambda row: row.num_new_tokens != 1)"
+    [statement] = [notes for notes, code in rows if code[:1] == [sort]]
     assert "False sorts before True" in statement and "<pre>before   [(A, 6)" in statement
 
 
