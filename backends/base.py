@@ -122,7 +122,7 @@ class AttentionBackend(ABC):
         Return why a model with this `head_dim` and `dtype` is not supported, or None if it is.
         """
         # 默认什么都支持；核函数只为某些 `head_dim` 写过的后端在这里拒绝，好过给出错误的结果。
-        # By default all are; a backend whose kernels know only some values of `head_dim` refuses, not to be wrong.
+        # By default all are; a backend whose kernels know only some values of `head_dim` refuses rather than err.
         return None
 
     @classmethod
@@ -192,7 +192,7 @@ class AttentionBackend(ABC):
             max_seqlen_q, max_seqlen_k: 两者各自最长的序列；the longest sequence of each kind
             softmax_scale: None 就是 `1 / sqrt(D)`；None means `1 / sqrt(D)`
             block_table: [num_seqs, max_blocks] int32
-            plan: `prepare` 为这些参数算好的；None 则现算；what `prepare` returned for these arguments; None: now
+            plan: `prepare` 为这些参数算好的；None 则现算；what `prepare` returned for these arguments; None: made now
 
         Returns:
             [T, Hq, D]，dtype 与 q 相同；dtype of q
@@ -216,7 +216,7 @@ class AttentionBackend(ABC):
             k_cache, v_cache: [num_blocks, block_size, Hkv, D]
             cache_seqlens: [B] int32，含新的 token；the new tokens included
             block_table: [B, max_blocks] int32
-            plan: `prepare` 为这些参数算好的；None 则现算；what `prepare` returned for these arguments; None: now
+            plan: `prepare` 为这些参数算好的；None 则现算；what `prepare` returned for these arguments; None: made now
 
         Returns:
             [B, Sq, Hq, D]，dtype 与 q 相同；dtype of q

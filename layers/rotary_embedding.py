@@ -94,7 +94,7 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
         [head_dim // 2] float32
     """
     # 先转 float32 再除：整数张量相除得到默认 dtype，调用者的程序若把它设成 bf16，频率就只剩 8 位有效数字。
-    # To float32 before dividing: ints divide to the default dtype, which the caller may have set to bf16, with 8 bits.
+    # To float32 first: ints divide to the default dtype, and if a caller set it to bf16, 8 significant bits remain.
     # 写明 CPU：不同设备的 pow 可能差最后一位，位置一大，角度就差得多；搭架子用的 `meta` 设备则什么也不算。
     # The CPU by name: elsewhere pow may differ in the last bit, and positions magnify it; and `meta` computes nothing.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim  # [D // 2]

@@ -446,7 +446,7 @@ def _check_bodies(source: str, tree: ast.Module, path: str) -> Iterator[Fault]:
         language.update({part.line + i: part.language for i, text in enumerate(part.lines) if text.strip()})
     for node, what, _ in documented(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            start = max((line for line in code if line < node.body[0].lineno), default=0) + 1
+            start = max([node.lineno, *(line + 1 for line in code if line < node.body[0].lineno)])
             body = range(start, (node.end_lineno or start) + 1)
             number = len(code.intersection(body))
             for half, name in (("en", "Chinese"), ("zh", "English")):
