@@ -248,7 +248,7 @@ WALKS = [
     ], ["while", "index = 0"]),
     Walk("serving", "0-3", [
         Stop("serving/turns.py::Turns.abort", {
-            1: ["up['finished'] is False", "up['up']['seq'] is sequences[0]"], 2: ["up['finished'] is False"],
+            1: ["up['finished'] is False", "len(sequences) == 1"], 2: ["up['finished'] is False"],
         }, condition="sequences[0].finish_reason is None", times=2),
     ], ["self._inbox", "message"]),
     Walk("setup", FIRST_CONFIGURATION, [
@@ -281,8 +281,8 @@ WALKS = [
         Stop("backends/triton/decode.py::decode_kernel", {1: ["n == 128"]}, "empty ="),
     ], ["TRITON_INTERPRET=1", "decode_attention", "scores"], upto="close(out[0], expected)\n"),
     Walk("xray", 'python mini_llama.py --model tiny-poet --complete --prompt "春眠不覺曉，處處聞啼鳥。" --prompt '
-         '"白日依山盡，黃河入海流。" --prompt "秋風起，" --prompt "philosopher:" --seed 2 --max-tokens 64 --backend torch'
-         " --device cpu --num-kvcache-blocks 9 --max-num-batched-tokens 16 --xray run.html", [
+         '"白日依山盡，黃河入海流。" --prompt "秋風起，" --prompt "philosopher:" --seed 2 --max-tokens 64 --backend'
+         " torch --device cpu --num-kvcache-blocks 9 --max-num-batched-tokens 16 --xray run.html", [
         Stop("engine/scheduler.py::Scheduler._preempt_last", {
             1: ["seen.update(running=[*`self.running`], table=[*self.running[-1].block_table],"
                 " queue=[*`self.block_manager.free_queue`]) is None"],
