@@ -42,6 +42,7 @@ from engine.outputs import CompletionOutput, RequestOutput
 from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from engine.validation import nth
 from models.config import load_config
 from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
@@ -147,7 +148,6 @@ def make_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingP
     names = ("temperature", "top_p", "top_k", "seed")
     # 必须用 `is not None` 判断：写成 `if value`，用户明确给的 `--temperature 0` 和 `--seed 0` 就被丢掉了。
     # It has to be `is not None`: a plain `if value` would drop an explicit `--temperature 0` or `--seed 0`.
-    #   --temperature 0 --top-k 5  ->  {"temperature": 0.0, "top_k": 5}
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     # `replace` 会重新构造，于是重新检查：`--top-p 2` 在这里就报错，不会带病进入引擎。
     # `replace` constructs anew and so checks anew: `--top-p 2` fails here and never reaches the engine.
@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
     options = {field.name: getattr(args, field.name) for field in fields(EngineConfig) if hasattr(args, field.name)}
     config = EngineConfig(**options)
     tracing = args.xray or args.xray_trace or args.watch
-    # 重叠循环里两步交错，拍不出“这一步”的照片：记录时改用同步循环，并说一声。
+    # 重叠循环里两步交错，得不到“这一步”的快照：记录时改用同步循环，并说一声。
     # The overlapped loop interleaves two steps, and "this step" cannot be pictured: record the synchronous one, say so.
     if tracing and config.resolve_device().type == "cuda" and not args.enforce_eager:
         options["enforce_eager"] = True
@@ -222,7 +222,7 @@ def answer(
     Answer all questions, then print answers and summary.
 
     Raises:
-        ValueError: a recording cannot be written, or the model's scores became NaN; after the answers
+        ValueError: 答案打印之后：记录写不出去，或分数成了 NaN；after the answers: no recording, or scores of NaN
     """
     # 每个问题是一段独立的对话，互相看不到；想让模型记得上文，要把之前的消息一起放进列表。
     # Each question is a conversation of its own; to be remembered, earlier messages have to be sent along.
@@ -250,9 +250,9 @@ def answer(
         # Where the recording cannot be written, the disk being full say, the answers must not be lost.
         print_answers(console, prompts, outputs)
     print_summary(console, llm.engine, outputs, started)
-    for output in outputs:
+    for index, output in enumerate(outputs):
         if output.outputs[0].finish_reason == "error":
-            raise ValueError(f"request {output.request_id} {MARKS['error']}")
+            raise ValueError(f"{nth(index, len(outputs))} {MARKS['error']}")
 
 
 def require_chat_template(folder: Path) -> None:
@@ -261,7 +261,7 @@ def require_chat_template(folder: Path) -> None:
     What has no chat template is a base model: say so before weights are read.
 
     Raises:
-        ValueError: there is none
+        ValueError: 没有对话模板；there is none
     """
     config = folder / "tokenizer_config.json"
     named = config.exists() and '"chat_template"' in config.read_text(encoding="utf-8", errors="replace")
@@ -322,9 +322,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where the terminal lacks a character (an ASCII locale, say), print a question mark and do not lose the answer.
         # 输入也一样：对话里的一个坏字节不该结束程序。
         # Input alike: a bad byte in a chat should not end the program.
+        # 别人读过的（命令由管道送进 pdb）、关掉的，或者换成别种对象的流（IDLE、Jupyter）不能改，照原样用。
+        # A stream that was read before (commands piped into pdb), was closed, or is an object of another kind (IDLE,
+        # Jupyter) cannot be changed and is used as it is.
         for stream in (sys.stdout, sys.stderr, sys.stdin):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
+                with suppress(ValueError):
+                    stream.reconfigure(errors="replace")
         try:
             run(parse(argv))
         finally:

@@ -107,8 +107,7 @@ def _why_unusable(name: str, device: torch.device) -> str | None:
     Packages first, then the backend itself.
     """
     # `or` 的次序就是检查的次序：缺包时右边不执行，模块也就不会被导入，不会因 `ImportError` 而崩溃。
-    # The order of `or` is the order of checks: with a package missing the right side never runs,
-    # so nothing is imported and no `ImportError` escapes.
+    # `or` is the order of checks: with a package missing the right side never runs, and no `ImportError` escapes.
     return _why_missing(_REGISTRY[name]) or _load(_REGISTRY[name]).why_unusable(device)
 
 
@@ -146,8 +145,8 @@ def create_backend(
     Create a backend by name; `choose_backend` turns `auto` into one.
 
     Raises:
-        ValueError: unknown name
-        BackendUnavailableError: known, but not usable on this device
+        ValueError: 没有这个名字；unknown name
+        BackendUnavailableError: 有这个名字，但在这个设备上用不了；known, but not usable on this device
     """
     # `"cuda"` 和 `torch.device("cuda")` 都收；统一之后，下面只处理一种类型。
     # Both `"cuda"` and `torch.device("cuda")` are welcome; made uniform, what follows handles one type.

@@ -37,17 +37,19 @@ class AttentionMetadata:
     `cu_seqlens_q` = [0, 3, 8] and T = 2 + 8 = 10.
 
     Attributes:
-        num_decodes: rows with one new token; they come first
-        slot_mapping: where each new token's K and V go, [T] int64, -1 stores nothing
-        decode_block_tables: the decode rows' block ids in logical order, [num_decodes, max_blocks] int32, padded by -1
-        cache_seqlens: cached tokens of each decode row, the new one included, [num_decodes] int32
-        prefill_block_tables: the prefills' block ids, [num_prefills, max_blocks] int32, padded by -1
-        cu_seqlens_q: running sum of the prefills' new tokens, [num_prefills + 1] int32
-        cu_seqlens_k: running sum of the prefills' context lengths, the new tokens included, [num_prefills + 1] int32
-        max_seqlen_q: the longest run of new tokens among the prefills
-        max_seqlen_k: the longest context among the prefills
-        block_size: tokens of a block
-        plan: what the backend's `prepare` returned for this step
+        num_decodes: 只有一个新 token 的行数，排在最前；rows with one new token; they come first
+        slot_mapping: [T] int64，各新 token 的 K、V 写到哪里，-1 不写；where the new K and V go, -1 stores nothing
+        decode_block_tables: [num_decodes, max_blocks] int32，解码行的块编号，按逻辑次序，补 -1；
+            the decode rows' block ids in logical order, padded by -1
+        cache_seqlens: [num_decodes] int32，各解码行的 token 数，含新的；tokens of each decode row, the new one included
+        prefill_block_tables: [num_prefills, max_blocks] int32，预填充行的块编号，补 -1；the prefills' ids, padded by -1
+        cu_seqlens_q: [num_prefills + 1] int32，预填充行新 token 数的累计和；running sum of the prefills' new tokens
+        cu_seqlens_k: [num_prefills + 1] int32，预填充行上下文长度的累计和，含新 token；
+            running sum of the prefills' context lengths, the new tokens included
+        max_seqlen_q: 预填充行里最多的新 token 数；the longest run of new tokens among the prefills
+        max_seqlen_k: 预填充行里最长的上下文；the longest context among the prefills
+        block_size: 每块多少 token；tokens of a block
+        plan: 后端的 `prepare` 为这一步算好的；what the backend's `prepare` returned for this step
     """
 
     # 按这一步的新 token 数划分，不看处在哪个阶段：提示词的最后一个分段若只剩 1 个 token，也归入解码行。
@@ -120,8 +122,7 @@ class AttentionBackend(ABC):
         Return why a model with this `head_dim` and `dtype` is not supported, or None if it is.
         """
         # 默认什么都支持；核函数只为某些 `head_dim` 写过的后端在这里拒绝，好过给出错误的结果。
-        # By default all are supported; a backend whose kernels know some values of `head_dim` only refuses here rather
-        # than compute wrong results.
+        # By default all are; a backend whose kernels know only some values of `head_dim` refuses rather than err.
         return None
 
     @classmethod
@@ -131,7 +132,7 @@ class AttentionBackend(ABC):
         Check the block size; the default rule is any power of two from 8.
 
         Raises:
-            ValueError: the size breaks the rule; the message names the sizes that work
+            ValueError: 块大小不合规则，消息里写明哪些可以；it breaks the rule; the message names the sizes that work
         """
         # 2 的幂在二进制里只有 1 位是 1，减 1 后低位全是 1，两者按位与得 0：16 & 15 == 0。
         # A power of 2 has only 1 bit set, minus 1 sets all bits below it, so their AND is 0: 16 & 15 == 0.
@@ -154,7 +155,8 @@ class AttentionBackend(ABC):
         layer; the backend itself remembers nothing.
 
         Returns:
-            anything that this backend's own functions understand; inside a CUDA graph made by device work only
+            后端自己的函数认得就行；录进 CUDA graph 时只能用设备上的运算算出；
+                anything that this backend's own functions understand; inside a CUDA graph made by device work only
         """
         return None
 
@@ -167,7 +169,7 @@ class AttentionBackend(ABC):
         Args:
             key, value: [T, Hkv, D]
             k_cache, v_cache: [num_blocks, block_size, Hkv, D]
-            slot_mapping: [T] int64, slot = block_id * block_size + offset
+            slot_mapping: [T] int64，`slot = block_id * block_size + offset`
         """
 
     @abstractmethod
@@ -185,18 +187,18 @@ class AttentionBackend(ABC):
 
         Args:
             q: [T, Hq, D]
-            k, v: packed [Tk, Hkv, D], or paged caches [num_blocks, block_size, Hkv, D] when `block_table` is given
-            cu_seqlens_q, cu_seqlens_k: [num_seqs + 1] int32, running sums that start at 0
-            max_seqlen_q, max_seqlen_k: the longest sequence of each kind
-            softmax_scale: None means 1 / sqrt(D)
+            k, v: [Tk, Hkv, D]，打包的；有 `block_table` 时是分页的缓存；packed; with `block_table` paged caches
+            cu_seqlens_q, cu_seqlens_k: [num_seqs + 1] int32，累计和，从 0 开始；running sums that start at 0
+            max_seqlen_q, max_seqlen_k: 两者各自最长的序列；the longest sequence of each kind
+            softmax_scale: None 就是 `1 / sqrt(D)`；None means `1 / sqrt(D)`
             block_table: [num_seqs, max_blocks] int32
-            plan: what this backend's `prepare` returned for these very arguments; None works it out here
+            plan: `prepare` 为这些参数算好的；None 则现算；what `prepare` returned for these arguments; None: made now
 
         Returns:
-            [T, Hq, D], dtype of q
+            [T, Hq, D]，dtype 与 q 相同；dtype of q
 
         Raises:
-            ValueError: a shape, dtype or device does not fit; the message names the argument
+            ValueError: 形状、dtype 或设备不符，写明是哪个参数；a shape, dtype or device does not fit; it says which
         """
 
     @abstractmethod
@@ -204,7 +206,7 @@ class AttentionBackend(ABC):
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
         softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
     ) -> Tensor:
-        """解码用的注意力：每条序列带等长的几个 query，对缓存里前 `cache_seqlens[b]` 个 token 做注意力。
+        """解码用的注意力：每条序列带等长的几个 query，对缓存里前 `cache_seqlens[b]` 个 token 计算注意力。
 
         Attention for decoding: every sequence brings the same few queries and attends to its first
         `cache_seqlens[b]` cached tokens; a length of 0 gives zeros.
@@ -212,15 +214,15 @@ class AttentionBackend(ABC):
         Args:
             q: [B, Sq, Hq, D]
             k_cache, v_cache: [num_blocks, block_size, Hkv, D]
-            cache_seqlens: [B] int32, the new tokens included
+            cache_seqlens: [B] int32，含新的 token；the new tokens included
             block_table: [B, max_blocks] int32
-            plan: what this backend's `prepare` returned for these very arguments; None works it out here
+            plan: `prepare` 为这些参数算好的；None 则现算；what `prepare` returned for these arguments; None: made now
 
         Returns:
-            [B, Sq, Hq, D], dtype of q
+            [B, Sq, Hq, D]，dtype 与 q 相同；dtype of q
 
         Raises:
-            ValueError: a shape, dtype or device does not fit; the message names the argument
+            ValueError: 形状、dtype 或设备不符，写明是哪个参数；a shape, dtype or device does not fit; it says which
         """
 
 
@@ -237,12 +239,10 @@ def _check_tensor(
     # kernel without the argument's name, or the kernel just reads wrong memory.
     actual = tensor.shape
     # 先比维数：`zip` 按短的一方截断，[4, 8] 与只写了 4 的 1 维要求也能逐项相等。
-    # Compare the number of dimensions first: `zip` stops at the shorter,
-    # so [4, 8] would match a 1-dimensional wish for 4.
+    # Compare the number of dimensions first: `zip` stops at the shorter, so [4, 8] would match 1 dimension of 4.
     if len(actual) != len(shape) or any(type(want) is int and want != got for want, got in zip(shape, actual)):
         # 例：要 [T, 8, 64]，得到 [10, 64, 8]：两者都在消息里，一眼看出头和维写反了。
-        # Example: wanted [T, 8, 64], got [10, 64, 8]:
-        # with both in the message it is plain that heads and dims are swapped.
+        # Example: wanted [T, 8, 64], got [10, 64, 8]: with both in the message it is plain what was swapped.
         raise ValueError(f"{argument} must have shape [{', '.join(map(str, shape))}], got {list(actual)}")
     # dtype 不做隐式转换：静默的转换每层、每步都要付一次拷贝的代价，还会掩盖上游的错误。
     # No implicit conversion of the dtype:

@@ -43,13 +43,13 @@ def _root(value: float) -> Tensor:
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`RMSNorm.forward` 的孪生兄弟，float32 时用 5 次调用代替 8 次。
+    """与 `RMSNorm.forward` 等价，float32 时用 5 次调用代替 8 次。
 
     The twin of `RMSNorm.forward`, in float32 with 5 calls instead of 8.
     """
     size = x.shape[-1]
     if x.dtype != torch.float32:
-        # 不把权重交给它：先转回原精度再乘权重，次序与孪生兄弟相同。
+        # 不把权重交给它：先转回原精度再乘权重，次序与朴素实现相同。
         # The weight stays outside: cast back first, then multiply, in the twin's order.
         return F.rms_norm(x, (size,), None, eps) * weight  # [..., size]
     # 向量的长度除以 sqrt(size) 就是均方根；hypot(a, b) = sqrt(a² + b²)，正好把 `eps` 加在根号里面。

@@ -1,6 +1,6 @@
 """融合核函数的接口契约：几个小步骤并成一次调用。与注意力后端互不相干：后端按名字选，核函数按设备选。
 
-你在这里：`layers/` 和 `models/` 里有快速孪生兄弟的步骤调用它；`cpu_kernels.py` 和 `triton/` 实现它。
+你在这里：`layers/` 和 `models/` 里有融合实现的步骤调用它；`cpu_kernels.py` 和 `triton/` 实现它。
 
 The contract of fused kernels: several small steps in one call. It is apart from attention: backends are chosen by name,
 kernels by the device.
@@ -21,7 +21,7 @@ from backends.kv_cache import KVCache
 class FusedKernels(ABC):
     """几个融合步骤。没有核函数时（参考后端，或 `enforce_eager`），走逐步的写法。
 
-    每个方法旁边都有一个逐步写出的孪生兄弟，在 `layers/` 和 `models/` 里；测试保证两者结果相同。
+    每个方法都有对应的朴素实现，在 `layers/` 和 `models/` 里；测试保证两者结果相同。
 
     The fused steps. Without kernels (the reference backend, or `enforce_eager`) the written-out steps run.
     Each has its plain twin in `layers/` or `models/`, and tests hold the two equal.
@@ -52,7 +52,7 @@ class FusedKernels(ABC):
 
     @abstractmethod
     def add_rms_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """残差相加再归一化；孪生兄弟是 `RMSNorm.add_and_norm`。
+        """残差相加再归一化；朴素实现是 `RMSNorm.add_and_norm`。
 
         Add the residual, then normalise; the twin is `RMSNorm.add_and_norm`.
 
@@ -60,7 +60,7 @@ class FusedKernels(ABC):
             x, residual: [T, size]
 
         Returns:
-            normalised [T, size], sum [T, size]
+            [T, size], [T, size]，归一化的结果，和两者之和；the normalised, and the sum
         """
 
     def pack(self, weight: Tensor) -> Tensor | None:
@@ -75,14 +75,14 @@ class FusedKernels(ABC):
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
-        """线性层；孪生兄弟是 `Linear.forward` 里的 `F.linear`。
+        """线性层；朴素实现是 `Linear.forward` 里的 `F.linear`。
 
         A linear layer; the twin is the `F.linear` in `Linear.forward`.
 
         Args:
             x: [T, in_features]
             weight: [out_features, in_features]
-            packed: what `pack` returned for this weight
+            packed: `pack` 为这个权重返回的；what `pack` returned for this weight
 
         Returns:
             [T, out_features]
@@ -90,7 +90,7 @@ class FusedKernels(ABC):
 
     @abstractmethod
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
-        """角度的 cos 和 sin，按 `qk_norm_rope_store` 要的样子；孪生兄弟是 `RotaryEmbedding.forward`。
+        """角度的 cos 和 sin，按 `qk_norm_rope_store` 要的样子；朴素实现是 `RotaryEmbedding.forward`。
 
         The cos and sin of the angles in the form that `qk_norm_rope_store` wants; the twin is
         `RotaryEmbedding.forward`.
@@ -100,12 +100,13 @@ class FusedKernels(ABC):
             inv_freq: [D // 2] float32
 
         Returns:
-            cos, sin: float32, one row a token; their shape is known to `qk_norm_rope_store` alone
+            cos, sin: 一个 token 一行，float32；形状只有 `qk_norm_rope_store` 知道；
+                one row a token, float32; the shape is for `qk_norm_rope_store`
         """
 
     @abstractmethod
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """门控激活；孪生兄弟是 `layers/activation.py`。
+        """门控激活；朴素实现是 `layers/activation.py`。
 
         The gated activation; the twin is `layers/activation.py`.
 
@@ -121,14 +122,14 @@ class FusedKernels(ABC):
         self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
         kv_cache: KVCache, slot_mapping: Tensor,
     ) -> Tensor:
-        """拆分、归一化（若有）、旋转、写缓存；孪生兄弟是 `LlamaAttention.forward` 的那几行。
+        """拆分、归一化（若有）、旋转、写缓存；朴素实现是 `LlamaAttention.forward` 的那几行。
 
         Split, normalise (if the model does), rotate, store; the twin is those lines of `LlamaAttention.forward`.
 
         Args:
             qkv: [T, (Hq + 2 * Hkv) * D]
-            cos, sin: what `rotary` returned
-            norm_weights: those of q and k, each [D]
+            cos, sin: `rotary` 的返回值；what `rotary` returned
+            norm_weights: [D], [D]，q 和 k 的；those of q and k
 
         Returns:
             q [T, Hq, D]
@@ -137,14 +138,15 @@ class FusedKernels(ABC):
     def sample(
         self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
     ) -> Tensor:
-        """不带过滤的采样；孪生兄弟是 `layers/sampler.py` 的 `sample`。
+        """不带过滤的采样；朴素实现是 `layers/sampler.py` 的 `sample`。
 
         Sampling without filters; the twin is `sample` in `layers/sampler.py`.
 
         Args:
             logits: [S, vocab_size]
-            temperatures: [S] float32 or float64; seeds, output_indices: [S] int64
-            out: where to write, [S] int64; None allocates
+            temperatures: [S] float32 / float64
+            seeds, output_indices: [S] int64
+            out: [S] int64，写到哪里；None 则另分配；where to write; None allocates
 
         Returns:
             [S] int64

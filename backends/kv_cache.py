@@ -18,14 +18,14 @@ from torch import Tensor
 class KVCache:
     """一层的 KV 缓存：两个按块（block）组织的张量，内容由 `store_kvcache` 写入。
 
-    没写过的槽位里是垃圾（甚至 NaN），后端不得让它们影响输出。
+    没写过的槽位里是垃圾值（甚至 NaN），后端不得让它们影响输出。
 
     One layer's KV cache: two paged tensors that `store_kvcache` writes.
     A slot never written holds garbage, even NaN; no backend may let it reach the output.
 
     Attributes:
-        k: keys [num_blocks, block_size, num_kv_heads, head_dim]
-        v: values, same shape
+        k: [num_blocks, block_size, num_kv_heads, head_dim]，键；keys
+        v: 值，形状相同；values, same shape
     """
 
     # 例：Llama-3.2-1B，块大小 16，8 个 KV 头，每头 64 维，bf16：一个块的 K 占 16 KiB，V 也是。

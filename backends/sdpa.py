@@ -46,7 +46,7 @@ def _visible(real_k: Tensor, len_q: Tensor | int, len_k: Tensor, max_q: int, cau
 
     Args:
         real_k: [B, max_k] bool
-        len_q: [B], or one number for all
+        len_q: [B]，或者大家共用一个数；or one number for all
         len_k: [B]
 
     Returns:
@@ -113,7 +113,7 @@ def _gather(cache: Tensor, slots: Tensor | slice) -> Tensor:
 
     Args:
         cache: [num_blocks, block_size, Hkv, D]
-        slots: [B, L] int64, or the range of L slots of a single sequence
+        slots: [B, L] int64，或者单条序列的 L 个槽位的区间；or the range of L slots of a single sequence
 
     Returns:
         [B, Hkv, L, D]
@@ -134,22 +134,24 @@ def _gather(cache: Tensor, slots: Tensor | slice) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, blind: Tensor | None, scale: float) -> Tensor:
     """补齐后的一批，调用一次 SDPA。
 
+    不用 SDPA 自带的 `is_causal`：query 和 key 不等长时，它按左上角对齐，分块预填充会因此看不到历史。
+
     One SDPA call for a padded batch.
+    Not SDPA's own `is_causal`: if queries and keys differ in number, it aligns top-left, and a chunk would miss its
+    history.
+
+        2 queries, 5 keys     top-left: 1 0 0 0 0     bottom-right: 1 1 1 1 0
+                                        1 1 0 0 0                   1 1 1 1 1
 
     Args:
         q: [B, Hq, Sq, D]
         k, v: [B, Hkv, Sk, D]
-        visible: which key each query may see, [B, 1, Sq, Sk] bool; None is every key
-        blind: which queries see no key at all, [B, 1, Sq, 1] bool; None is none of them
+        visible: [B, 1, Sq, Sk] bool，各 query 看得见哪些 key；None 是全部；which keys a query sees; None is every key
+        blind: [B, 1, Sq, 1] bool，哪些 query 看不见任何 key；None 是没有；which queries see no key; None: none do
 
     Returns:
         [B, Hq, Sq, D]
     """
-    # 不用 SDPA 自带的 `is_causal`：query 和 key 不等长时，它按左上角对齐，分块预填充会因此看不到历史。
-    # Not SDPA's own `is_causal`: if queries and keys differ in number,
-    # it aligns top-left, and a chunk would miss its history.
-    #     2 queries, 5 keys     top-left: 1 0 0 0 0     bottom-right: 1 1 1 1 0
-    #                                     1 1 0 0 0                   1 1 1 1 1
     # `enable_gqa` 让 6 个 query 头配 2 个 KV 头：头 0 到 2 用 KV 头 0，头 3 到 5 用 KV 头 1。
     # `enable_gqa` fits 6 query heads to 2 KV heads: heads 0 to 2 use KV head 0, heads 3 to 5 use KV head 1.
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)  # [B, Hq, Sq, D]

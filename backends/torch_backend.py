@@ -1,7 +1,7 @@
 """参考后端：用最朴素的张量运算写出注意力的每一步，一条序列接一条序列地算。
 
 它不求快，只求看得清：取块、打分、掩码、softmax、加权求和各占一行，适合设断点。
-其余后端都以它为准绳（它自己则由测试里的 float64 版本检验）。
+其余后端都以它为参照（它自己则由测试里的 float64 版本检验）。
 
 The reference backend: every step of attention in plain tensor operations, one sequence after the other.
 
@@ -24,8 +24,8 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
 
     Args:
         cache: [num_blocks, block_size, Hkv, D]
-        block_table: this sequence's block ids, [max_blocks] int32
-        length: number of tokens to take
+        block_table: [max_blocks] int32，这条序列的块编号；this sequence's block ids
+        length: 取多少个 token；number of tokens to take
 
     Returns:
         [length, Hkv, D]
@@ -35,14 +35,12 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
     # Example: with blocks of 16, a `length` of 35 takes 3 blocks; any -1 further back in the table is never read.
     num_blocks = (length + block_size - 1) // block_size
     # 像按 inode 的块列表读文件：块表 [7, 2, 5] 取出 7、2、5 号块，共 48 个槽位，再截下前 35 个。
-    # Like reading a file by its inode's block list: table [7, 2, 5] takes blocks 7,
-    # 2 and 5, 48 slots, cut down to 35 next.
+    # Like reading a file by its inode's block list: [7, 2, 5] takes blocks 7, 2 and 5, 48 slots, cut to 35 next.
     pages = cache[block_table[:num_blocks].long()]  # [num_blocks, block_size, Hkv, D]
     # 最后一个块可能没写满，切片把没写过的槽位（也许是 NaN）留在外面。
     # The last block may be partly empty; the slice leaves its unwritten slots, possibly NaN, outside.
     # 不能指望掩码：NaN * 0 还是 NaN，权重为 0 的槽位只要参加了求和，输出就毁了。
-    # The mask alone would not do: NaN * 0 is still NaN,
-    # so a slot of weight 0 that takes part in the sum ruins the output.
+    # The mask alone would not do: NaN * 0 is still NaN, so a slot of weight 0 ruins a sum that it takes part in.
     return pages.flatten(0, 1)[:length]  # [length, Hkv, D]
 
 
@@ -57,7 +55,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) 
         k, v: [Sk, Hkv, D]
 
     Returns:
-        [Sq, Hq, D], dtype of q
+        [Sq, Hq, D]，dtype 与 q 相同；dtype of q
     """
     num_queries, num_keys = q.shape[0], k.shape[0]
     # bf16 只有 8 位有效数字，分数和 softmax 都提到 float32 再算；输入是 float64 就保持 float64。
@@ -69,8 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) 
     # 分组查询注意力：相邻的 Hq // Hkv 个 query 头共用一个 KV 头，这里把 KV 头复制开来对齐。
     # Grouped-query attention: Hq // Hkv neighbouring query heads share one KV head; repeat KV heads to line up.
     # 6 个 query 头、2 个 KV 头，每组 3 个。`repeat_interleave` 得 0 0 0 1 1 1；`repeat` 得 0 1 0 1 0 1，是常见的错误。
-    # 6 query heads, 2 KV heads, groups of 3. `repeat_interleave` gives 0 0 0 1 1 1;
-    # `repeat` gives 0 1 0 1 0 1, a common bug.
+    # 6 query heads, 2 KV heads: 3 each. `repeat_interleave` gives 0 0 0 1 1 1; `repeat` 0 1 0 1 0 1, a common bug.
     group_size = q.shape[1] // k.shape[1]
     k = k.repeat_interleave(group_size, dim=1).to(compute_dtype)  # [Sk, Hq, D]
     v = v.repeat_interleave(group_size, dim=1).to(compute_dtype)  # [Sk, Hq, D]
@@ -105,8 +102,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) 
     # A row that sees no key gives 0/0 = NaN in softmax; by contract its output is 0. A true NaN in the input stays.
     weights = weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)  # [Hq, Sq, Sk]
     # 每个输出是各行 v 的加权平均：0.665 * v[0] + 0.245 * v[1] + 0.090 * v[2]。在这里看 `weights[0]`，每行的和是 1。
-    # Each output is an average of rows of v: 0.665 * v[0] + 0.245 * v[1] + 0.090 * v[2].
-    # Here rows of `weights[0]` sum to 1.
+    # An output averages rows of v: 0.665 * v[0] + 0.245 * v[1] + 0.090 * v[2]. Rows of `weights[0]` sum to 1.
     return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)  # [Sq, Hq, D]
 
 

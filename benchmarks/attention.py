@@ -1,4 +1,4 @@
-"""注意力内核：每个后端的写缓存、解码、预填充各用多少微秒，达到带宽和算力上限的几成。
+"""注意力核函数：每个后端的写缓存、解码、预填充各用多少微秒，达到带宽和算力上限的几成。
 
 每个测量把若干次启动录进一张 CUDA graph 再重放，启动间隙不算在内；数据轮换着用，超过 60 MB 的 L2，量到的才是显存。
 
@@ -138,7 +138,7 @@ def main() -> None:
 
     Measure each backend that can be recorded in a CUDA graph.
     """
-    parser = argparse.ArgumentParser(description="注意力内核 / attention kernels")
+    parser = argparse.ArgumentParser(description="注意力核函数 / attention kernels")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     random.seed(0)

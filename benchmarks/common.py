@@ -1,4 +1,4 @@
-"""各个测速脚本的公共部分：建引擎（真实权重或随机权重）、随机提示、统计、写 JSON。
+"""各个测速脚本的公共部分：建引擎（真实权重或随机权重）、随机提示词、统计、写 JSON。
 
 What the benchmarks share: making an engine (real or random weights), random prompts, statistics, writing JSON.
 """
@@ -44,7 +44,7 @@ def make_llm(args: argparse.Namespace, **options: Any) -> LLM:
     common = {"backend": args.backend, "max_model_len": args.max_model_len, **options}
     if args.config is None:
         return LLM(args.model, **common)
-    # 引擎要一个完整的文件夹：配置来自 FILE，分词器借内嵌模型的，测速只用 token id。
+    # 引擎要一个完整的文件夹：配置来自 FILE，分词器借内置模型的，测速只用 token id。
     # The engine wants a whole folder: the configuration from FILE, the embedded model's tokenizer; only ids are used.
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(args.config, Path(folder) / "config.json")
@@ -54,7 +54,7 @@ def make_llm(args: argparse.Namespace, **options: Any) -> LLM:
 
 
 def random_prompts(rng: random.Random, lengths: Sequence[int], vocab_size: int) -> list[list[int]]:
-    """随机 token id 的提示，每次都不同，前缀缓存帮不上忙。
+    """随机 token id 的提示词，每次都不同，前缀缓存帮不上忙。
 
     Prompts of random token ids, new each time, so that the prefix cache is no help.
     """

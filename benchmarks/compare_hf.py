@@ -31,7 +31,7 @@ from mini_llama import LLM, SamplingParams
 
 
 def make_workloads(scale: int) -> dict[str, list[tuple[int, int]]]:
-    """每种负载：每个请求的（提示长度，输出长度）。
+    """每种负载：每个请求的（提示词长度，输出长度）。
 
     Each workload: the (prompt length, output length) of each request.
     """

@@ -1,4 +1,4 @@
-"""延迟：n 个 128 token 的提示，各输出 512 个 token，贪心。
+"""延迟：n 个 128 token 的提示词，各输出 512 个 token，贪心。
 
 TTFT 是 `max_tokens=1` 的总时间；TPOT =（总时间 - TTFT）/ 511；ITL 是相邻两步之间的间隔，看它是否稳定。
 

@@ -57,7 +57,7 @@ def draw() -> str:
         name, weights, kv = MODELS[model]
         n, value = row["n"], row["tpot_ms"]["median"]
         y = 162 + 22 * position + 8 * i
-        # 平均上下文：128 个提示 token，加上 512 个输出的一半。
+        # 平均上下文：128 个提示词 token，加上 512 个输出的一半。
         # The mean context: 128 prompt tokens and half of the 512 output tokens.
         limit = (weights + n * (128 + 256) * kv) / BANDWIDTH * 1e3
         parts += [text(10, y + 13, f"{name}, n={n}"), bar(150, y, 400 * value / longest, COLORS[i])]

@@ -1,6 +1,6 @@
-"""吞吐量：random-256，256 个请求，提示与输出的长度都在 100 到 1024 之间均匀随机，温度 0.6。
+"""吞吐量：random-256，256 个请求，提示词与输出的长度都在 100 到 1024 之间均匀随机，温度 0.6。
 
-`--shared-prefix N` 让所有提示以同样的 N 个 token 开头，看前缀缓存省下多少。
+`--shared-prefix N` 让所有提示词以同样的 N 个 token 开头，看前缀缓存省下多少。
 
 Throughput: random-256, that is 256 requests whose prompt and output lengths are uniform in 100 to 1024, at temperature
 0.6.
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--shared-prefix", type=int, default=0, metavar="N")
     args = parser.parse_args()
-    # 种子固定，次序固定：先是每个提示的长度和内容，然后才是所有输出长度，与同类引擎的测法一致。
+    # 种子固定，次序固定：先是每个提示词的长度和内容，然后才是所有输出长度，与同类引擎的测法一致。
     # A fixed seed and order: each prompt's length and ids first, all output lengths after, as engines of this kind do.
     random.seed(0)
     lengths = []

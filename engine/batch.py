@@ -1,4 +1,4 @@
-"""批构造器：把调度器的决定摊平成几个一维张量，模型一次前向就能吃下全部序列。
+"""批构造器：把调度器的决定摊平成几个一维张量，模型一次前向就能算完全部序列。
 
 你在这里：`llm_engine.py` 的 `step` 调用 `build_batch`，结果交给 `model_runner.py`。
 
@@ -47,8 +47,8 @@ class Batch:
 
     Attributes:
         input_ids, positions: [T] int64
-        metadata: what attention needs
-        logits_indices: the rows that sample, [S] int64
+        metadata: 注意力需要的信息；what attention needs
+        logits_indices: [S] int64，要采样的行；the rows that sample
     """
 
     # T 是这一步的新 token 总数，各序列首尾相接，没有填充：长 3 和 5 的提示词是 T = 8，补齐则要算 2 * 5 = 10。
@@ -80,10 +80,8 @@ def _rectangle(tables: list[list[int]], device: torch.device) -> Tensor:
     Returns:
         [num_seqs, max_blocks] int32
     """
-    # 空位填 -1 而不是 0：0 是真实的块编号，填 0 就分不清“没有”和“0 号块”，调试时一眼看不出错。
-    # Empty cells hold -1 and not 0: 0 is a real block id, and "none" would look like "block 0" in the debugger.
-    # 但 -1 不会自己报错：torch 的下标 -1 是最后一个块。后端按长度截断，从不读空位。
-    # Yet -1 is no error by itself: to torch, index -1 is the last block. Backends stop at the length and never read it.
+    # 空位填 -1，因为 0 是真实的块编号。-1 自己不会报错，torch 当它是最后一个块；后端按长度截断，从不读空位。
+    # Empty cells hold -1, as 0 is a real id. By itself -1 is no error but torch's last block; backends never read it.
     #     [[7, 2, 5], [0]]  ->  [[7, 2, 5], [0, -1, -1]]
     width = max(map(len, tables), default=0)
     rows = [table + [-1] * (width - len(table)) for table in tables]
@@ -99,10 +97,11 @@ class FlatStep:
     A step laid flat, before it becomes tensors; CUDA graphs use it as well.
 
     Attributes:
-        input_ids, positions, slots: a value a new token, [T]
-        logits_indices: the tokens that need logits, [S]
-        samples: for each of them its sequence and which output it is, [S]
-        pending: (index in `input_ids`, row among the last step's tokens) of inputs that are on the device only
+        input_ids, positions, slots: [T]，每个新 token 一个值；a value a new token
+        logits_indices: [S]，要算 logits 的 token；the tokens that need logits
+        samples: [S]，它们各属于哪个序列、是第几个输出；for each of them its sequence and which output it is
+        pending: 只在设备上的输入：（`input_ids` 的下标，上一步的 token 里的行号）；
+            inputs on the device only: (index in `input_ids`, row among the last step's tokens)
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -119,8 +118,7 @@ def sampling_rows(schedule: list[ScheduledSequence]) -> list[Sample]:
     Which rows sample, and which output of which sequence each is; in the order of the logits.
     """
     # 同一序列有几行时，序号依次往上数：噪声由序号决定，猜测对不对都不会改变。
-    # Where a sequence has several rows, their numbers count up: the noise depends on the number, whether or not the
-    # guesses are right.
+    # A sequence's rows count up: the noise depends on the number, whether or not the guesses are right.
     return [(row.seq, row.seq.num_output_tokens + i) for row in schedule for i in range(row.num_logits)]
 
 
@@ -135,16 +133,14 @@ def flatten(schedule: list[ScheduledSequence], block_size: int) -> FlatStep:
     for row in schedule:
         seq, start = row.seq, row.seq.num_computed_tokens
         # 这一行只算 [start, end)：命中的和以前算过的都在 `start` 之前，K、V 已在缓存里，不再进模型。
-        # This row computes [start, end) only: what was hit or computed lies ahead of `start`,
-        # is in the cache and stays out.
+        # This row computes [start, end) only: what was hit or computed before `start` is in the cache and stays out.
         # 例：提示词 20 个 token，已算 12 个，这步 6 个：
         # Example: a prompt of 20, 12 computed, 6 in this step:
         #     input_ids += token_ids[12:18]      positions += 12, 13, 14, 15, 16, 17
         end = start + row.num_new_tokens
         step.input_ids += seq.inputs(start, end)
         # 常见的 bug：每个分段的位置又从 0 数起。不会报错，只是旋转位置编码全错，输出成了胡话。
-        # A common bug starts each chunk's positions at 0 again:
-        # no error, but rotary embedding is wrong and the text babbles.
+        # A common bug starts each chunk's positions at 0 again: no error, but wrong rotations and babble.
         step.positions += range(start, end)
         # 位置 -> 槽位：第 `p // block_size` 个块的第 `p % block_size` 个槽位。Python 整数不会溢出，张量用 int64。
         # Position -> slot: offset `p % block_size` of block `p // block_size`. Python ints never overflow; int64 after.
@@ -173,8 +169,9 @@ def build_batch(
     Turn a step's schedule into tensors.
 
     Args:
-        schedule: rows with a single new token first, as `Scheduler.schedule` returns them
-        sampled: the tokens of the step before, where some inputs are on the device only, [rows] int64
+        schedule: 只有一个新 token 的行在前，即 `Scheduler.schedule` 的返回值；
+            rows with a single new token first, as `Scheduler.schedule` returns them
+        sampled: [rows] int64，上一步的 token，有输入只在设备上时才用；the last tokens, if inputs are on the device only
     """
     step = flatten(schedule, block_size)
     # 调度器已把这些行排在最前，所以个数就是分界线：`[:num_decodes]` 走解码函数，`[num_decodes:]` 走变长函数。

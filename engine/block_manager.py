@@ -22,15 +22,15 @@ from engine.sequence import Sequence
 def num_blocks_needed(num_tokens: int, block_size: int) -> int:
     """装下这么多 token 要几个块，向上取整。
 
+    浪费只在最后一个块：35 个 token 占 3 个块共 48 个槽位，空 13 个；若按最大长度预留，会空出几千个。例，块大小 16：
+
     Blocks that hold so many tokens, rounded up.
+    Waste is in the last block only: 35 tokens take 3 blocks, 48 slots, and 13 stay empty; reserving the maximum length
+    instead would leave thousands empty. Example with blocks of 16:
+
+        tokens   0   1   16   17   35
+        blocks   0   1    1    2    3
     """
-    # 例，块大小 16：
-    # Example with blocks of 16:
-    #     tokens   0   1   16   17   35
-    #     blocks   0   1    1    2    3
-    # 浪费只在最后一个块：35 个 token 占 3 个块共 48 个槽位，空 13 个；若按最大长度预留，会空出几千个。
-    # Waste is in the last block only: 35 tokens take 3 blocks, 48 slots, and 13 stay empty;
-    # reserving the maximum length instead would leave thousands empty.
     return (num_tokens + block_size - 1) // block_size
 
 
@@ -66,8 +66,9 @@ class BlockManager:
     Allocates, shares, registers, frees and evicts physical blocks.
 
     Attributes:
-        free_queue: free block ids, the longest unused first; a dict for removal in O(1) from the middle
-        cached: hash -> the id of the block that bears this name
+        free_queue: 空闲块的编号，闲得最久的在前；用字典，从中间删除才是 `O(1)`；
+            free block ids, the longest unused first; a dict for removal in `O(1)` from the middle
+        cached: 哈希 -> 登记在它名下的块的编号；hash -> the id of the block that bears this name
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
@@ -193,7 +194,7 @@ class BlockManager:
         """
         if not self.enable_prefix_caching:
             return
-        # 看已算的数，不看已知的数：刚采到的 token 还没过模型，K、V 不在缓存里，命中的人会读到垃圾。
+        # 看已算的数，不看已知的数：刚采到的 token 还没经过前向计算，K、V 不在缓存里，命中的人会读到垃圾值。
         # Go by computed tokens, not known ones: the token just sampled has no K and V in the cache yet,
         # and who hits such a block reads junk.
         # 例，块大小 4：已知 8 个、已算 7 个，7 // 4 = 1，所以第 2 个块要等下一步才登记。
@@ -286,15 +287,16 @@ class BlockManager:
     def grow(self, seq: Sequence, num_tokens: int) -> None:
         """最后一个块写满时才需要新块：需要的块数大于块表长度，就补到够。
 
+        直接比“需要”和“已有”，怎么增长都对，块大小 16：
+
         Only when the last block is full is a new one needed: while more are needed than the table has, add one.
+        Comparing what is needed with what is there is right for any growth, with blocks of 16:
+
+            tokens   15 -> 16        16 -> 17        16 -> 36
+            blocks    1 -> 1          1 -> 2          1 -> 3
         """
         # 有的引擎写成 `len % block_size == 1` 就加一个块：每步恰好多 1 个 token 才对，一次多 20 个就会漏。
-        # Some engines add a block when `len % block_size == 1`:
-        # right if each step adds just 1 token, wrong for a chunk of 20.
-        # 直接比“需要”和“已有”，怎么增长都对，块大小 16：
-        # Comparing what is needed with what is there is right for any growth, with blocks of 16:
-        #     tokens   15 -> 16        16 -> 17        16 -> 36
-        #     blocks    1 -> 1          1 -> 2          1 -> 3
+        # Some engines add a block when `len % block_size == 1`: right if a step adds 1 token, wrong for a chunk of 20.
         while self.num_blocks_needed(num_tokens) > len(seq.block_table):
             seq.block_table.append(self._take_free_block())
 
@@ -351,10 +353,10 @@ class BlockManager:
         Check the books; anything that does not hold is a bug of the engine.
 
         Args:
-            sequences: all that may hold blocks
+            sequences: 所有可能占着块的序列；all that may hold blocks
 
         Raises:
-            RuntimeError: an invariant is broken; the message says which
+            RuntimeError: 某条不变量不成立，消息里写明是哪条；an invariant is broken; the message says which
         """
         # 以块表为准重数一遍，再和账本对照，像 fsck 用目录树核对空闲位图。
         # Count anew from the block tables and compare with the books,

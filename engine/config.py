@@ -38,24 +38,25 @@ class EngineConfig:
     The engine's options; the defaults suit a laptop.
 
     Attributes:
-        model: model folder, hub id in the local cache, or None for the embedded model
-        backend: attention backend, or "auto"
+        model: 模型文件夹、本地缓存里的 hub id，None 是内置模型；folder, hub id in the local cache; None: embedded
+        backend: 注意力后端，或 "auto"；attention backend, or "auto"
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        dtype: "auto", "float32", "bfloat16" or "float16"
-        max_model_len: longest prompt + output in tokens; None takes what the model and the memory allow
-        max_num_seqs: most sequences running at once
-        max_num_batched_tokens: token budget of one step; None is 8192 on CUDA, 2048 on the CPU
-        kvcache_block_size: tokens per block; None is the backend's default
-        num_kvcache_blocks: size of the pool; None is what the memory allows
-        gpu_memory_utilization: how full the GPU's memory may get, other programs included; a share of it, in (0, 1]
-        enable_prefix_caching: share blocks of equal prefixes
-        enforce_eager: no CUDA graphs, no fused kernels, no overlapped loop; for debugging
-        load_format: "auto" reads the weights, "dummy" makes random ones (for measuring speed)
-        seed: where the seeds of requests without one come from
-        strict: check every invariant in every step (slow; for tests and for learning)
+        dtype: "auto", "float32", "bfloat16", "float16"
+        max_model_len: 提示词加输出的上限；None 由模型和内存决定；most tokens, prompt + output; None: model and memory
+        max_num_seqs: 最多同时运行几个序列；most sequences running at once
+        max_num_batched_tokens: 一步的 token 预算，默认 8192（CUDA）或 2048（CPU）；
+            budget of a step: 8192 (CUDA), 2048 (CPU)
+        kvcache_block_size: 每块多少 token；None 取后端的默认值；tokens per block; None is the backend's default
+        num_kvcache_blocks: 块池有多少块；None 由内存决定；size of the pool; None is what the memory allows
+        gpu_memory_utilization: 显存最多占几成，含别的程序，(0, 1]；share of the GPU to fill, others included, (0, 1]
+        enable_prefix_caching: 相同的前缀共用块；share blocks of equal prefixes
+        enforce_eager: 不用 CUDA graph、融合核函数和重叠循环，便于调试；no CUDA graphs, fusion or overlap; for debugging
+        load_format: "auto" 读权重，"dummy" 用随机权重（测速用）；"auto" reads weights, "dummy" draws random ones
+        seed: 没给种子的请求，种子由它产生；where the seeds of requests without one come from
+        strict: 每步检查全部不变量（慢，供测试和学习）；check all invariants in each step (slow; to test and learn)
 
     Raises:
-        ValueError: a value is out of range
+        ValueError: 某个值超出范围；a value is out of range
     """
 
     # None 是随仓库附带的小模型：不下载、不要 GPU，第一次读源码就用它。
@@ -130,13 +131,13 @@ class EngineConfig:
             check_flag(name, getattr(self, name))
 
     def resolve(self) -> "EngineSetup":
-        """落到这台机器和这个模型上。全是不花钱的检查：选错后端应当立刻报错，而不是读完 6 GB 权重之后。
+        """落到这台机器和这个模型上。全是开销很小的检查：选错后端应当立刻报错，而不是读完 6 GB 权重之后。
 
         Settle everything for this machine and this model. All of it is cheap: a wrong backend fails at once, and not
         after reading 6 GB of weights.
 
         Raises:
-            ValueError, ModelLoadError, BackendUnavailableError: something does not fit; the message says what
+            ValueError, ModelLoadError, BackendUnavailableError: 有什么不合适；something does not fit
         """
         device, folder = self.resolve_device(), self.resolve_model_folder()
         model_config = load_config(folder)
@@ -185,7 +186,7 @@ class EngineConfig:
         `auto` is CUDA where there is one, else the CPU.
 
         Raises:
-            ValueError: no such device here
+            ValueError: 这台机器没有这个设备；no such device here
         """
         if self.device == "auto":
             # 没有 GPU 也能跑，只是慢：每一行都能在笔记本电脑的调试器里走一遍。
@@ -232,7 +233,7 @@ class EngineConfig:
         `org/name` is a hub id, looked up in the local cache.
 
         Raises:
-            ModelLoadError: none of these; the message says how to download
+            ModelLoadError: 都不是，消息里写明怎样下载；none of these; the message says how to download
         """
         if self.model is None:
             return EMBEDDED_MODEL
@@ -281,8 +282,8 @@ class EngineSetup:
     is passed on.
 
     Attributes:
-        config: what the user said, for what needs no settling
-        kernels: the fused kernels, or None if every step is to run by itself
+        config: 用户给的选项，不需要换算的都从这里取；what the user said, for what needs no settling
+        kernels: 融合核函数；每一步要单独执行时为 None；the fused kernels, or None if every step is to run by itself
     """
 
     config: EngineConfig
@@ -302,7 +303,7 @@ def check_pool_size(num_blocks: int, block_size: int, requested: int | None, lim
     The pool must hold one sequence of the length that was asked for; if none was, at least a block.
 
     Raises:
-        ValueError: it does not
+        ValueError: 装不下；it does not
     """
     wanted, fits = requested or limit, num_blocks * block_size
     if fits < wanted and (requested is not None or fits == 0):

@@ -41,7 +41,7 @@ class Detokenizer:
     is ever taken back.
 
     Args:
-        prompt_token_ids: what precedes the output; its end is the first context
+        prompt_token_ids: 输出之前的 token，它的末尾是最初的上文；what precedes the output; its end is the first context
     """
 
     def __init__(

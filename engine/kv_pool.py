@@ -42,8 +42,8 @@ class KVPool:
     The pool's shape, and the length that it can serve.
 
     Attributes:
-        num_blocks, block_size: blocks, and tokens of a block
-        max_model_len: the longest sequence that both the model and the pool can serve
+        num_blocks, block_size: 块数，每块多少 token；blocks, and tokens of a block
+        max_model_len: 模型和块池都撑得起的最长序列；the longest sequence that both the model and the pool can serve
     """
 
     num_blocks: int
@@ -57,10 +57,11 @@ def create_pool(setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reser
     Capacity planning, in this order: what do the weights leave, what length does that serve, then allocate.
 
     Args:
-        reserved_bytes: memory of the device that will be taken later
+        reserved_bytes: 以后还要占用的设备内存；memory of the device that will be taken later
 
     Raises:
-        ValueError: the pool cannot hold one sequence of the length that was asked for, or does not fit into the memory
+        ValueError: 块池装不下要求的长度，或内存放不下块池；
+            the pool too small for the length, or the memory for the pool
     """
     config, limit = setup.config, setup.model_config.max_position_embeddings
     num_blocks = config.num_kvcache_blocks or _affordable_blocks(setup, runner, sampler, reserved_bytes)

@@ -27,6 +27,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
+from engine.validation import naming
 
 
 class LLMEngine:
@@ -35,11 +36,11 @@ class LLMEngine:
     Requests enter and tokens leave here, always between two steps.
 
     Attributes:
-        num_generated_tokens, num_computed_tokens: totals since the engine started
+        num_generated_tokens, num_computed_tokens: 引擎启动以来的合计；totals since the engine started
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
-        # 先做不花钱的：选项、分词器、生成配置有什么不对，马上就报错，不必等 6 GB 的权重读完。
+        # 先做开销小的：选项、分词器、生成配置有什么不对，马上就报错，不必等 6 GB 的权重读完。
         # What costs nothing comes first: wrong options, tokenizers and generation configs fail at once, and nobody
         # waits for 6 GB of weights.
         setup = config.resolve()
@@ -86,11 +87,12 @@ class LLMEngine:
         Add a request and return its id; others may be running.
 
         Raises:
-            ValueError: the request is not valid; nothing was added
+            ValueError: 请求不合法，什么也没有加入；the request is not valid; nothing was added
         """
         # 这一行抛错时引擎的状态还没变（只用掉一个编号），正在跑的请求照常继续。
         # If this line raises, no state has changed but a number used up, and the running requests go on.
-        seq = self.requests.prepare(prompt, params, request_id)
+        with naming("" if request_id is None else f"request {request_id}"):
+            seq = self.requests.prepare(prompt, params, request_id)
         self.add_sequence(seq)
         return seq.request_id
 
@@ -100,7 +102,7 @@ class LLMEngine:
         Queue a sequence that `requests.prepare` has validated.
 
         Raises:
-            ValueError: the request id is in use
+            ValueError: 请求 id 已在用；the request id is in use
         """
         for each in self.requests.open(seq):
             self.scheduler.add(each)
@@ -111,7 +113,7 @@ class LLMEngine:
         Cancel a request and return its blocks at once; what it has put out so far is returned. May be called between
         any two steps.
         """
-        # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成本来就会赛跑，取消应当是幂等的。
+        # 没有这个 id 或它已经结束，都返回 None 而不报错：取消和完成之间本来就有竞态，取消应当是幂等的。
         # None for an id unknown or finished, and no error: cancelling races with finishing and has to be idempotent.
         # 还没放进队列的也要一起取消；一个请求有几份输出，就取消几次，都停下之后才交出结果。
         # Those not queued yet are cancelled as well; each output takes a turn, the result comes once all have ended.
@@ -176,12 +178,10 @@ class LLMEngine:
         One step: schedule, forward, sample, update, in a straight line.
 
         Returns:
-            the requests that finished in this step
+            这一步结束的请求；the requests that finished in this step
         """
-        # 没有请求时调用也无妨：没事可做，就没有结果。
-        # Calling it without any request does no harm: nothing to do, no results.
-        # 像事件循环的一次 tick：做完一步就返回，从不阻塞着等新请求；何时再来由调用者决定。
-        # One tick of an event loop: do a step and return, never block for new requests; the caller calls again.
+        # 像事件循环的一次 tick：没有请求，或者做完一步，就返回，从不阻塞着等新请求；何时再来由调用者决定。
+        # One tick of an event loop: without requests, or after a step, it returns and never blocks for new ones.
         if not self.has_unfinished():
             return []
         # 看 `schedule`：（序列，新 token 数）的列表。解码行都是 1，新提示词是整段，或预算剩下的那么多。

@@ -78,16 +78,14 @@ class ModelRunner:
         One forward pass: all tokens go through all layers, only the rows that sample become logits.
 
         Returns:
-            [S, vocab_size], the model's dtype
+            [S, vocab_size]，模型自己的 dtype；the model's dtype
         """
         # 断点停在这里看 `batch`：T 个 token 首尾相接，哪几个属于同一条序列，只有 `batch.metadata` 知道。
         # Stop here and look at `batch`: T tokens lie end to end, and only `batch.metadata` knows whose they are.
         # 外面若开着 autocast，矩阵乘法就换了精度，选出的 token 也会变：在这里关掉，出去时恢复。
-        # Under a caller's autocast the products would change their precision, and the tokens with it: off in here, and
-        # as it was on leaving.
+        # Under a caller's autocast the products would change precision, and tokens with it: off in here, then restored.
         with torch.autocast(self.device.type, enabled=False):
             hidden = self.forward(batch.input_ids, batch.positions, batch.metadata)  # [T, hidden]
             # 1000 个 token 的提示词只有最后 1 个要 logits；全算就是 1000 * 128256 * 4 字节，约 0.5 GB，几乎全扔掉。
-            # A prompt of 1000 tokens needs logits for its last 1: all would be 1000 * 128256 * 4 bytes, 0.5 GB for
-            # nothing.
+            # A prompt of 1000 needs logits for its last 1: all would be 1000 * 128256 * 4 bytes, 0.5 GB for nothing.
             return self.model.compute_logits(hidden.index_select(0, batch.logits_indices))

@@ -14,7 +14,7 @@ class Logprob:
     One token's log-probability.
 
     Attributes:
-        rank: 1 is the likeliest token of the vocabulary
+        rank: 在词表里的名次，1 是最可能的；1 is the likeliest token of the vocabulary
     """
 
     logprob: float
@@ -82,13 +82,17 @@ class CompletionOutput:
     One output.
 
     Attributes:
-        index: which of the request's `n` outputs
-        text: the decoded output
-        token_ids: the output's token ids, a stop token included, and those that made a stop string
-        finish_reason: "stop", "length" or "abort"; None while it runs
-        stop_reason: the stop token id or the stop string that the user gave and that ended it, else None
-        logprobs: for each output token its id and the likeliest ones with their log-probabilities, if asked for
-        cumulative_logprob: sum of the chosen tokens' log-probabilities, if asked for
+        index: 请求的 `n` 份输出里的第几份；which of the request's `n` outputs
+        text: 还原出的文字；the decoded output
+        token_ids: 输出的 token id，停止 token 和组成停止字符串的也在内；
+            the output's token ids, a stop token included, and those that made a stop string
+        finish_reason: "stop"、"length"、"abort" 或 "error"，运行中为 None；
+            "stop", "length", "abort" or "error"; None while it runs
+        stop_reason: 结束它的、用户给的停止 id 或停止字符串，否则为 None；
+            the stop token id or stop string that the user gave and that ended it, else None
+        logprobs: 要求时，每个输出 token 自己和最可能的几个的对数概率；
+            if asked for, the log-probabilities of each output token and of the likeliest ones
+        cumulative_logprob: 要求时，所选各 token 的对数概率之和；sum of the chosen tokens' logprobs, if asked for
     """
 
     index: int
@@ -112,10 +116,11 @@ class RequestOutput:
     One request's result.
 
     Attributes:
-        prompt: the prompt's text, None if it came as token ids
-        finished: whether this is all; False only for the outputs that `AsyncLLM` gives on the way
-        num_cached_tokens: prompt tokens that the prefix cache saved
-        metrics: points in time, in seconds of `time.monotonic`
+        prompt: 提示词的文字；以 token id 传来时为 None；the prompt's text, None if it came as token ids
+        finished: 是不是全部；只有 `AsyncLLM` 中途给的结果才为假；
+            whether this is all; False only on the way, from `AsyncLLM`
+        num_cached_tokens: 前缀缓存省下的提示词 token 数；prompt tokens that the prefix cache saved
+        metrics: 几个时间点，单位是 `time.monotonic` 的秒；points in time, in seconds of `time.monotonic`
     """
 
     request_id: str
@@ -138,10 +143,10 @@ class EngineMetrics:
     The engine at this moment. Totals only grow: for a speed, divide the difference of two readings by the time between.
 
     Attributes:
-        num_running, num_waiting: requests
-        kv_cache_usage: the share of blocks in use, from 0 to 1
-        prefix_cache_queries, prefix_cache_hits: totals, in tokens
-        num_computed_tokens, num_generated_tokens: totals; recomputation after preemption counts as computed
+        num_running, num_waiting: 请求数；requests
+        kv_cache_usage: 在用的块所占的比例，0 到 1；the share of blocks in use, from 0 to 1
+        prefix_cache_queries, prefix_cache_hits: 合计，单位 token；totals, in tokens
+        num_computed_tokens, num_generated_tokens: 合计；重算也计入前者；totals; recomputation counts as computed
     """
 
     num_running: int

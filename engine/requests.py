@@ -34,7 +34,7 @@ def load_generation_config(folder: Path, model_config: ModelConfig) -> tuple[Sam
     is temperature 0.
 
     Raises:
-        ModelLoadError: `generation_config.json` holds a value that is not valid
+        ModelLoadError: `generation_config.json` 里有不合法的值；`generation_config.json` holds an invalid value
     """
     # 这个文件可有可无，与必需的 `config.json` 不同；没有它，就用 `SamplingParams` 自己的默认值。
     # Optional, unlike `config.json`, which must be there; without it `SamplingParams` has defaults of its own.
@@ -73,9 +73,11 @@ class Requests:
     number 1.
 
     Attributes:
-        defaults: what the model's `generation_config` asks for, used where a request brings no parameters
-        eos_token_ids: the ids that end an output unless `ignore_eos`
-        ids_in_use: of the requests that are unfinished, to find duplicates; `finish` frees an id again
+        defaults: 模型的 `generation_config` 所建议的，请求没带参数时用；
+            what the model's `generation_config` asks for, used where a request brings no parameters
+        eos_token_ids: 结束一份输出的 id，除非 `ignore_eos`；the ids that end an output unless `ignore_eos`
+        ids_in_use: 没有结束的请求的 id，用来查重；`finish` 让它可以再用；
+            of the requests that are unfinished, to find duplicates; `finish` frees an id again
     """
 
     def __init__(
@@ -117,11 +119,11 @@ class Requests:
         any.
 
         Args:
-            stream: its text is wanted while it runs
+            stream: 运行途中就要它的文字；its text is wanted while it runs
 
         Raises:
-            ValueError: empty or too long a prompt (text of over 64 characters x `max_model_len` is not even tokenized),
-                or a token id out of range; names the request and the limit
+            ValueError: 提示词空或太长（文字超过 64 个字符 × `max_model_len` 的不分词），或 id 越界；
+                an empty or too long prompt (over 64 characters × `max_model_len`: not tokenized), or an id out of range
         """
         # 检查都在入口做完，相当于准入校验：放进队列之后才发现不合法，就要在别人的请求中间收拾残局。
         # All checks stand at the door (admission control): one found bad in the queue must be removed amid others.
@@ -137,10 +139,7 @@ class Requests:
         if isinstance(prompt, str):
             # 纯文本由分词器加 BOS；对话是以 id 传来的，模板已写好 BOS，走下面的分支，不会加第二遍。
             # Plain text gets its BOS from the tokenizer; a chat comes as ids, with the template's BOS, below.
-            try:
-                token_ids = self.tokenizer.encode(prompt)
-            except ValueError as error:
-                raise ValueError(f"request {request_id}: {error}") from None
+            token_ids = self.tokenizer.encode(prompt)
         # 布尔值在 Python 里也是 int：不排除它，`[True]` 就会被当成 1 号 token。
         # A bool is an int in Python: without this check `[True]` would pass for token 1.
         elif isinstance(prompt, list | tuple) and all(map(is_int, prompt)):
@@ -149,20 +148,20 @@ class Requests:
             # become Python's.
             token_ids = list(map(int, prompt))
         else:
-            raise ValueError(f"request {request_id}: a prompt is a string or a list of token ids, got {prompt!r:.80}")
+            raise ValueError(f"a prompt is a string or a list of token ids, got {prompt!r:.80}")
         # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
         # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
         limit, vocab_size = self.max_model_len, self.vocab_size
         # 空字符串分词后可能只剩一个 BOS，没有内容可答，同样算空提示词。
         # An empty string may still tokenize to a lone BOS; it asks nothing and counts as empty too.
         if not token_ids or prompt == "":
-            raise ValueError(f"request {request_id}: the prompt is empty; give at least one token")
+            raise ValueError("the prompt is empty; give at least one token")
         # 用 `>=`，因为至少要给输出留 1 个位置：上限 4096 时，4095 个 token 的提示词可以，4096 个不行。
         # `>=` leaves room for at least 1 output token: with a limit of 4096, a prompt of 4095 passes and 4096 does not.
         if len(token_ids) >= limit:
             raise ValueError(
-                f"request {request_id}: the prompt has {len(token_ids)} tokens, but prompt and output together "
-                f"must fit max_model_len={limit}: shorten it to at most {limit - 1}"
+                f"the prompt has {len(token_ids)} tokens, but prompt and output together must fit "
+                f"max_model_len={limit}: shorten it to at most {limit - 1}"
             )
         # 越界的 id 在 CUDA 上查嵌入表会触发设备端断言，整个进程的 CUDA 从此不可用：一个坏请求拖垮所有请求。
         # On CUDA an id out of range trips a device-side assert, and CUDA is dead for the process: one takes down all.
@@ -171,7 +170,7 @@ class Requests:
         for what, ids in (("token", token_ids), ("stop token", params.stop_token_ids or [])):
             bad = next((i for i in ids if not 0 <= i < vocab_size), None)
             if bad is not None:
-                raise ValueError(f"request {request_id}: {what} id {bad} is not in the vocabulary of {vocab_size}")
+                raise ValueError(f"{what} id {bad} is not in the vocabulary of {vocab_size}")
         # `ignore_eos` 只去掉模型自带的结束符，用户给的停止 id 照样有效；测速时靠它让输出一样长。
         # `ignore_eos` drops the model's own end tokens, the user's ids still count; benchmarks want equal lengths.
         stop_token_ids = frozenset(params.stop_token_ids or ())
@@ -180,7 +179,7 @@ class Requests:
         # 全被禁用，就没有 token 可选了。
         # With all of them banned there would be no token left to choose.
         if params.min_tokens and len(stop_token_ids) >= vocab_size:
-            raise ValueError(f"request {request_id}: min_tokens bans stop ids, and all {vocab_size} ids are stop ids")
+            raise ValueError(f"min_tokens bans stop ids, and all {vocab_size} ids are stop ids")
         return Sequence(
             request_id=request_id, token_ids=token_ids, num_prompt_tokens=len(token_ids), params=params,
             prompt=prompt if isinstance(prompt, str) else None,
@@ -201,7 +200,7 @@ class Requests:
         Register a request that has been validated, and return the sequences to queue now.
 
         Raises:
-            ValueError: the request id is in use
+            ValueError: 请求 id 已在用；the request id is in use
         """
         # 查重放在登记时做，不在 `prepare` 里：检查和加入之间，这个 id 可能被别人先用了。
         # Duplicates are checked here, not in `prepare`: between validating and adding somebody may take the id.

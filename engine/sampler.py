@@ -49,8 +49,7 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
 
     def column(values: list[float]) -> Tensor:
         # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
-        # A column broadcasts against logits of [S, vocab_size]:
-        # each row gets its own temperature without a Python loop.
+        # A column broadcasts against logits of [S, vocab_size]: each row has its own temperature, without a loop.
         return on_device(values, device, torch.float32).unsqueeze(1)  # [S, 1]
 
     return SamplingInputs(
@@ -78,7 +77,8 @@ class Sampler:
     step late which token was chosen, and the next step's penalties need it at once.
 
     Attributes:
-        counts: whether each token stands in the prompt (0), how often in the output (1); [2, rows, vocab_size] int32
+        counts: [2, rows, vocab_size] int32，各 token 在不在提示词里（0），输出里几次（1）；
+            in the prompt or not (0), how often in the output (1)
     """
 
     def __init__(
@@ -132,11 +132,12 @@ class Sampler:
         All of sampling, on the device and without waiting: bans and penalties, the choice, counts, log-probabilities.
 
         Args:
-            samples: the rows, [S]
+            samples: [S]，要采样的行；the rows
             logits: [S, vocab_size]
 
         Returns:
-            token ids [S] int64; and what `gather_logprobs` returns
+            [S] int64，选中的 token；the chosen tokens
+            `gather_logprobs` 的返回值；what `gather_logprobs` returns
         """
         # 断点停在这里，比较 `logits` 与 `scores`：没有行要改时，两者就是同一个张量。
         # Stop here and compare `logits` with `scores`: where no row is changed, both are the same tensor.
@@ -157,9 +158,9 @@ class Sampler:
         Deal the tokens that have come to the host out to the rows and record log-probabilities; called before `commit`.
 
         Args:
-            rows: each row's sequence and how many logits it had
-            tokens: one for each of those logits
-            logprobs: what `draw` returned
+            rows: 各行的序列，和它有几个 logits；each row's sequence and how many logits it had
+            tokens: 每个 logits 对应一个；one for each of those logits
+            logprobs: `draw` 的返回值；what `draw` returned
         """
         reports = iter([] if logprobs is None else logprobs.tolist())
         token_ids, end = [], 0
@@ -201,8 +202,8 @@ class Sampler:
         Ban first, then penalise. `logits` itself stays: raw log-probabilities are reported from it.
 
         Returns:
-            what to sample from, [S, vocab_size]; and the rows that use penalties with their rows of the counts, both
-            [P], or None
+            [S, vocab_size]，从中采样的分数；what to sample from
+            [P], [P]，用到惩罚的行，和在计数表里的行；或 None；rows with penalties and their rows of the counts, or None
         """
         special = [(row, seq, index) for row, (seq, index) in enumerate(samples) if seq.needs_logits]
         # 输出还没到 `min_tokens`，停止 token 的分数就变成 -inf，无论怎样采样都选不中；贪心也一样。
@@ -259,12 +260,12 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
 
     Args:
         logits: [S, vocab_size]
-        tokens: [S] int64, -1 where there is none
-        wanted: for each row how many of the likeliest tokens, None for no report; [S]
+        tokens: [S] int64，没有 token 的是 -1；-1 where there is none
+        wanted: [S]，各行要最可能的几个，不要报告的是 None；how many of the likeliest a row wants, None for no report
 
     Returns:
-        for each row that asks: the chosen token's log-probability and rank, the k highest log-probabilities, their ids;
-        k is the largest number wanted; [L, 2 + 2 * k] float64
+        [L, 2 + 2 * k] float64，要报告的行：所选的对数概率和名次，最高的 k 个对数概率和 id；
+            a row that asks: the chosen one's log-probability and rank, the k highest log-probabilities, their ids
     """
     rows = [row for row, number in enumerate(wanted) if number is not None]
     if not rows:

@@ -28,26 +28,28 @@ class SamplingParams:
     Sampling parameters, named as in vLLM.
 
     Attributes:
-        temperature: 0 is greedy, 1 is the model's own distribution, at most 2
-        top_p: keep the likeliest tokens until their probability reaches this, in (0, 1]
-        top_k: keep the k likeliest tokens; 0 or -1 is off
-        min_p: drop tokens below this share of the top probability, in [0, 1]
-        seed: fixes the noise; None draws one when the request is added
-        max_tokens: at most so many output tokens
-        min_tokens: at least so many; until then the request's stop ids cannot be chosen
-        stop: a string or several that end the output, at most 64 of at most 1,024 characters each; they are cut from
-            the text, their tokens stay
-        stop_token_ids: token ids that end the output, besides the model's own
-        ignore_eos: do not stop at the model's own end tokens
-        n: outputs per request, at most 1,024; output i draws its noise from seed + i
-        logprobs: report the log-probability of the chosen token and of so many likeliest ones, 0 to 20; None is off
-        presence_penalty: taken from the score of each token that the output holds, in [-2, 2]
-        frequency_penalty: likewise, times how often the output holds it, in [-2, 2]
-        repetition_penalty: divides the positive and multiplies the negative scores of tokens in prompt or output
-        skip_special_tokens: leave special tokens out of the text
+        temperature: 0 是贪心，1 是模型自己的分布，最大 2；0 is greedy, 1 is the model's own distribution, at most 2
+        top_p: 保留最可能的，直到概率之和达到它，取值 (0, 1]；keep the likeliest until they sum up to this, in (0, 1]
+        top_k: 保留最可能的 k 个；0 或 -1 不限；keep the k likeliest tokens; 0 or -1 is off
+        min_p: 去掉概率不到最大概率这么多倍的，取值 [0, 1]；drop tokens below this share of the top one, in [0, 1]
+        seed: 固定噪声；None 则在加入时抽一个；fixes the noise; None draws one when the request is added
+        max_tokens: 最多输出多少个 token；at most so many output tokens
+        min_tokens: 至少这么多；不到之前，选不中请求的停止 id；at least so many; until then no stop id can be chosen
+        stop: 结束输出的字符串，最多 64 个、每个 1024 字符；文字在它之前截断，token 留着；
+            strings that end the output, at most 64 of 1024 characters; cut from the text, their tokens stay
+        stop_token_ids: 模型自带的之外，结束输出的 token id；token ids that end the output, besides the model's own
+        ignore_eos: 遇到模型自带的结束符不停；do not stop at the model's own end tokens
+        n: 每个请求几份输出，最多 1024；第 i 份用 seed + i；outputs per request, at most 1024; output i has seed + i
+        logprobs: 报告所选的和最可能的这么多个的对数概率，0 到 20；None 不报告；
+            report the log-probability of the chosen token and of so many likeliest ones, 0 to 20; None is off
+        presence_penalty: 输出里有的 token，分数减去它，取值 [-2, 2]；taken from scores of tokens put out, in [-2, 2]
+        frequency_penalty: 同上，再乘以在输出里的次数，取值 [-2, 2]；likewise, times its count in the output, in [-2, 2]
+        repetition_penalty: 提示词和输出里有的 token，正的分数除以它，负的乘以它；
+            divides the positive and multiplies the negative scores of tokens in prompt or output
+        skip_special_tokens: 文字里不含特殊 token；leave special tokens out of the text
 
     Raises:
-        ValueError: a value is out of range; the message says which
+        ValueError: 某个值超出范围，消息里写明是哪个；a value is out of range; the message says which
     """
 
     # 分数先除以温度 T 再做 softmax：分数差 2，T = 1 时概率相差 7.4 倍，T = 0.5 时相差 54.6 倍。

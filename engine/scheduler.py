@@ -26,10 +26,10 @@ class ScheduledSequence(NamedTuple):
     One row of a step: which sequence, and how many new tokens.
 
     Attributes:
-        seq: the sequence
-        num_new_tokens: known tokens that are not computed, then guesses
-        num_logits: rows of logits it needs: 0 for a chunk that ends earlier; 1 once the known tokens are complete, and
-            1 more for each guess
+        seq: 哪个序列；the sequence
+        num_new_tokens: 已知而没算的 token 数，再加猜测；known tokens that are not computed, then guesses
+        num_logits: 要几行 logits：没补平差额是 0，补平是 1，每个猜测再加 1；
+            rows of logits: 0 for a chunk that ends earlier, 1 once all known tokens are computed, 1 more for each guess
     """
 
     seq: Sequence
@@ -51,7 +51,7 @@ class Scheduler:
     Two queues: `waiting` is first come first served, `running` keeps the order of admission.
 
     Attributes:
-        num_preemptions: preemptions so far
+        num_preemptions: 到目前为止抢占了几次；preemptions so far
     """
 
     def __init__(
@@ -108,19 +108,21 @@ class Scheduler:
     def schedule(self) -> list[ScheduledSequence]:
         """决定这一步：先照顾运行中的，再接纳等待的。
 
+        例，预算 8：A、B 在解码，C 是 20 个 token 的新提示词；A、B 照样每步出 1 个 token，不必等 C 算完：
+
         Decide this step: serve the running ones first, then admit waiting ones.
+        For example, with a budget of 8: A and B decode, C is a new prompt of 20 tokens; A and B still get 1 token a
+        step and need not wait until C is through:
+
+            step 1   A 1   B 1   C 6     C computed  6/20
+            step 2   A 1   B 1   C 6     C computed 12/20
+            step 3   A 1   B 1   C 6     C computed 18/20
+            step 4   A 1   B 1   C 2     C computed 20/20, samples
+            step 5   A 1   B 1   C 1     C decodes
 
         Returns:
-            one entry per sequence of this step; those with a single new token come first
+            每个序列一项，只有一个新 token 的在前；one entry a sequence; those with a single new token first
         """
-        # 例，预算 8：A、B 在解码，C 是 20 个 token 的新提示词；A、B 照样每步出 1 个 token，不必等 C 算完：
-        # Example, budget 8: A and B decode, C is a new prompt of 20 tokens;
-        # A and B still get 1 token a step and need not wait until C is through:
-        #     step 1   A 1   B 1   C 6     C computed  6/20
-        #     step 2   A 1   B 1   C 6     C computed 12/20
-        #     step 3   A 1   B 1   C 6     C computed 18/20
-        #     step 4   A 1   B 1   C 2     C computed 20/20, samples
-        #     step 5   A 1   B 1   C 1     C decodes
         planned: list[tuple[Sequence, int]] = []
         budget = self.max_num_batched_tokens
         preempted = False
@@ -239,7 +241,7 @@ class Scheduler:
         Cut the guesses to what can be used and has room, take their blocks, and return how many are left.
 
         Args:
-            num_known: its known tokens that are scheduled in this step
+            num_known: 这一步排了它的几个已知 token；its known tokens that are scheduled in this step
         """
         end = seq.num_computed_tokens + num_known
         # 已知的还没排完，就轮不到猜测；否则最多再输出几个，就最多猜几个减 1：最后一个总是抽出来的，不用猜。
@@ -283,11 +285,11 @@ class Scheduler:
         Record the sampled tokens, register full blocks, retire finished requests.
 
         Args:
-            schedule: what `schedule` returned
-            token_ids: for each row the tokens it got; empty where it did not sample
+            schedule: `schedule` 的返回值；what `schedule` returned
+            token_ids: 各行得到的 token，没有采样的行是空的；the tokens each row got; empty if it did not sample
 
         Returns:
-            the sequences that finished in this step
+            这一步结束的序列；the sequences that finished in this step
         """
         self.advance(schedule, [len(tokens) for tokens in token_ids])
         return self.commit(schedule, token_ids)
@@ -304,7 +306,7 @@ class Scheduler:
         all that the scheduler needs to plan the next step.
         """
         for row, count in zip(schedule, num_sampled, strict=True):
-            # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没过模型，只是“已知”。
+            # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没经过前向计算，只是“已知”。
             # K and V of these have just been written, so they count; the token just sampled is only "known" so far.
             # 例：提示词的 5 个 token 算完，已算 5；采到 1 个，已知 6。下一步的差额就是 1，解码不需要另外的状态。
             # Example: 5 prompt tokens are done, so 5 are computed; sampling 1 makes 6 known.

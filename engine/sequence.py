@@ -47,24 +47,28 @@ class Sequence:
     One request.
 
     Attributes:
-        prompt: the prompt's text, None if it came as token ids
-        token_ids: the prompt, then the output so far
-        seed: noise seed, fixed when the request is added
-        stop_token_ids: every id that ends this request: its own and, unless ignore_eos, the model's
-        num_computed_tokens: tokens whose K and V are in the cache
-        draft_ids: guesses at the tokens that follow; they are computed with the next step and never enter `token_ids`
-        num_pending_tokens: tokens at the end that are sampled on the device but not read yet (overlapped loop only)
-        sample_row: its row among the tokens that the latest step sampled (overlapped loop only)
-        block_table: physical block ids in logical order; the block manager owns it
-        block_keys: names of the full blocks, computed as far as needed; they survive preemption
-        num_registered_blocks: leading blocks that the block manager has offered for sharing
-        num_cached_tokens: prompt tokens that the prefix cache saved at the first admission
-        num_preemptions: how often this request lost its blocks
-        index: which of the request's `n` outputs
-        siblings: all `n` sequences of its request, itself included; empty if it is the only one
-        logprobs: a report for each output token, if asked for
-        needs_logits: scores are changed before it samples, or log-probabilities are reported
-        output_text: the text so far, for streaming and stop strings; None if the request uses neither
+        prompt: 提示词的文字；以 token id 传来时为 None；the prompt's text, None if it came as token ids
+        token_ids: 提示词，后面是到目前为止的输出；the prompt, then the output so far
+        seed: 噪声的种子，加入时就定下；noise seed, fixed when the request is added
+        stop_token_ids: 结束这个请求的全部 id：自己的，以及模型的（除非 `ignore_eos`）；
+            every id that ends this request: its own and, unless `ignore_eos`, the model's
+        num_computed_tokens: 其中多少个的 K、V 已在缓存里；tokens whose K and V are in the cache
+        draft_ids: 对后续 token 的猜测，随下一步一起算，从不进 `token_ids`；
+            guesses at the tokens that follow; computed with the next step, they never enter `token_ids`
+        num_pending_tokens: 末尾几个已在设备上采出、还没读到的（只在重叠循环里）；
+            tokens at the end, sampled on the device but not read yet (overlapped loop only)
+        sample_row: 它在最近一步的 token 里的行号（只在重叠循环里）；its row of the latest tokens (overlapped loop only)
+        block_table: 物理块的编号，按逻辑次序；归块管理器管；physical block ids in logical order; the block manager's
+        block_keys: 各满块的键，用到才算；抢占后仍有效；names of the full blocks, made on demand; survive preemption
+        num_registered_blocks: 开头多少块已登记、可供别人命中；leading blocks that the block manager offers to share
+        num_cached_tokens: 第一次接纳时前缀缓存省下的提示词 token 数；prompt tokens saved by the prefix cache at first
+        num_preemptions: 被抢占过几次；how often this request lost its blocks
+        index: 请求的 `n` 份输出里的第几份；which of the request's `n` outputs
+        siblings: 请求的 `n` 个序列，含自己；只有一份时为空；the `n` sequences of its request, itself included; or empty
+        logprobs: 要求时，每个输出 token 的报告；a report for each output token, if asked for
+        needs_logits: 采样前要改分数，或要报告对数概率；scores are edited before sampling, or log-probabilities reported
+        output_text: 到目前为止的文字，供流式输出和停止字符串；都不用时为 None；
+            the text so far, for streaming and stop strings; None if the request uses neither
     """
 
     request_id: str
@@ -175,8 +179,7 @@ class Sequence:
         Output tokens so far.
         """
         # 它也是采样噪声的“第几个输出”：抢占不删已有的输出，所以重算之后接着抽，抽到的不变。
-        # It is also the output index of the sampling noise:
-        # preemption keeps the output, so the next draw stays the same.
+        # It is also the output index of the noise: preemption keeps the output, so the next draw stays the same.
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property

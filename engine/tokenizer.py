@@ -25,9 +25,11 @@ class Tokenizer:
     The tokenizer of a model folder.
 
     Attributes:
-        max_chars: longer text is refused before it is tokenized; the engine sets it by its `max_model_len`
-        hf_tokenizer: that of `transformers`; its chat template is used by `serving/chat_template.py`
-        eos_token_id: the end token that the tokenizer's own files name, or None
+        max_chars: 更长的文字不分词就拒绝；引擎按 `max_model_len` 设定；
+            longer text is refused before it is tokenized; the engine sets it by its `max_model_len`
+        hf_tokenizer: `transformers` 的分词器，`serving/chat_template.py` 用它的对话模板；
+            that of `transformers`; its chat template is used by `serving/chat_template.py`
+        eos_token_id: 分词器自己的文件写明的结束符，或 None；the end token that the tokenizer's own files name, or None
     """
 
     def __init__(self, folder: Path) -> None:

@@ -4,19 +4,19 @@ The checks that `EngineConfig` and `SamplingParams` share: the same kind of valu
 message in both.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 
 def is_int(value: object) -> bool:
-    """整数，布尔不算。
+    """整数，布尔不算；numpy 的整数也算，表格和数组里取出来的数往往是 `np.int64`。
 
-    An integer; a bool does not count.
+    An integer; a bool does not count, numpy's integers do: numbers out of tables and arrays are often `np.int64`.
     """
     # Python 的 bool 是 int 的子类，不排除的话 `max_tokens=True` 就成了“最多输出 1 个”。
     # Python's bool is a subclass of int; without this, `max_tokens=True` would mean at most 1 token.
-    # `Integral` 也收 numpy 的整数：表格和数组里取出来的数往往是 `np.int64`。
-    # `Integral` takes numpy's integers as well: numbers out of tables and arrays are often `np.int64`.
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -36,7 +36,7 @@ def check_seed(seed: Any) -> None:
     A seed is None or a non-negative int64.
 
     Raises:
-        ValueError: it is neither
+        ValueError: 两者都不是；it is neither
     """
     # 种子要放进 int64 张量，所以最大是 2**63 - 1；不在这里拦，就要等到采样那一步才溢出报错。
     # The seed goes into an int64 tensor, hence at most 2**63 - 1;
@@ -51,9 +51,30 @@ def check_flag(name: str, value: object) -> None:
     A switch is True or False and nothing else.
 
     Raises:
-        ValueError: it is something else
+        ValueError: 是别的东西；it is something else
     """
     # 从命令行或 JSON 传来的字符串 "False" 在 Python 里为真，不拦下来就会反着生效。
     # The string "False" from a command line or JSON is true in Python; let through, it would do the opposite.
     if not isinstance(value, bool):
         raise ValueError(f"{name}={value!r} must be True or False")
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """在其中抛出的 `ValueError`，报错前面加上 `what`：查的人只知道哪里不对，调用的人才知道是哪一个。
+
+    A `ValueError` raised inside gets `what` in front of its message: who checks knows what is wrong, and only the
+    caller knows which one it is.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}" if what else str(error)) from None
+
+
+def nth(index: int, total: int) -> str:
+    """`total` 个提示词里的第几个，从 1 数起；只有一个就不必说。
+
+    Which of `total` prompts, counted from 1; a single one needs no number.
+    """
+    return f"prompt {index + 1} of {total}" if total > 1 else ""

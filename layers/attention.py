@@ -20,7 +20,7 @@ class Attention(nn.Module):
     The part of an attention layer that has no weights.
 
     Attributes:
-        kv_cache: this layer's blocks; `engine/kv_pool.py` sets it once the pool is allocated
+        kv_cache: 这一层的块，由 `engine/kv_pool.py` 设置；this layer's blocks, set by `engine/kv_pool.py`
     """
 
     def __init__(self, backend: AttentionBackend, head_dim: int) -> None:

@@ -24,9 +24,13 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size), requires_grad=False)  # [vocab, hidden]
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """取出每个 token 的向量。
+        """取出每个 token 的向量：数学上是 one-hot 向量乘矩阵，实际只按下标取行，id [5, 2, 5] 取出第 5、2、5 行。
 
-        Take each token's vector.
+        越界的 id 在 CPU 上抛异常，在 CUDA 上会毁掉整个进程的 CUDA 上下文，所以引擎收到请求时就先检查。
+
+        Take each token's vector: in theory one-hot vectors times a matrix, in fact rows taken by index; ids [5, 2, 5]
+        take rows 5, 2, 5.
+        An id out of range raises on the CPU but ruins the whole process's CUDA context: the engine checks each request.
 
         Args:
             input_ids: [T] int64
@@ -34,15 +38,8 @@ class Embedding(nn.Module):
         Returns:
             [T, hidden_size]
         """
-        # 数学上等于“one-hot 向量乘矩阵”，实际只是按下标取行：id [5, 2, 5] 取出第 5、2、5 行，没有乘法。
-        # In theory one-hot vectors times a matrix, in fact rows taken by index:
-        # ids [5, 2, 5] take rows 5, 2, 5; no product.
-        # 越界的 id 在 CPU 上抛异常，在 CUDA 上会毁掉整个进程的 CUDA 上下文，所以引擎收到请求时就先检查。
-        # An id out of range raises on the CPU but ruins the whole process's CUDA context,
-        # so the engine checks each request.
         # 重叠循环里，分数坏了的行已经带着 -1 走进下一步：它取到最后一行，算出来的没有人要。
-        # In the overlapped loop a row of bad scores has gone on to its next step as -1: it takes the last row, and what
-        # comes of it nobody wants.
+        # In the overlapped loop a row of bad scores goes on as -1: it takes the last row, and nobody wants the result.
         return self.weight[input_ids]  # [T, hidden_size]
 
 

@@ -26,28 +26,24 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """归一化最后一维。
+        """归一化最后一维；float64 的输入不降精度，跑出来的结果可以当标准答案，检验别的精度。
 
-        Normalise the last dimension.
+        Normalise the last dimension; float64 input keeps its precision, so that a run in float64 can judge the others.
 
         Args:
             x: [..., size]
 
         Returns:
-            [..., size], dtype of x
+            [..., size]，dtype 与 x 相同；dtype of x
         """
         # 平方和要在 float32 里算：bf16 里 256 + 1 还是 256；float16 里分量 300 的平方 90000 超过上限 65504，成了 inf。
-        # Squares are summed in float32: in bf16 256 + 1 is 256, and in float16 300 squared is 90000, past its limit of
-        # 65504, so inf.
-        # float64 的输入不降精度：拿它跑出来的结果可以当标准答案，检验别的精度。
-        # float64 input keeps its precision, so that a run in float64 can judge the others.
+        # Squares are summed in float32: in bf16 256 + 1 is 256; in float16 300 squared, 90000, is past 65504: inf.
         x32 = x.float() if x.dtype != torch.float64 else x  # [..., size]
         # 例：x = [3, 4]，均方是 12.5，均方根是 3.54，结果 [0.85, 1.13] 的均方根正好是 1。
         # Example: x = [3, 4] has mean square 12.5 and root 3.54; the result [0.85, 1.13] has a root mean square of 1.
         scale = torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)  # [..., 1]
         # 先转回原精度，再乘权重，次序与训练时相同。次序反了只差最后一位，但几十层之后可能选出不同的 token。
-        # Cast back first, then apply the weight, as in training. The other order differs in the last bit only,
-        # yet after dozens of layers another token may win.
+        # Cast back first, then the weight, as in training: else the last bit differs, and in the end perhaps the token.
         return (x32 * scale).to(x.dtype) * self.weight  # [..., size]
 
     def add_and_norm(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -56,11 +52,11 @@ class RMSNorm(nn.Module):
         Add a sub-layer's correction to the residual stream, then normalise; a fused kernel does both in one launch.
 
         Args:
-            x: the residual stream, [T, size]
-            delta: what to add, [T, size]; None at the very first layer
+            x: [T, size]，残差流；the residual stream
+            delta: [T, size]，要加上去的；第一层之前没有，为 None；what to add; None at the very first layer
 
         Returns:
-            normalised [T, size], the new residual stream [T, size]
+            [T, size], [T, size]，归一化的结果，和新的残差流；the normalised, and the new residual stream
         """
         if self.kernels is not None:
             return self.kernels.add_rms_norm(x, delta, self.weight, self.eps)  # [T, size], [T, size]

@@ -22,8 +22,8 @@ class Linear(nn.Module):
     y = x·Wᵀ + b, the weight shaped as in the safetensors file: [out_features, in_features].
 
     Attributes:
-        kernels: the fused kernels; `LlamaForCausalLM.use_kernels` sets them
-        packed: what `kernels.pack` made of the weight
+        kernels: 融合核函数，由 `LlamaForCausalLM.use_kernels` 设置；fused ones, set by `LlamaForCausalLM.use_kernels`
+        packed: `kernels.pack` 由权重另存的一份；what `kernels.pack` made of the weight
     """
 
     kernels: FusedKernels | None = None
@@ -50,10 +50,8 @@ class Linear(nn.Module):
         # 权重的每一行与 x 做一次点积，得到输出的一个分量：
         # Each row of the weight makes a dot product with x, and that is one component of the output:
         #     x = [1, 2]    W = [[1, 0], [0, 1], [1, 1]]    y = [1, 2, 3]
-        # 解码 1 行时，每读 1 个权重只做 1 次乘加，时间全花在读权重上；
-        # 32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
-        # Decoding 1 row does 1 multiply-add per weight read, so reading is all the time it takes;
-        # 32 rows still read the weights 1 time and, on a GPU, take hardly longer.
+        # 解码 1 行时，时间全花在读权重上；32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
+        # Decoding 1 row, all the time goes into reading weights; 32 rows read them 1 time, too, and take hardly longer.
         if self.kernels is not None:
             return self.kernels.linear(x, self.weight, self.bias, self.packed)  # [T, out_features]
         return F.linear(x, self.weight, self.bias)  # [T, out_features]
@@ -68,7 +66,8 @@ class StackedLinear(Linear):
     up become one. Decoding reads every weight once per step; few large products use the bandwidth best.
 
     Attributes:
-        pieces: checkpoint name -> its rows of the stacked weight, in order; the loader fills them one by one
+        pieces: 文件里的名字 -> 它占拼接权重的哪些行，按次序；加载器逐段填写；
+            checkpoint name -> its rows of the stacked weight, in order; the loader fills them one by one
     """
 
     def __init__(self, in_features: int, sizes: dict[str, int], bias: bool = False) -> None:

@@ -32,14 +32,13 @@ class RopeScaling:
         The frequencies after scaling.
 
         Args:
-            waves: positions per radian of each pair, [D // 2] float32
+            waves: [D // 2] float32，每对分量转 1 弧度要几个位置；positions that 1 radian of each pair takes
 
         Returns:
             [D // 2] float32
         """
         # `factor` 为 4 时，位置 4000 的角度就是原来位置 1000 的：没有新的角度，代价是相邻位置只差原来的 0.25。
-        # With a `factor` of 4, position 4000 has the angle of 1000 before: no angle is new, but neighbours are only
-        # 0.25 as far apart as before.
+        # With a `factor` of 4, position 4000 has the old angle of 1000: none new, but neighbours are 0.25 as far apart.
         return 1.0 / waves / self.factor  # [D // 2]
 
 
@@ -76,35 +75,31 @@ class Llama3Scaling(RopeScaling):
         # `smooth` fall from 1 to 0.
         smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)  # [D // 2]
         # 例：波长 4096 转 2 圈，`smooth` = (2 - 1) / (4 - 1) = 0.333，新频率是原来的 0.667 / 32 + 0.333 = 0.354 倍。
-        # Example: a wavelength of 4096 makes 2 turns, `smooth` = (2 - 1) / (4 - 1) = 0.333, and the new frequency is
-        # 0.667 / 32 + 0.333 = 0.354 times the old one.
+        # A wavelength of 4096 has 2 turns: `smooth` = (2 - 1) / (4 - 1) = 0.333, factor 0.667 / 32 + 0.333 = 0.354.
         return (1 - smooth) * frequencies / self.factor + smooth * frequencies  # [D // 2]
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
     """每对分量每前进一个位置转多少弧度。
 
-    第 0 对转得最快（分辨近处），最后一对最慢（分辨远处）：freq_i = theta^(-2i / head_dim)。
+    第 0 对转得最快，最后一对最慢：freq_i = theta^(-2i / head_dim)。像钟表的秒针和时针：快的分辨相邻的 token，
+    慢的分辨相隔几万的 token，合在一起每个位置都不同。
 
     Radians that each pair of components turns per position.
-    Pair 0 is the fastest (it tells near positions apart), the last the slowest: freq_i = theta^(-2i / head_dim).
+    Pair 0 is the fastest, the last the slowest: freq_i = theta^(-2i / head_dim). Like the hands of a clock: fast ones
+    tell neighbours apart, slow ones what is far away; together all positions differ.
     Source: Su et al. 2021, "RoFormer"; the llama3 rule as published with Llama 3.1.
 
     Returns:
         [head_dim // 2] float32
     """
     # 先转 float32 再除：整数张量相除得到默认 dtype，调用者的程序若把它设成 bf16，频率就只剩 8 位有效数字。
-    # To float32 before dividing: a quotient of int tensors has the default dtype, and where the caller's program has
-    # set that to bf16, frequencies would keep 8 significant bits.
+    # To float32 first: ints divide to the default dtype, and if a caller set it to bf16, 8 significant bits remain.
     # 写明 CPU：不同设备的 pow 可能差最后一位，位置一大，角度就差得多；搭架子用的 `meta` 设备则什么也不算。
-    # The CPU by name: pow may differ by the last bit between devices, which a large position magnifies; and the `meta`
-    # device, on which a model's frame is built, computes nothing.
+    # The CPU by name: elsewhere pow may differ in the last bit, and positions magnify it; and `meta` computes nothing.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim  # [D // 2]
     # Llama-3.2-1B（64 维、theta 500000）：第 0 对 6.28 个位置一圈，第 31 对要 2084765 个位置才转一圈。
     # Llama-3.2-1B (64 dims, theta 500000): pair 0 makes a full turn in 6.28 positions; pair 31 needs 2084765.
-    # 像钟表的秒针和时针：快的分辨相邻的 token，慢的分辨相隔几万的 token，合在一起每个位置都不同。
-    # Like the hands of a clock: fast ones tell neighbours apart, slow ones what is far away; together all positions
-    # differ.
     waves = theta**exponents  # [D // 2]
     return 1.0 / waves if scaling is None else scaling.frequencies(waves, theta)  # [D // 2]
 
@@ -137,7 +132,7 @@ class RotaryEmbedding(nn.Module):
             positions: [T] int64
 
         Returns:
-            cos, sin: [T, head_dim // 2] float32; with kernels, in the shape that these want
+            cos, sin: [T, head_dim // 2] float32，有融合核函数时是它要的形状；with kernels, in the shape that these want
         """
         if self.kernels is not None:
             cos, sin = self.kernels.rotary(positions, self.inv_freq)
@@ -157,26 +152,26 @@ class RotaryEmbedding(nn.Module):
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """旋转每个头的分量对 (x[i], x[i + D/2])，这是 Hugging Face 权重采用的配对方式。
 
+    例：(1, 0) 转 90 度，cos 是 0，sin 是 1，得到 (0, 1)。点积只看相对距离：q 和 k 都是 (1, 0)，在位置 5 和 3，
+    或在 105 和 103，都得到 cos(2) = -0.416。
+
     Rotate each head's pairs (x[i], x[i + D/2]), the pairing that Hugging Face weights use.
+    For example, (1, 0) turned by 90 degrees, with a cos of 0 and a sin of 1, becomes (0, 1). Only the distance counts
+    in a dot product: with q and k both (1, 0), positions 5 and 3, or 105 and 103, give cos(2) = -0.416 alike.
 
     Args:
         x: [T, heads, D]
         cos, sin: [T, D // 2]
 
     Returns:
-        [T, heads, D], dtype of x
+        [T, heads, D]，dtype 与 x 相同；dtype of x
     """
     # 插入的这一维会广播到所有头：同一个 token 的各个头转同样的角度。
     # The new dimension broadcasts over the heads: all heads of a token turn by the same angles.
     cos, sin = cos[:, None, :], sin[:, None, :]  # [T, 1, D // 2]
     # 配对是 (x[0], x[2])、(x[1], x[3])（D = 4），不是论文里相邻的 (x[0], x[1])。用错了不会报错，模型却只会说胡话。
-    # Pairs are (x[0], x[2]) and (x[1], x[3]) for D = 4, not the paper's neighbours (x[0], x[1]).
-    # The wrong choice raises no error and yields nonsense.
+    # Pairs are (x[0], x[2]) and (x[1], x[3]) for D = 4, not the paper's (x[0], x[1]): no error, but nonsense.
     first, second = x.chunk(2, dim=-1)  # [T, heads, D // 2]
     # 二维旋转矩阵 [[cos, -sin], [sin, cos]] 作用在 (first, second) 上；与 float32 的 cos 相乘时自动升到 float32。
     # The rotation [[cos, -sin], [sin, cos]] on (first, second); multiplying by float32 cos promotes to float32.
-    # 例：(1, 0) 转 90 度，cos 是 0，sin 是 1，得到 (0, 1)。
-    # Example: (1, 0) turned by 90 degrees, with a cos of 0 and a sin of 1, becomes (0, 1).
-    # 只看相对距离：q 和 k 都是 (1, 0)，在位置 5 和 3，或在 105 和 103，点积都是 cos(2) = -0.416。
-    # Only the distance counts: with q and k both (1, 0), positions 5 and 3, or 105 and 103, give cos(2) = -0.416 alike.
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)  # [T, heads, D]

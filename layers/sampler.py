@@ -1,6 +1,6 @@
 """采样：从每行 logits 里选出下一个 token，全批一起算，没有对序列的 Python 循环。
 
-随机性来自“计数器式”噪声：它只由（种子，第几个输出，token id）决定，不依赖任何随机数发生器的状态。
+随机性来自基于计数器的（counter-based）噪声：它只由（种子，第几个输出，token id）决定，不依赖任何随机数发生器的状态。
 所以同一个请求无论和谁同批、是否被抢占重算，抽到的噪声都逐位相同。
 
 Sampling: choose the next token of each row of logits, the whole batch at once, no Python loop over sequences.
@@ -24,13 +24,13 @@ class SamplingInputs:
     The parameters of the rows that sample in this step, one value a row; `engine/sampler.py` fills them.
 
     Attributes:
-        temperatures: [S, 1] float32; greedy rows hold 0
+        temperatures: [S, 1] float32，贪心的行是 0；greedy rows hold 0
         top_ps, min_ps: [S, 1] float32
-        top_ks: [S, 1] int64; off is the vocabulary's size
+        top_ks: [S, 1] int64，不限的是词表大小；off is the vocabulary's size
         seeds: [S] int64
-        output_indices: how many tokens the request has put out before this one, [S] int64
-        any_filter: some row uses top_k or top_p, which need a sort
-        any_min_p: some row uses min_p
+        output_indices: [S] int64，在此之前请求已输出几个 token；how many tokens the request has put out before this one
+        any_filter: 有行用到 top_k 或 top_p，需要排序；some row uses top_k or top_p, which need a sort
+        any_min_p: 有行用到 min_p；some row uses min_p
     """
 
     # 列向量 [S, 1] 能与 [S, vocab_size] 逐行运算；若写成 [S]，S = 1 时碰巧能用，多行时就会报错或算错。
@@ -58,7 +58,8 @@ def apply_penalties(logits: Tensor, counts: Tensor, presence: Tensor, frequency:
 
     Args:
         logits: [P, vocab_size] float32
-        counts: whether each token stands in the prompt (0), how often in the output (1); [2, P, vocab_size]
+        counts: [2, P, vocab_size]，各 token 在不在提示词里（0），输出里几次（1）；
+            in the prompt or not (0), how often in the output (1)
         presence, frequency, repetition: [P, 1] float32
 
     Returns:
@@ -80,10 +81,11 @@ def _signed(value: int) -> int:
     """把无符号 64 位常数写成 torch 的 int64 能装下的补码。
 
     An unsigned 64-bit constant as the two's complement that torch's int64 can hold.
+
+        _signed(0xFFFFFFFFFFFFFFFF) -> -1     _signed(5) -> 5
     """
     # 位不变，只换解释：64 位全部置位的无符号数，作为 int64 就是 -1。
     # The bits stay, their meaning changes: the unsigned number of 64 set bits is -1 as an int64.
-    #     _signed(0xFFFFFFFFFFFFFFFF) -> -1     _signed(5) -> 5
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -100,8 +102,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     A logical shift: torch shifts int64 arithmetically and copies the sign down, so mask it off.
     """
     # 例：-1 的 64 位全部置位，右移 63 位应得 1；torch 的结果仍是 -1，与掩码 `(1 << 1) - 1` 相与之后才是 1。
-    # Example: -1 has all 64 bits set and shifted by 63 should be 1;
-    # torch gives -1, and only the mask `(1 << 1) - 1` makes it 1.
+    # Example: -1 has all 64 bits set, and shifted by 63 should be 1; torch's -1 is 1 after the mask `(1 << 1) - 1`.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -135,9 +136,11 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     """每行每个 token 一个标准 Gumbel 噪声。
 
     Gumbel 技巧：argmax(logits + 噪声) 恰好按 softmax(logits) 的概率抽样，不必真的做一次累积求和。
+    例：logits [2, 1, 0] 的 softmax 是 [0.665, 0.245, 0.090]；重复多次，选中的比例正是这 3 个数。
 
     One standard Gumbel noise for each row and token.
     The Gumbel trick: argmax(logits + noise) is a draw from softmax(logits), with no cumulative sum.
+    The softmax of logits [2, 1, 0] is [0.665, 0.245, 0.090]; over many draws the 3 tokens win in just these shares.
     Source: Gumbel 1954; Maddison et al. 2014, "A* sampling".
 
     Args:
@@ -146,17 +149,13 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     Returns:
         [S, vocab_size] float32
     """
-    # 例：logits [2, 1, 0] 的 softmax 是 [0.665, 0.245, 0.090]；加噪声取 argmax，重复多次，选中的比例正是这 3 个数。
-    # Example: softmax of logits [2, 1, 0] is [0.665, 0.245, 0.090];
-    # over many draws the argmax of logits plus noise falls on the 3 tokens in just these shares.
     token_ids = torch.arange(vocab_size, device=seeds.device)  # [vocab_size]
     # 两级计数器：先由（种子，序号）混出这一行的 64 位密钥，再拿它的高低两半去打散每个 token id。
     # Two counters: (seed, index) mix into a key of 64 bits for the row, whose halves then scatter each token id.
     key = _mix64(_mix64(seeds + _GOLDEN) + output_indices * _GOLDEN)[:, None]  # [S, 1]
     low, high = key & _MASK32, _shift_right(key, 32)  # [S, 1]
     # 逐 token 的部分用 32 位：词表超过 100000 个 token，GPU 上 64 位乘法要拆成好几条指令。
-    # Each token's part takes 32 bits: there are over 100000 tokens, and a GPU makes several instructions of a 64-bit
-    # product.
+    # Each token's part takes 32 bits: over 100000 tokens, and a 64-bit product is several instructions on a GPU.
     bits = _mix32(_mix32((token_ids + low) & _MASK32) ^ high)  # [S, vocab_size]
     # 加 0.5 再除以 2 的 32 次方，落在 (0, 1) 的开区间里，两次取对数都不会遇到 0。
     # Plus 0.5, over 2 to the power 32: strictly inside (0, 1), so neither logarithm meets 0.
@@ -180,13 +179,13 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels 
 
     Args:
         logits: [S, vocab_size]
-        inputs: None means that every row is greedy
-        kernels: the fused kernels, if there are any; used for rows that do not filter
+        inputs: None 表示每行都是贪心；None means that every row is greedy
+        kernels: 融合核函数，没有则为 None；不过滤的行用它；the fused kernels, if any; for rows that do not filter
 
     Returns:
-        token ids [S] int64; -1 where the row's highest score is NaN or infinite
+        [S] int64，选中的 token；最高分是 NaN 或无穷大就是 -1；the chosen tokens; -1 if the top score is NaN or infinite
     """
-    # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；它是下面那些步骤的快速孪生兄弟。
+    # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；下面那些步骤是它的逐步写法。
     # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.
     unfiltered = None
     if inputs is not None and kernels is not None and kernels.has_sampler:

@@ -42,8 +42,7 @@ class ModelLoadError(ValueError):
 
     def __init__(self, message: str) -> None:
         # 消息里常常转述别的库的话，那里面可以有换行和控制字符，甚至就来自文件的内容。
-        # Messages often quote other libraries, with line breaks and control characters, even some out of the file
-        # itself.
+        # Messages often quote other libraries, with line breaks and control characters, even some of the file's own.
         super().__init__("".join(char if char.isprintable() else " " for char in message))
 
 
@@ -54,11 +53,11 @@ class ModelConfig:
     The model's shapes and constants.
 
     Attributes:
-        head_dim: size of one attention head; not always hidden_size / num_attention_heads
-        max_position_embeddings: the longest context that the model can serve here, in tokens
-        rope_theta, rope_scaling: see `layers/rotary_embedding.py`
-        dtype: the dtype of the stored weights; None if the file does not say
-        sliding_window: set if it is what limits `max_position_embeddings`
+        head_dim: 一个注意力头的宽度；size of one attention head
+        max_position_embeddings: 在这里支持的最长上下文，单位 token；the longest context supported here, in tokens
+        rope_theta, rope_scaling: 见 `layers/rotary_embedding.py`；see `layers/rotary_embedding.py`
+        dtype: 文件里权重的 dtype；文件没写则为 None；the dtype of the stored weights; None if the file does not say
+        sliding_window: `max_position_embeddings` 受它限制时才有值；set if it is what limits `max_position_embeddings`
     """
 
     # 注册表的键，决定用哪个类来搭，见 `models/registry.py`；Llama-3.2 写的是 `LlamaForCausalLM`。
@@ -132,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Read a file that holds one JSON object.
 
     Raises:
-        ModelLoadError: missing, unreadable, or not an object
+        ModelLoadError: 文件缺失、读不了，或不是 JSON 对象；missing, unreadable, or not an object
     """
     # 解析 JSON 不会执行代码；能出的错只有文件缺失、读不了、语法错，以及括号嵌套过深（`RecursionError`）。
     # Parsing JSON runs no code; what can fail is a missing or unreadable file,
@@ -328,7 +327,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     Turn the content of `config.json` into a `ModelConfig`, every field checked.
 
     Raises:
-        ModelLoadError: a field is missing, of the wrong kind, or asks for something unsupported
+        ModelLoadError: 缺字段、类型不对，或要求了不支持的东西；a field missing, of the wrong kind or unsupported
     """
     # 写成 null 和没写同样处理：有的 `config.json` 里就有 `"head_dim": null`、`"rope_scaling": null`。
     # null counts as absent: some `config.json` files do contain `"head_dim": null` and `"rope_scaling": null`.
@@ -390,7 +389,7 @@ def load_config(folder: Path) -> ModelConfig:
     Read the model folder's `config.json`.
 
     Raises:
-        ModelLoadError: the folder or the file is missing, or the file is wrong
+        ModelLoadError: 缺文件夹或文件，或文件有误；the folder or the file is missing, or the file is wrong
     """
     # 先查文件夹：路径打错是最常见的错误，值得一句专门的说明。
     # The folder first: a mistyped path is the most common mistake and earns a message of its own.

@@ -80,7 +80,7 @@ class LlamaAttention(nn.Module):
             [T, hidden]
         """
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 * Hkv) * D]
-        # 有核函数时，一个就做完下面“拆分、归一化、旋转、写缓存”四件事；逐步的写法是它的孪生兄弟，断点请设在那里。
+        # 有核函数时，一个就做完下面“拆分、归一化、旋转、写缓存”四件事；下面是与它等价的逐步写法，断点请设在那里。
         # Where there are kernels, one does the steps below (split, normalise, rotate, store); the written-out steps are
         # its twin, and the place for a breakpoint.
         if self.kernels is not None:
@@ -122,7 +122,7 @@ class LlamaMLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # 先门后值，`silu_and_mul` 按这个次序对半切。
+        # 先 gate 后 up，`silu_and_mul` 按这个次序对半切。
         # Gate before value: `silu_and_mul` cuts in this order.
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
         self.gate_up_proj = StackedLinear(config.hidden_size, sizes, bias=config.mlp_bias)
@@ -179,10 +179,10 @@ class LlamaDecoderLayer(nn.Module):
 
         Args:
             x: [T, hidden]
-            delta: what the layer before adds to x, [T, hidden]; None in the first layer
+            delta: [T, hidden]，上一层要加到 x 上的；第一层是 None；what the layer before adds to x; None in the first
 
         Returns:
-            x [T, hidden], and this layer's own delta [T, hidden]
+            [T, hidden], [T, hidden]，x，和这一层自己的 delta；x, and this layer's own delta
         """
         # 归一化的结果只喂给子层，x 本身从不归一化。写成 `x = norm(x)` 再相加，残差就断了，是移植时常见的错误。
         # The normalised value feeds the sub-layer only; x itself is never normalised.
@@ -227,19 +227,16 @@ class LlamaModel(nn.Module):
         # Example: A decodes position 9, B is a new prompt of 3 tokens:
         # `input_ids` is [A9, B0, B1, B2], `positions` [9, 0, 1, 2], T = 4.
         # 没有填充，也没有 batch 这一维：除了注意力，每一步都是逐行计算，不在乎一行属于哪条序列。
-        # No padding and no batch dimension:
-        # apart from attention all work is row by row and need not know whose row it is.
+        # No padding and no batch dimension: apart from attention all work is row by row, whosever the row is.
         x = self.embed_tokens(input_ids)  # [T, hidden]
         cos, sin = self.rotary(positions)  # [T, D // 2]
         delta = None
         for layer in self.layers:
             # 想看某一层改了什么，比较前后的 `x[0] + delta[0]`：这一层最后的改动还在 `delta` 里，没有加进 `x`。
-            # To see what a layer changes, compare `x[0] + delta[0]` before and after: its last change is in `delta` and
-            # not yet in `x`.
+            # To see what a layer changes, compare `x[0] + delta[0]`: its last change is in `delta`, not yet in `x`.
             x, delta = layer(x, delta, cos, sin, metadata)  # [T, hidden], [T, hidden]
         # 残差流一路累加，到最后可能很大；输出头之前再归一化一次，漏掉它 logits 就全错。
-        # The residual stream has grown with each addition;
-        # normalise a last time before the output head, or all logits are wrong.
+        # The residual stream has grown with each addition: without this last normalisation all logits are wrong.
         return self.norm.add_and_norm(x, delta)[0]  # [T, hidden]
 
 
@@ -260,7 +257,7 @@ class LlamaForCausalLM(nn.Module):
         self.lm_head = LMHead(self.model.embed_tokens, config.tie_word_embeddings)
 
     def use_kernels(self, kernels: FusedKernels) -> None:
-        """权重填好之后，把核函数交给每个有快速孪生兄弟的模块。
+        """权重填好之后，把核函数交给每个有融合实现的模块。
 
         Once the weights are filled, hand the kernels to every module that has a fast twin.
         """
@@ -288,20 +285,20 @@ class LlamaForCausalLM(nn.Module):
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """输出头：只对要采样的那几行算，词表很大，每少算一行都值得。
 
+        1000 个 token 的提示词只有最后一行要采样：float32 的 logits 从 1000 * 128256 * 4 字节（513 MB）降到 0.5 MB。
+
         The output head, for the rows that sample only: with a large vocabulary every row saved counts.
+        A prompt of 1000 tokens samples from its last row only: float32 logits shrink from 1000 * 128256 * 4 bytes
+        (513 MB) to 0.5 MB.
 
         Args:
             hidden: [S, hidden]
 
         Returns:
-            [S, vocab_size], the model's dtype; the sampler goes on in float32
+            [S, vocab_size]，模型自己的 dtype，采样器再转成 float32；the model's dtype; the sampler goes on in float32
         """
-        # 1000 个 token 的提示词只有最后一行要采样：float32 的 logits 从 513 MB 降到 0.5 MB。
-        # A prompt of 1000 tokens samples from its last row only: float32 logits shrink from 513 MB to 0.5 MB.
-        #     1000 * 128256 * 4 bytes = 513,024,000
         # 不在这里转 float32：采样核函数读一遍 bf16、在寄存器里转，比先写出一份 float32 少搬 3 倍的字节。
-        # No cast to float32 here: the sampling kernel reads bf16 once and casts in registers, instead of moving 3 times
-        # the bytes for a float32 copy.
+        # No cast to float32: the sampling kernel reads bf16 and casts in registers; a copy moves 3 times the bytes.
         return self.lm_head(hidden)  # [S, vocab_size]
 
     def attention_layers(self) -> list[Attention]:
@@ -310,8 +307,7 @@ class LlamaForCausalLM(nn.Module):
         The attention of each layer, first to last; KV caches are bound in this order.
         """
         # `modules` 按登记次序深度优先地走，所以第 0 个就是 `model.layers.0` 的注意力，与块池的第 0 层对应。
-        # `modules` walks depth first in order of registration,
-        # so entry 0 is the attention of `model.layers.0` and gets layer 0 of the pool.
+        # `modules` goes depth first, as registered: entry 0 is the attention of `model.layers.0`, for pool layer 0.
         return [module for module in self.modules() if isinstance(module, Attention)]
 
 

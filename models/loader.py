@@ -46,7 +46,7 @@ def shard_files(folder: Path) -> list[Path]:
     The weight files: a single one, or the shards that the index lists.
 
     Raises:
-        ModelLoadError: none there, a shard missing, or a shard name that leaves the folder
+        ModelLoadError: 没有权重、缺分片，或分片名指到文件夹之外；no weights, a missing shard, or one outside the folder
     """
     # 两种都有时用单个文件，与 transformers 相同：同一个文件夹，两边读到的是同一份权重。
     # Where both exist the single file is taken, as in transformers: the same folder gives both the same weights.
@@ -81,7 +81,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     Read the headers of the files only: which tensors there are, of what shapes and types.
 
     Raises:
-        ModelLoadError: a file is missing or damaged, or two files hold the same tensor
+        ModelLoadError: 文件缺失或损坏，或两个文件里有同一个张量；a missing or damaged file, or a tensor in two files
     """
     stored: dict[str, Stored] = {}
     for path in shard_files(folder):
@@ -192,10 +192,10 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
     and no weight been read.
 
     Returns:
-        the name in the file -> the name of its place, as in `weight_targets`
+        文件里的名字 -> 该填入的位置，同 `weight_targets`；name in the file -> its place, as in `weight_targets`
 
     Raises:
-        ModelLoadError: a tensor is missing, unexpected, wrongly shaped, or a file is damaged
+        ModelLoadError: 张量缺失、多余、形状不对，或文件损坏；a missing, unexpected or misshapen tensor, a damaged file
     """
     stored, targets = read_headers(folder), weight_targets(model)
     places = _places(stored, model.config.tie_word_embeddings)
@@ -268,10 +268,10 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
     Fill the model with all weights of the folder.
 
     Args:
-        on_progress: called with (tensors loaded, tensors in all) after each tensor
+        on_progress: 每读完一个张量调用一次：（已读的张量数，总数）；called with (loaded, in all) after each tensor
 
     Raises:
-        ModelLoadError: see `check_weights`; a tensor holds NaN or infinity
+        ModelLoadError: 见 `check_weights`；或张量里有 NaN 或无穷大；see `check_weights`; or NaN or infinity in a tensor
     """
     places, targets = check_weights(model, folder), weight_targets(model)
     loaded: set[str] = set()

@@ -36,18 +36,18 @@ class Qwen3Attention(LlamaAttention):
     def normalize_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """在 head_dim 这一维上归一化，同一层的所有头共用一份权重。
 
+        归一化后每个头的长度约为 sqrt(128) = 11.3（权重为 1 时），q·k / 11.3 的绝对值最多 11.3，不会无限增大。
+
         Normalise over head_dim; all heads of a layer share the weight.
+        Normalised, a head has length sqrt(128) = 11.3 (weights of 1), so q·k / 11.3 is at most 11.3 and cannot grow
+        without end.
 
         Args:
             q: [T, Hq, D]
             k: [T, Hkv, D]
         """
-        # 归一化后每个头的长度约为 sqrt(128) = 11.3（权重为 1 时），q·k / 11.3 的绝对值最多 11.3，不会无限增大。
-        # Normalised, a head has length sqrt(128) = 11.3 (weights of 1),
-        # so q·k / 11.3 is at most 11.3 and cannot grow without end.
         # 必须在旋转之前：权重逐维不同，先旋转再乘权重，配对的两维会乘上不同的数，旋转就变了形。
-        # It must precede the rotation: weights differ by component,
-        # and applied after it they would stretch the two of a pair unequally and distort the angle.
+        # Before the rotation: weights differ by component; after it they would stretch a pair unequally, and the angle.
         return self.q_norm(q), self.k_norm(k)  # [T, Hq, D], [T, Hkv, D]
 
 

@@ -33,7 +33,7 @@ def check_folder(folder: Path) -> Path:
     Refuse a folder that cannot be loaded by what it is; where there is no such folder, `load_config` will say so.
 
     Raises:
-        ModelLoadError: it is something else than a model that we load
+        ModelLoadError: 它是别的东西，不是能加载的模型；it is something else than a model that we load
     """
     if folder.is_dir() and (reason := why_not(folder, MODEL_REGISTRY)):
         raise ModelLoadError(reason)
@@ -47,7 +47,7 @@ def create_model(config: ModelConfig, backend: AttentionBackend) -> LlamaForCaus
     `models/loader.py` allocates.
 
     Raises:
-        ModelLoadError: no such architecture
+        ModelLoadError: 没有这种架构；no such architecture
     """
     # 只查字典，不按名字导入：`config.json` 是外来数据，不能由它决定运行哪段代码。
     # Look up, never import by name: `config.json` is foreign data and must not decide what code runs.

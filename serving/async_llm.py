@@ -24,6 +24,7 @@ from uuid import uuid4
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
+from engine.validation import naming
 from serving.llm import LLM, Prompt
 from serving.turns import EngineDeadError
 
@@ -103,15 +104,19 @@ class AsyncLLM:
         id at once, take `contextlib.aclosing`.
 
         Raises:
-            ValueError: the request is not valid (at the call for token ids; text is tokenized in another thread, hence
-                at the first result), or its id is in use (at the first result)
-            EngineDeadError: the engine has failed or was shut down
+            ValueError: 请求不合法（id 在调用时报，文字分词后报），或请求 id 已在用；
+                not valid (ids at the call, text once tokenized), or its request id is in use
+            EngineDeadError: 引擎已出错或已关闭；the engine has failed or was shut down
         """
         self._check_alive()
-        request_id = uuid4().hex if request_id is None else request_id
+        name, request_id = (f"request {request_id}", request_id) if request_id is not None else ("", uuid4().hex)
         if not isinstance(request_id, str):
             raise ValueError(f"request_id={request_id!r} must be a string")
-        prepare = partial(self.engine.requests.prepare, prompt, sampling_params, request_id, stream=True)
+
+        def prepare() -> Sequence:
+            with naming(name):
+                return self.engine.requests.prepare(prompt, sampling_params, request_id, stream=True)
+
         # 长文字分词要几秒，不能让整个事件循环等它。
         # A long text takes seconds to tokenize, and the event loop must not wait for it.
         return self._generate(request_id, prepare if prompt and isinstance(prompt, str) else prepare())

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from engine.llm_engine import LLMEngine
 from engine.outputs import Logprob, RequestOutput
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
-from engine.validation import check_flag, is_int, is_number
+from engine.validation import check_flag, is_int, is_number, naming, nth
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,15 @@ class BeamSearchParams:
     The parameters of a beam search.
 
     Attributes:
-        beam_width: how many candidates to keep, 1 to 10
-        max_tokens: at most so many output tokens
-        ignore_eos: go on after the model's end tokens
-        temperature: 0 and nothing else: candidates are compared by raw log-probabilities, which it would not change
-        length_penalty: the score is the total log-probability over the length to this power; see `beam_score`
+        beam_width: 保留几条候选，1 到 10；how many candidates to keep, 1 to 10
+        max_tokens: 最多输出多少个 token；at most so many output tokens
+        ignore_eos: 遇到模型的结束符也继续；go on after the model's end tokens
+        temperature: 只能是 0：比较的是原始对数概率；0 and nothing else: raw log-probabilities are compared
+        length_penalty: 分数是总对数概率除以长度的这么多次方，见 `beam_score`；
+            the score is the total log-probability over the length to this power; see `beam_score`
 
     Raises:
-        ValueError: a value is out of range; the message says which
+        ValueError: 某个值超出范围，消息里写明是哪个；a value is out of range; the message says which
     """
 
     beam_width: int
@@ -64,12 +65,12 @@ class BeamSearchSequence:
     One candidate.
 
     Attributes:
-        tokens: the prompt, then the output, an end token included
-        logprobs: for each output token what the model reported
-        cum_logprob: total log-probability of the output
-        text: the decoded `tokens` without special tokens, filled in at the end
-        finish_reason: "stop" or "length"
-        stop_reason: the end token
+        tokens: 提示词加输出，结束符也在内；the prompt, then the output, an end token included
+        logprobs: 每个输出 token 的对数概率报告；for each output token what the model reported
+        cum_logprob: 输出的总对数概率；total log-probability of the output
+        text: 由 `tokens` 还原的文字，不含特殊 token，最后才填；`tokens` decoded without special tokens, set at the end
+        finish_reason: "stop", "length"
+        stop_reason: 结束它的结束符；the end token
     """
 
     tokens: list[int]
@@ -114,16 +115,19 @@ def beam_search(
     Search for all prompts at once; in each step all candidates make one batch.
 
     Args:
-        generate: completes prompts, results in their order
+        generate: 补全若干提示词，结果与提示词同序；completes prompts, results in their order
 
     Raises:
-        ValueError: a prompt is not valid
+        ValueError: 某个提示词不合法；a prompt is not valid
     """
     if not isinstance(params, BeamSearchParams):
         raise ValueError(f"params must be BeamSearchParams, got {type(params).__name__}")
     # 借引擎检查和分词，但不加入：从这里起提示词都是 id。
     # The engine validates and tokenizes but adds nothing: from here on prompts are ids.
-    starts = [engine.requests.prepare(prompt).token_ids for prompt in prompts]
+    starts: list[list[int]] = []
+    for index, prompt in enumerate(prompts):
+        with naming(nth(index, len(prompts))):
+            starts.append(engine.requests.prepare(prompt).token_ids)
     # 每个提示词两张表：还在延长的，和遇到结束符的。
     # Two lists a prompt: candidates still growing, and those that met an end token.
     searches = [([BeamSearchSequence(start)], list[BeamSearchSequence]()) for start in starts]

@@ -51,7 +51,7 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
     Print an answer while it is generated and add it to `history`; returns a line of statistics.
 
     Raises:
-        ValueError: the last question is too long, or not valid text
+        ValueError: 最后一个问题太长，或不是合法的文字；the last question is too long, or not valid text
     """
     engine, start = llm.engine, 0
     # 历史加回答要装进 `max_model_len`：装不下就丢掉最早的一问一答，回答至少留得下半个窗口或 `max_tokens`。

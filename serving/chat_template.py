@@ -33,12 +33,14 @@ def encode_chat(
     Put a conversation through the template, then tokenize.
 
     Args:
-        template_kwargs: extra variables for the template, say Qwen3's `enable_thinking`; unknown ones do nothing
-        add_generation_prompt: end with the mark "the assistant speaks now"
-        continue_final_message: leave the last message open, for the model to write on; not both
+        template_kwargs: 模板的其他变量，如 Qwen3 的 `enable_thinking`；不认识的不起作用；
+            extra variables for the template, say Qwen3's `enable_thinking`; unknown ones do nothing
+        add_generation_prompt: 以“轮到助手说话”的标记结尾；end with the mark "the assistant speaks now"
+        continue_final_message: 让模型接着写最后一条消息，不与上一项同用；
+            have the model write on at the last message; not both
 
     Raises:
-        ValueError: no template, or messages that the template refuses
+        ValueError: 没有模板，或模板拒绝这些消息；no template, or messages that the template refuses
     """
     library = tokenizer.hf_tokenizer
     # 基础模型没有对话模板：与其自己编一个格式，不如让用户改用 `generate`。

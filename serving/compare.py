@@ -23,9 +23,9 @@ class StepComparison:
     One step's comparison.
 
     Attributes:
-        num_tokens: tokens computed in this step
-        max_difference: the largest absolute difference of two logits, 0 if no row sampled
-        different: rows that chose another token, as (request id, token of A, token of B)
+        num_tokens: 这一步算的 token 数；tokens computed in this step
+        max_difference: logits 之差的最大绝对值，没有行采样时为 0；largest difference of two logits, 0 if none sampled
+        different: 选得不同的：（请求 id，A 的 token，B 的 token）；those that differ: (request id, A's token, B's)
     """
 
     step: int

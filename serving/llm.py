@@ -12,6 +12,7 @@ from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
+from engine.validation import naming, nth
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from serving.chat_template import Message, encode_chat
 from serving.console import MARKS, generation_progress, loading_progress
@@ -31,7 +32,7 @@ def list_of_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     A string, or several prompts, as a list.
 
     Raises:
-        ValueError: it is neither
+        ValueError: 两者都不是；it is neither
     """
     # 字符串也是可迭代的：不先判断，`list("你好")` 会变成 2 个各一个字的请求。
     # A string is iterable as well: without the test, `list("你好")` would be 2 requests of one character each.
@@ -50,13 +51,13 @@ class LLM:
     Offline inference: give it prompts, wait for all of them. Several threads may share one.
 
     Args:
-        model: model folder, hub id in the local cache, or None for the embedded model
-        progress: show a bar while the weights load
-        options: the fields of `EngineConfig`, which documents them
+        model: 模型文件夹、本地缓存里的 hub id，None 是内置模型；folder, hub id in the local cache; None: embedded
+        progress: 加载权重时显示进度条；show a bar while the weights load
+        options: `EngineConfig` 的字段，含义见那里；the fields of `EngineConfig`, which documents them
 
     Raises:
-        ValueError: an option or the model folder is wrong
-        BackendUnavailableError: the backend cannot run here
+        ValueError: 某个选项或模型文件夹有误；an option or the model folder is wrong
+        BackendUnavailableError: 后端在这里用不了；the backend cannot run here
     """
 
     # 选项只列在 `EngineConfig` 里，这里原样传过去；写错名字，它的构造函数照样抛 `TypeError`，不会悄悄忽略。
@@ -89,14 +90,16 @@ class LLM:
         Requests added by `add_request` go on beside these, but results of those that end meanwhile are not returned.
 
         Args:
-            prompts: a string, or a list whose items are strings or lists of token ids
-            sampling_params: one for all, or one per prompt; None takes the model's generation_config
-            progress: show a progress bar
+            prompts: 字符串，或列表：每项是字符串或 token id 列表；a string, or a list of strings or token id lists
+            sampling_params: 大家共用一份，或每个提示词一份；None 取模型的 generation_config；
+                one for all, or one per prompt; None takes the model's generation_config
+            progress: 显示进度条；show a progress bar
 
         Raises:
-            ValueError: a request is not valid; then none has been added
-            KeyboardInterrupt: Ctrl-C, between two steps; these requests are aborted, others in the engine go on
-            EngineDeadError: the engine is of no more use
+            ValueError: 某个请求不合法，这时一个也没有加入；a request is not valid; then none has been added
+            KeyboardInterrupt: 两步之间的 Ctrl-C；这些请求被取消，引擎里别的请求照常；
+                Ctrl-C, between two steps; these requests are aborted, others in the engine go on
+            EngineDeadError: 引擎不能再用了；the engine is of no more use
         """
         return self._run(list_of_prompts(prompts), sampling_params, progress)
 
@@ -106,10 +109,10 @@ class LLM:
         Find for each prompt the completions of the highest total probability; `beam_search.py` shows how.
 
         Args:
-            prompts: as for `generate`
+            prompts: 同 `generate`；as for `generate`
 
         Raises:
-            ValueError: a prompt is not valid
+            ValueError: 某个提示词不合法；a prompt is not valid
         """
         # 最外面护住一层：两次 `_run` 之间的 Ctrl-C 也记下来，下一步之前再抛。
         # Protected as a whole: a Ctrl-C between two calls of `_run` is noted as well and raised before the next step.
@@ -129,13 +132,15 @@ class LLM:
         Answer one conversation or several, each put through the model's chat template.
 
         Args:
-            messages: [{"role": "user", "content": "..."}, ...], or a list of such lists
-            chat_template_kwargs: extra variables for the template
-            add_generation_prompt: end with the mark "the assistant speaks now"
-            continue_final_message: have the model write on at the last message; needs add_generation_prompt=False
+            messages: 一段对话 `[{"role": "user", "content": "..."}, ...]`，或几段；
+                one conversation `[{"role": "user", "content": "..."}, ...]`, or several
+            chat_template_kwargs: 模板的其他变量；extra variables for the template
+            add_generation_prompt: 以“轮到助手说话”的标记结尾；end with the mark "the assistant speaks now"
+            continue_final_message: 让模型接着写最后一条消息，不与上一项同用；
+                have the model write on at the last message; not both
 
         Raises:
-            ValueError: no template, bad messages, or a request that is not valid
+            ValueError: 没有模板，消息有误，或请求不合法；no template, bad messages, or a request that is not valid
         """
         if not isinstance(messages, list | tuple):
             raise ValueError(f"messages must be a list of dicts with role and content, or lists, got {messages!r:.70}")
@@ -151,10 +156,12 @@ class LLM:
         tokenizer = self.engine.tokenizer
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
-        prompts: list[Prompt] = [
-            encode_chat(tokenizer, c, chat_template_kwargs, add_generation_prompt, continue_final_message)
-            for c in conversations
-        ]
+        prompts: list[Prompt] = []
+        for index, one in enumerate(conversations):
+            with naming(nth(index, len(conversations))):
+                prompts.append(
+                    encode_chat(tokenizer, one, chat_template_kwargs, add_generation_prompt, continue_final_message)
+                )
         return self._run(prompts, sampling_params, progress)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Pieces:
@@ -168,8 +175,8 @@ class LLM:
         the engine go on beside it. The generator's return value is the `finish_reason`.
 
         Raises:
-            ValueError: the request is not valid (at the call, before anything runs), or its scores became NaN
-            EngineDeadError: the engine is of no more use
+            ValueError: 请求不合法（调用时就报），或分数成了 NaN；not valid (told at the call), or its scores became NaN
+            EngineDeadError: 引擎不能再用了；the engine is of no more use
         """
         # 普通函数检查，生成器运行：若整个写成生成器，错误要等到取第一段文字时才抛出。
         # A plain function validates and a generator runs: as one generator it would raise at the first piece only.
@@ -233,7 +240,7 @@ class LLM:
             with self.turns.ctrl_c_noted():
                 self.turns.abort([seq])
         if seq.finish_reason == "error":
-            raise ValueError(f"request {seq.request_id} {MARKS['error']}")
+            raise ValueError(MARKS["error"])
         return seq.finish_reason
 
     def _run(
@@ -253,13 +260,16 @@ class LLM:
                 kind = type(sampling_params).__name__
                 raise ValueError(f"sampling_params must be SamplingParams or a list of them, got {kind}")
             params = list(sampling_params)
-            # `zip` 到短的那个就停：不比长度，多出来的提示词会无声消失，结果也就少了几个。
+            # `zip` 到短的那个就停：不比长度，多出来的提示词会被悄悄丢掉，结果也就少了几个。
             # `zip` stops at the shorter one: unchecked, the prompts left over vanish silently, and so do their results.
             if len(params) != len(prompts):
                 raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params: give one or one each")
         # 第 5 个提示词不合法时，前 4 个也不该已经在跑：全部通过检查才加入。
         # If prompt 5 is bad, the first 4 must not be running already: add only when all have passed.
-        sequences = [self.engine.requests.prepare(p, s) for p, s in zip(prompts, params)]
+        sequences: list[Request] = []
+        for index, (prompt, one) in enumerate(zip(prompts, params)):
+            with naming(nth(index, len(prompts))):
+                sequences.append(self.engine.requests.prepare(prompt, one))
         # `step` 会返回任何人的结果，靠这个集合认出自己的。
         # `step` returns anybody's results; this set tells which are ours.
         ours = {seq.request_id for seq in sequences}

@@ -40,7 +40,7 @@ class Turns:
     An engine that several threads share.
 
     Attributes:
-        death: what has made the engine useless, None while it is alive
+        death: 引擎为什么不能再用，还能用时为 None；what has made the engine useless, None while it is alive
     """
 
     def __init__(self, engine: LLMEngine) -> None:
@@ -118,8 +118,8 @@ class Turns:
         Register a request; it is queued between two steps.
 
         Raises:
-            ValueError: its id is in use
-            EngineDeadError: the engine is of no more use
+            ValueError: 请求 id 已在用；its id is in use
+            EngineDeadError: 引擎不能再用了；the engine is of no more use
         """
         self.check_alive()
         # 登记 id 不碰队列，当场做：重名的错误要在调用者自己这里抛出。
@@ -146,8 +146,8 @@ class Turns:
         One step; while somebody else is stepping, wait for him a little.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was noted
-            EngineDeadError: the engine is of no more use
+            KeyboardInterrupt: 记下过 Ctrl-C；Ctrl-C was noted
+            EngineDeadError: 引擎不能再用了；the engine is of no more use
         """
         self._raise_noted()
         # 等锁之前先看它还在不在，否则可能永远等下去。

@@ -1,7 +1,7 @@
-"""注意力测试的准绳与用例：独立写成的 float64 版本、随机问题的生成器、受测后端的清单。
+"""注意力测试的参照与用例：独立写成的 float64 版本、随机问题的生成器、受测后端的清单。
 The judge and the cases of the attention tests: an independent float64 version, random problems, the backends to test.
 
-加一个后端：在 `BACKENDS` 里加一行，写明它支持的设备、dtype 和页大小，全部用例就会跑到它。
+加一个后端：在 `BACKENDS` 里加一行，写明它支持的设备、dtype 和块大小，全部用例就会跑到它。
 To add a backend: one more line in `BACKENDS` with its devices, dtypes and block sizes, and every case runs on it.
 """
 
@@ -34,7 +34,7 @@ class BackendSpec:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     block_sizes: tuple[int, ...] = (8, 16, 256)
     head_dims: tuple[int, ...] = (16, 32, 64, 80, 96, 128, 256)
-    # 内核逐个编译（GPU）或逐个程序解释（CPU），全部用例太慢；这里挑出要跑的，None 是全部。
+    # 核函数逐个编译（GPU）或逐个程序解释（CPU），全部用例太慢；这里挑出要跑的，None 是全部。
     # Kernels are compiled one by one (GPU) or interpreted program by program (CPU), and all cases would take too long;
     # this picks those that run, None is all.
     picks: Callable[[Case], bool] | None = None
@@ -115,7 +115,7 @@ BACKENDS = (
 
 HEADS = ((1, 1), (4, 4), (8, 2), (6, 2))
 HEAD_DIMS = (16, 32, 64, 80, 96, 128)
-# 页大小 None 表示不分页：K、V 打包成 [Tk, Hkv, D]。
+# 块大小 None 表示不分页：K、V 打包成 [Tk, Hkv, D]。
 # A block size of None means no pages: K and V are packed as [Tk, Hkv, D].
 LAYOUTS = (None, 8, 16, 256)
 
@@ -138,7 +138,7 @@ class Target:
 
     @property
     def interpreted(self) -> bool:
-        """Triton 内核在 CPU 上逐个程序解释执行，很慢。
+        """Triton 核函数在 CPU 上逐个程序解释执行，很慢。
         Triton kernels run program by program on the CPU, which is slow.
         """
         return self.spec.name == "triton" and self.device == "cpu"
@@ -233,7 +233,7 @@ def all_cases() -> Iterator[Case]:
     float32: heads × head_dim × layout × mask, every other one with a softmax_scale; then a few in half precision.
     """
     for number, (heads, head_dim, layout, causal) in enumerate(product(HEADS, HEAD_DIMS, LAYOUTS, (False, True))):
-        # 页很大时张量也大，只取几个 head_dim。
+        # 块很大时张量也大，只取几个 head_dim。
         # With large blocks the tensors are large as well: a few head_dims do.
         if layout == 256 and head_dim not in (16, 64, 128):
             continue
@@ -249,7 +249,7 @@ def all_cases() -> Iterator[Case]:
 
 
 def varlen_lengths(block_size: int | None) -> list[tuple[int, int]]:
-    """（query 数，key 数）：空的、单个的、正好写满页的、上下文的尾段、query 比 key 多的。
+    """（query 数，key 数）：空的、单个的、正好写满块的、上下文的尾段、query 比 key 多的。
     (queries, keys): empty, single, exact multiples of the block, tails of a context, more queries than keys.
     """
     b = block_size or 16
@@ -306,7 +306,7 @@ def visible_rows(lengths_q: list[int], lengths_k: list[int], causal: bool) -> Te
 def page(
     k: Tensor, v: Tensor, lengths: list[int], block_size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """把打包的 K、V 放进打乱次序的页里；没用到的槽位全是 NaN，块表用 -1 补齐。
+    """把打包的 K、V 放进打乱次序的块里；没用到的槽位全是 NaN，块表用 -1 补齐。
     Put packed K and V into shuffled blocks; unused slots are all NaN, the block table is padded by -1.
     """
     counts = [-(-length // block_size) for length in lengths]

@@ -1,4 +1,4 @@
-"""测试的公共部分：随机的小模型文件夹、小分词器、内嵌模型的引擎。
+"""测试的公共部分：随机的小模型文件夹、小分词器、内置模型的引擎。
 
 What the tests share: folders with small random models, a small tokenizer, engines on the embedded model.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-# 没有 GPU 时，Triton 内核在 CPU 上解释执行；这个变量要在第一次导入 triton 之前设好，子进程也会继承它。
+# 没有 GPU 时，Triton 核函数在 CPU 上解释执行；这个变量要在第一次导入 triton 之前设好，子进程也会继承它。
 # Without a GPU, Triton kernels are interpreted on the CPU; it must be set before triton is first imported, and child
 # processes inherit it.
 if not torch.cuda.is_available():
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """把内嵌模型的分词器复制过来；随机模型的词表取它的大小即可。
+    """把内置模型的分词器复制过来；随机模型的词表取它的大小即可。
 
     Copy the embedded model's tokenizer; a random model only needs a vocabulary of its size.
     """

@@ -1,4 +1,4 @@
-"""引擎测试的工具：不带模型的调度器、槽位内容的模型、64 个混合请求、两次运行的比较（相等或险胜）。
+"""引擎测试的工具：不带模型的调度器、槽位内容的模型、64 个混合请求、两次运行的比较（相等，或几乎并列处分开）。
 
 Tools of the engine tests: a scheduler without a model, a model of what the slots hold, 64 mixed requests, and the
 comparison of two runs: equal, or a close call.
@@ -218,7 +218,7 @@ def small_model_folder(folder: Path, **overrides: Any) -> Path:
 
 @dataclass
 class Request:
-    """一个请求：提示和参数。
+    """一个请求：提示词和参数。
 
     One request: prompt and parameters.
     """
@@ -478,7 +478,7 @@ def top_two(logits: Tensor, params: SamplingParams, seed: int, index: int) -> tu
 
 
 def assert_equal_or_close_call(plain: Run, other: Run, requests: list[Request], tolerance: float = 1e-3) -> int:
-    """“相等”：token 相同，或者第一次分开处是险胜，`plain` 的前两名分数相差不到 1e-3。
+    """“相等”：token 相同，或者第一次分开处几乎并列，`plain` 的前两名分数相差不到 1e-3。
 
     "Equal": the tokens are equal, or first part at a close call, where `plain`'s top two scores differ by < 1e-3.
 

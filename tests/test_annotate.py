@@ -113,9 +113,11 @@ def test_commentary_stands_beside_its_code(tmp_path: Path) -> None:
     # 签名旁边是文字说明，语句旁边是注释。
     # The docstring beside the signature, the comment beside the statement.
     [signature] = [notes for notes, code in rows if code[:1] == ["def schedule(self) -> list[ScheduledSequence]:"]]
-    assert "Decide this step" in signature and "one entry per sequence" in signature
-    [statement] = [notes for notes, code in rows if code[:1] == ["planned: list[tuple[Sequence, int]] = []"]]
-    assert "Example, budget 8" in statement and "<pre>step 1   A 1" in statement
+    assert "Decide this step" in signature and '<span class="en" lang="en">one entry a sequence' in signature
+    assert "with a budget of 8" in signature and "<pre>step 1   A 1" in signature
+    sort = "scheduled.sort(key=lambda row: row.num_new_tokens != 1)"
+    [statement] = [notes for notes, code in rows if code[:1] == [sort]]
+    assert "False sorts before True" in statement and "<pre>before   [(A, 6)" in statement
 
 
 def test_files_import_only_what_is_below() -> None:

@@ -184,7 +184,7 @@ def test_decoding_in_splits(target: Target, num_processors: int, num_splits: int
         if target.spec.name == "triton":
             from backends.triton.decode import choose_num_splits
 
-            # 3 条序列乘 2 个 KV 头是 6 个程序，凑到 4 倍的流处理器个数之前停下；只有 1 个时，tile 也换成大的。
+            # 3 条序列乘 2 个 KV 头是 6 个程序，凑到流式多处理器个数的 4 倍之前停下；只有 1 个时，tile 也换成大的。
             # 3 sequences times 2 KV heads are 6 programs; it stops short of 4 for each multiprocessor. With 1 of them
             # tiles are large, too.
             backend.num_processors = num_processors  # type: ignore[attr-defined]
@@ -258,7 +258,7 @@ def test_store_writes_each_token_to_its_slot_and_nothing_else(target: Target, st
         key, value = torch.randn(2, 20, 2, 16, generator=generator).to(dtype)
         slots = torch.randperm(5 * block_size, generator=generator)[:20]
         slots[[0, 7, 19]] = -1
-        # 槽位 -1 若被当成“最后一格”，最后一页就会被写坏。
+        # 槽位 -1 若被当成“最后一格”，最后一个块就会被写坏。
         # If slot -1 were taken for the last slot, the last block would be ruined.
         caches = torch.full((2, 6, block_size, 2, 16), NAN, dtype=dtype)
         expected = caches.clone()

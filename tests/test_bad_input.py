@@ -19,6 +19,7 @@ from backends import BackendUnavailableError
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from models.config import ModelLoadError
+from serving.beam_search import BeamSearchParams
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,9 +70,27 @@ def test_generate_adds_nothing_if_one_request_is_bad(llm: LLM, name: str) -> Non
         # The bad one is in the middle: the good ones before it must not have been added either.
         with pytest.raises(ValueError, match=message) as info:
             llm.generate([[1, 2], prompt, [3]], [GREEDY, params or GREEDY, GREEDY], progress=False)
-    assert one_line(info.value).startswith("request ")
+    assert one_line(info.value).startswith("prompt 2 of 3: ")
     assert added == [] and not llm.engine.has_unfinished()
     assert_all_free(llm.engine.block_manager)
+
+
+def test_errors_count_in_the_list_of_the_caller(llm: LLM) -> None:
+    # 引擎自己的编号越走越大，调用者只认得自己的列表。
+    # The engine's own numbers grow and grow; the caller knows nothing but the list.
+    hello, empty = [{"role": "user", "content": "hi"}], [{"role": "user"}]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^prompt 2 of 2: the prompt has 100 tokens"):
+            llm.generate([[1], [1] * 100], GREEDY, progress=False)
+        with pytest.raises(ValueError, match=r"^prompt 3 of 3: .*content"):
+            llm.chat([hello, hello, empty], GREEDY, progress=False)  # type: ignore[list-item]
+        with pytest.raises(ValueError, match=r"^prompt 2 of 3: the prompt is empty"):
+            llm.beam_search([[1], "", [3]], BeamSearchParams(beam_width=2, max_tokens=2))
+        # 只有一个就不必说第几个。
+        # A single one needs no number.
+        for call in (llm.engine.add_request, llm.stream, lambda prompt: llm.generate([prompt], progress=False)):
+            with pytest.raises(ValueError, match=r"^token id 99999 is not"):
+                call([99999])
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
@@ -330,7 +349,7 @@ def test_a_damaged_model_folder_is_a_one_line_error(
     assert len(lines) == 1 and lines[0].startswith("mini_llama.py: error: ")
 
 
-# ---- 不花钱的检查在前 ----
+# ---- 开销小的检查在前 ----
 # ---- what costs nothing is checked first ----
 
 

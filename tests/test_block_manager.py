@@ -13,7 +13,7 @@ from engine.block_key import make_block_key
 from engine.block_manager import BlockManager
 from engine.sequence import Sequence
 
-# 块大小 4，提示用小整数，方便手算。
+# 块大小 4，提示词用小整数，方便手算。
 # Blocks of 4 and prompts of small integers, to work by hand.
 SIZE = 4
 
@@ -173,7 +173,7 @@ def test_a_block_is_registered_only_once_computed() -> None:
 
 
 def test_output_blocks_are_registered_too() -> None:
-    # 多轮对话：下一轮的提示包含上一轮的回答，应当命中。
+    # 多轮对话：下一轮的提示词包含上一轮的回答，应当命中。
     # A chat with several turns: the next prompt holds the last answer and should hit.
     manager, seq = make(), make_seq("a", prompt(10))
     admit(manager, seq)
@@ -201,7 +201,7 @@ def test_prefix_hit_on_a_freed_block_counts_as_consumed() -> None:
     assert not manager.can_allocate(second, hits, 17)
     other = make_seq("c", [50])
     manager.allocate(other, [], 1)
-    # 空闲 3 个块，命中 2 个，新块 2 个：若把命中当作不花钱，就会错误地答应。
+    # 空闲 3 个块，命中 2 个，新块 2 个：若以为命中不占名额，就会错误地答应。
     # 3 free, 2 hits, 2 new: whoever thinks that hits cost nothing would wrongly agree.
     assert manager.find_prefix(second) == hits
     assert not manager.can_allocate(second, hits, 13)
@@ -379,7 +379,7 @@ def test_keys_compare_whole_prefixes() -> None:
 
 
 def test_equal_prompts_share_their_names_so_comparing_stays_short() -> None:
-    # 2000 个块的提示重复一次：若每比一个块都走回开头，就是两百万步。
+    # 2000 个块的提示词重复一次：若每比一个块都走回开头，就是两百万步。
     # A prompt of 2000 blocks, repeated: walking back to the start for every block would be two million steps.
     manager = make(4002)
     tokens = [index % 7 for index in range(2000 * SIZE + 1)]

@@ -17,10 +17,12 @@ from tools.check_bilingual import (
     check_source,
     classify,
     count_lines,
+    entry_halves,
     is_shape,
     main,
     numbers,
 )
+from tools.count_code import count_code
 
 HEADER = '"""模块。\nA module.\n"""\n'
 
@@ -28,6 +30,34 @@ HEADER = '"""模块。\nA module.\n"""\n'
 def messages(code: str, header: str = HEADER) -> list[str]:
     return [fault.message for fault in check_source(header + code, "example.py")]
 
+
+def section(name: str, *entries: str) -> str:
+    """一个函数，它的文档字符串有这样一个小节；项里的换行就是折行。
+
+    A function whose docstring has such a section; a line break in an entry is one in the source.
+    """
+    lines = "".join(f"        {entry}\n".replace("\n", "\n" + " " * 12, entry.count("\n")) for entry in entries)
+    return f'def f():\n    """做。\n    Does.\n\n    {name}:\n{lines}    """\n'
+
+
+def body(*lines: str) -> str:
+    """一个函数，函数体是这几行。
+
+    A function with these lines for its body.
+    """
+    return "def _f():\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def section_fault(name: str, entry: str, reason: str) -> tuple[str, str]:
+    """小节里有这样一项的函数，和它的违规。
+
+    A function with such an entry in a section, and what is wrong with it.
+    """
+    return section(name, entry), f"{name} {reason}"
+
+
+NOT_IN_BOTH = "of `f`: an entry is not written `name: 中文；English`"
+BROKEN = "of `f`: an entry is broken only behind `；`, and only where 120 columns do not hold it"
 
 GOOD = {
     "pair": "# 最后一页写满时才需要新的一页。\n# Only when the last block is full is a new block needed.\nx = 1\n",
@@ -57,11 +87,36 @@ GOOD = {
     ),
     "docstring with arguments": (
         'def f(q):\n    """计算 `q` 的注意力，\n    分两行。\n    Attention of `q`,\n    in two lines.\n\n'
-        '    参数 / Args:\n        q: [T, Hq, D] 查询 / queries\n    """\n'
+        '    Args:\n        q: [T, Hq, D]，查询；queries\n    """\n'
     ),
     "docstring in paragraphs": (
-        'def f():\n    """做 `a`。\n\n    用 `b`。\n\n    Does `a`, `b`.\n\n    Args:\n        c: see `d`\n    """\n'
+        'def f():\n    """做 `a`。\n\n    用 `b`。\n\n    Does `a`, `b`.\n\n    Source: Su 2021, "RoFormer".\n    """\n'
     ),
+    "entries without words": section(
+        "Args", "q: [T, Hq, D] bfloat16", "k, v: [Tk, Hkv, D]", 'device: "auto", "cpu", ...', "x: `a * b`"
+    ),
+    "entries in both languages": section(
+        "Attributes",
+        "x: 分数；the scores",
+        "n: 最多 8 个；None 不限；at most 8; None is any",
+        "f, g: 见 `h`；see `h`",
+        'mode: "auto" 或 "on"；"auto" or "on"',
+    ),
+    "entries of Returns have no name": section("Returns", "[T] int64，选中的；the chosen ones", "其余；the rest"),
+    "entries of Returns may have one": section("Returns", "cos, sin: [T, D]", "others: 其余；the rest"),
+    "a long entry is broken behind the semicolon": section("Raises", f"ValueError: {'甲' * 40}；\n{'an error ' * 5}"),
+    "the longest entry that is not broken": section("Raises", f"ValueError: {'甲' * 40}；{'x' * 18}"),
+    "as many comments as code": body("# 甲。", "# First.", "x = 1", "# 乙。", "# Second.", "return x"),
+    "one line of code, one of comment": body("# 甲。", "# First.", "return 1"),
+    "a signature of several lines": (
+        "def _f(\n    # 甲。\n    # First.\n    x,\n):\n    # 乙。\n    # Second.\n    return x\n"
+    ),
+    "code on one line": "# 甲，\n# 乙。\n# First.\ndef _f(): return 1\n",
+    "an example of three lines": body("# 例：", "# Example:", *["#     1 + 1"] * 3, *["x = 1"] * 4),
+    "a docstring is no comment": (
+        'def f():\n    """做。例：\n    Does. For example:\n\n' + "        1 + 1\n" * 5 + '    """\n    return 1\n'
+    ),
+    "comments outside functions": "# 甲。\n# First.\n# 乙。\n# Second.\nx = 1\n",
 }
 
 BAD = {
@@ -106,8 +161,50 @@ BAD = {
         "the docstring of `f`: names in backticks differ",
     ),
     "docstring with English in a section only": (
-        'def f():\n    """做事。\n\n    Args:\n        c: English\n    """\n',
+        'def f():\n    """做事。\n\n    Args:\n        c: 中文；English\n    """\n',
         "the docstring of `f` has no English",
+    ),
+    "entry in English": section_fault("Args", "c: English", NOT_IN_BOTH),
+    "entry in Chinese": section_fault("Attributes", "c: 中文", NOT_IN_BOTH),
+    "entry of Returns in English": section_fault("Returns", "the rest", NOT_IN_BOTH),
+    "entry of Yields in Chinese": section_fault("Yields", "其余", NOT_IN_BOTH),
+    "entry behind a shape in English": section_fault("Returns", "[T] int64，the rest", NOT_IN_BOTH),
+    "entry with a slash": section_fault("Raises", "E: 不对 / it is wrong", NOT_IN_BOTH),
+    "entry in the wrong order": section_fault("Raises", "E: wrong；不对", NOT_IN_BOTH),
+    "entry with other names": section_fault("Args", "c: 见 `a`；see `b`", "of `f`: names in backticks differ"),
+    "entry with other numbers": section_fault("Args", "c: 最多 3 个；at most 4", "of `f`: numbers differ"),
+    "entry on the title's line": (
+        'def f():\n    """做。\n    Does.\n\n    Returns: the rest\n    """\n', f"Returns {NOT_IN_BOTH}"
+    ),
+    "entry in a title of both languages": (
+        'def f():\n    """做。\n    Does.\n\n    参数 / Args:\n        c: it\n    """\n', f"Args {NOT_IN_BOTH}"
+    ),
+    "entry without a name": section_fault("Raises", "值不对；it is wrong", "of `f`: an entry begins with the name"),
+    "short entry broken": section_fault("Args", "c: 中文；\nEnglish", BROKEN),
+    "entry that 120 columns hold": section_fault("Raises", f"ValueError: {'甲' * 40}；\n{'x' * 18}", BROKEN),
+    "entry broken elsewhere": section_fault("Args", f"c: {'甲' * 50}；an\nerror of this kind", BROKEN),
+    "entry of three lines": section_fault("Args", f"c: {'甲' * 50}；\nan error\nof this kind", BROKEN),
+    "shape on two lines": section_fault("Args", "q: [T,\nD]", "of `f`: an entry without words takes one line"),
+    "more Chinese than code": (
+        body("# 甲，", "# 乙。", "# First.", "return 1"), "`_f` has 2 Chinese lines of comment to 1 of code",
+    ),
+    "more English than code": (
+        body("# 甲。", "# First", "# of all.", "return 1"), "`_f` has 2 English lines of comment to 1 of code",
+    ),
+    "a nested function's comments": (
+        body("x = 1", "def g():", "    # 甲。", "    # First", "    # of all.", "    return 1", "return g"),
+        "`_f.g` has 2 English lines of comment to 1 of code",
+    ),
+    "a signature is no body": (
+        "def _f(\n    x,\n    y,\n):\n    # 甲。\n    # First\n    # of all.\n    return x\n",
+        "`_f` has 2 English lines of comment to 1 of code",
+    ),
+    "a docstring is no code": (
+        'def f():\n    """做。\n    Does.\n    """\n    # 甲。\n    # First\n    # of all.\n    return 1\n',
+        "`f` has 2 English lines of comment to 1 of code",
+    ),
+    "an example of four lines": (
+        body("# 例：", "# Example:", *["#     1 + 1"] * 4, *["x = 1"] * 5), "an example of 4 lines, at most 3"
     ),
     "private docstring": ('def _f():\n    """Does it."""\n', "the docstring of `_f` has no Chinese"),
 }
@@ -147,6 +244,26 @@ def test_helpers() -> None:
     assert numbers("8-128, 1e-5 和 3x；bf16、Llama-3.2-1B，(-1)") == {"8", "128", "1e-5", "3", "3.2", "1", "-1"}
     assert is_shape("[num_seqs, max_blocks] int32 cuda")
     assert not is_shape("float32")
+
+
+def test_an_example_counts_for_both_languages() -> None:
+    assert messages(body("# 甲。", "# First.", "#   1 + 1", "return 1")) == [
+        "`_f` has 2 Chinese lines of comment to 1 of code",
+        "`_f` has 2 English lines of comment to 1 of code",
+    ]
+
+
+def test_an_entry_is_cut_into_what_is_shared_and_the_two_languages() -> None:
+    assert entry_halves("q, k: [T, D] int64，查询；queries") == ("q, k: [T, D] int64，", "查询", "queries")
+    assert entry_halves("甲；乙；one; two") == ("", "甲；乙", "one; two")
+    assert entry_halves("q: [T, D]") == ("q: [T, D]", "", "")
+
+
+@pytest.mark.parametrize("name", ANNOTATED)
+def test_lines_of_code_are_counted_as_by_count_code(name: str) -> None:
+    path = ROOT / name
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        assert count_lines(file.read_text(encoding="utf-8")).code == count_code(file), file
 
 
 def test_stats_count_neither_docstrings_nor_blank_lines() -> None:

@@ -3,6 +3,7 @@
 The command line: options, help, exit codes, and plain text where the output is redirected.
 """
 
+import io
 import os
 import re
 import subprocess
@@ -51,6 +52,48 @@ def main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, captured.out, captured.err
 
 
+# ---- 别人换过的流 ----
+# ---- streams that others have replaced ----
+
+
+def read_stream() -> io.TextIOWrapper:
+    stream = io.TextIOWrapper(io.BytesIO(b"first line\nsecond line\n"))
+    stream.readline()
+    return stream
+
+
+def closed_stream() -> io.TextIOWrapper:
+    stream = read_stream()
+    stream.close()
+    return stream
+
+
+def detached_stream() -> io.TextIOWrapper:
+    stream = read_stream()
+    stream.detach()
+    return stream
+
+
+@pytest.mark.parametrize("make", [io.StringIO, read_stream, closed_stream, detached_stream])
+def test_a_replaced_standard_input_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Any
+) -> None:
+    # pdb 读过命令的流就是第二种；IDLE、Jupyter 的像第一种。
+    # A stream from which pdb has read its commands is the second kind; those of IDLE and Jupyter are like the first.
+    monkeypatch.setattr("sys.stdin", make())
+    code, out, err = main(capsys, "--list-backends")
+    assert (code, err) == (0, "") and "torch" in out
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_an_output_of_another_kind_is_written_to(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(f"sys.{name}", stream)
+    arguments = ["--list-backends"] if name == "stdout" else ["--top-p", "2"]
+    assert mini_llama.main(arguments) == (0 if name == "stdout" else 2)
+    assert ("torch" if name == "stdout" else "error: top_p") in stream.getvalue()
+
+
 # ---- 回答 ----
 # ---- answers ----
 
@@ -60,7 +103,7 @@ def test_without_arguments_it_answers_the_built_in_prompts() -> None:
     assert result.returncode == 0, result.stderr
     for prompt in mini_llama.BUILT_IN_PROMPTS:
         assert f"> {prompt}\n" in result.stdout
-    # 内嵌模型认真回答了其中几个。
+    # 内置模型认真回答了其中几个。
     # The embedded model really answers some of them.
     for answer in ("北京", "68", "97"):
         assert answer in result.stdout
@@ -255,7 +298,7 @@ def test_a_missing_model_exits_2_with_one_line(tmp_path: Path) -> None:
         (["--prompt", "hi", "--max-tokens", "0"], "max_tokens"),
         (["--prompt", "hi", "--seed", "-1"], "seed"),
         (["--prompt", "word " * 5000], "max_model_len"),
-        (["--prompt", "hi", "--prompt", "word " * 5000], "request 1"),
+        (["--prompt", "hi", "--prompt", "word " * 5000], "prompt 2 of 2: the prompt has"),
         (["--dtype", "int8"], "dtype"),
         (["--device", "abacus"], "device"),
         (["--device", "cuda:99"], "CUDA"),

@@ -6,18 +6,18 @@ both languages describe the same way.
 
 from __future__ import annotations
 
-import ast
-import bdb
 import re
+import shlex
+import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 
 import pytest
+from debugger_helpers import ROOT, Guide, find_line
+from engine_helpers import environment, python
 
 import mini_llama
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMAND = re.compile(r"^python mini_llama\.py (.*--prompt) \"(.*)\"$", re.MULTILINE)
 STOP = re.compile(r"^- at · 停在: `(?P<path>[\w/.]+)::(?P<symbol>[\w.]+)`$", re.MULTILINE)
 LINE = re.compile(r"^- line · 行: `(.+)`$", re.MULTILINE)
@@ -36,19 +36,8 @@ class Stop:
     values: list[tuple[str, str]]
     seen: list[tuple[str, str]] = field(default_factory=list)
 
-    def number(self) -> int:
-        """停在第几行：写明的那一行，否则是函数体的第一条语句 / the line named, or else the body's first statement"""
-        source = (ROOT / self.path).read_text(encoding="utf-8")
-        node: ast.AST = ast.parse(source)
-        for name in self.symbol.split("."):
-            node = next(each for each in ast.iter_child_nodes(node) if getattr(each, "name", None) == name)
-        assert isinstance(node, ast.FunctionDef), f"{self.symbol} is no function"
-        if self.line is None:
-            return node.body[1 if ast.get_docstring(node) else 0].lineno
-        lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
-        found = [n for n, text in enumerate(lines, node.lineno) if text.strip().startswith(self.line)]
-        assert len(found) == 1, f"{self.symbol}: {len(found)} lines begin with {self.line!r}"
-        return found[0]
+    def place(self) -> tuple[str, int]:
+        return self.path, find_line(self.path, self.symbol, self.line)
 
 
 def read_tour(language: str) -> tuple[list[str], list[Stop]]:
@@ -66,27 +55,6 @@ def read_tour(language: str) -> tuple[list[str], list[Stop]]:
     return [*command[1].split(), command[2]], stops
 
 
-class Guide(bdb.Bdb):
-    """按次序在每一站停一次，记下表达式的值 / stops once at each stop, in order, and notes the expressions' values"""
-
-    def __init__(self, stops: list[Stop]) -> None:
-        super().__init__()
-        self.left = list(stops)
-        self.lines = {id(stop): (str(ROOT / stop.path), stop.number()) for stop in stops}
-        for path, number in self.lines.values():
-            assert self.set_break(path, number) is None
-
-    def user_line(self, frame: FrameType) -> None:
-        self.set_continue()
-        here = (frame.f_code.co_filename, frame.f_lineno)
-        if not self.left or here != self.lines[id(self.left[0])]:
-            return
-        stop = self.left[0]
-        if stop.condition is None or eval(stop.condition, frame.f_globals, frame.f_locals):
-            self.left.pop(0)
-            stop.seen = [(each, repr(eval(each, frame.f_globals, frame.f_locals))) for each, _ in stop.values]
-
-
 def test_both_pages_tell_the_same_tour() -> None:
     zh, en = read_tour("zh"), read_tour("en")
     assert zh == en
@@ -96,12 +64,55 @@ def test_both_pages_tell_the_same_tour() -> None:
 
 def test_the_tour_sees_what_the_page_says(one_thread: None, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, stops = read_tour("en")
-    guide = Guide(stops)
+    left = list(stops)
+
+    # 按次序在每一站停一次，记下表达式的值。
+    # Stop once at each stop, in order, and note the expressions' values.
+    def arrive(place: tuple[str, int], frame: FrameType) -> None:
+        names = frame.f_globals, frame.f_locals
+        if left and left[0].place() == place and eval(left[0].condition or "True", *names):
+            stop = left.pop(0)
+            stop.seen = [(each, repr(eval(each, *names))) for each, _ in stop.values]
+
+    guide = Guide([stop.place() for stop in stops], arrive)
     try:
         assert guide.runcall(mini_llama.main, arguments) == 0
     finally:
         guide.clear_all_breaks()
     assert "23 + 45 = 68." in capsys.readouterr().out
-    assert [stop.symbol for stop in guide.left] == [], "not reached, or not in this order"
+    assert [stop.symbol for stop in left] == [], "not reached, or not in this order"
     for stop in stops:
         assert stop.seen == stop.values, f"{stop.path}::{stop.symbol}"
+
+
+def test_pdb_walks_the_same_way() -> None:
+    """页面上的命令，原样由管道送进 pdb；每站的每个表达式，打印出来的正是页面上的值。
+
+    The commands of the page piped into pdb as they stand; every expression of every stop prints the value of the page.
+    """
+    text = (ROOT / "docs" / "en" / "debugger_tour.md").read_text(encoding="utf-8")
+    arguments, stops = read_tour("en")
+    section = text.partition("## With pdb")[2].partition("\n## ")[0]
+    command, setup = re.findall(r"^```\w+\n(.*?)\n```$", section, re.MULTILINE | re.DOTALL)
+    assert shlex.split(command) == ["python", "-m", "pdb", "mini_llama.py", *arguments]
+    steps = {
+        int(number): re.findall(r"`([^`]+)`", commands)
+        for numbers, commands in re.findall(r"^\| ([\d, ]+) \| (.+) \|$", section, re.MULTILINE)
+        for number in numbers.split(",")
+    }
+    assert sorted(steps) == list(range(1, len(stops) + 1))
+    # 每条命令之后，pdb 打印的是下一个提示符之前的那一段。
+    # What pdb prints for a command is what precedes the next prompt.
+    commands, expected = setup.splitlines(), {}
+    for number, stop in enumerate(stops, 1):
+        commands += steps[number]
+        for expression, value in stop.values:
+            commands.append(f"p {expression}")
+            expected[len(commands)] = (number, expression, value)
+    result = subprocess.run(
+        [python(), *shlex.split(command)[1:]], cwd=ROOT, env=environment(), input="\n".join([*commands, "q", ""]),
+        capture_output=True, text=True, encoding="utf-8", timeout=120,
+    )
+    answers = result.stdout.split("(Pdb) ")
+    seen = {at: (*expected[at][:2], answers[at].strip()) for at in expected if at < len(answers)}
+    assert seen == expected, result.stdout + result.stderr

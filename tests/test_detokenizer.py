@@ -27,7 +27,7 @@ TEXTS = [
 
 
 def byte_ids() -> list[int]:
-    """内嵌分词器里每个字节的 id。
+    """内置分词器里每个字节的 id。
 
     The embedded tokenizer's id of each byte.
     """

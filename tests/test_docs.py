@@ -9,15 +9,16 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from codeop import compile_command
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
+from tools import chapter as chapter_file
+from tools.chapter import DOCS, ROOT, Block
+
 LANGS = ("en", "zh")
 CHAPTERS = sorted({path.stem for lang in LANGS for path in (DOCS / lang).glob("*.md")})
 CLOSING = ["## Try it · 动手试试", "## Breakpoint · 断点", "## Questions · 问与答"]
@@ -29,42 +30,8 @@ REFERENCE = ("glossary", "performance")
 MARKERS = ("not run: gpu", "not run: download", "not run: terminal", "needs: triton")
 
 
-@dataclass(frozen=True)
-class Block:
-    """一个代码块；`first` 是它第一行代码的行号（从 1 数），`marker` 是它上面那行注释，没有就是空的。
-    A code block; `first` is the number of its first line of code (from 1), `marker` the comment above it or empty.
-    """
-
-    kind: str
-    code: str
-    first: int
-    marker: str
-
-    @property
-    def package(self) -> str:
-        return self.marker.partition("needs: ")[2]
-
-
-@cache
 def read(lang: str, chapter: str) -> tuple[str, list[Block]]:
-    """去掉代码块的正文，以及各代码块。
-    The prose without its code blocks, and the blocks.
-    """
-    prose, blocks, code = [], [], []
-    kind, last = None, ""
-    for number, line in enumerate((DOCS / lang / f"{chapter}.md").read_text(encoding="utf-8").splitlines(), 1):
-        if kind is None and line.startswith("```"):
-            kind, code, marker = line[3:].strip(), [], re.fullmatch(r"<!-- ((?:not run|needs): .+) -->", last)
-        elif kind is not None and line.rstrip() == "```":
-            blocks.append(Block(kind, "\n".join(code), number - len(code), marker[1] if marker else ""))
-            kind = None
-        elif kind is not None:
-            code.append(line)
-        else:
-            prose.append(line)
-        last = line
-    assert kind is None, f"docs/{lang}/{chapter}.md: a code block is not closed"
-    return "\n".join(prose), blocks
+    return chapter_file.read(DOCS / lang / f"{chapter}.md")
 
 
 def headings(lang: str, chapter: str) -> list[str]:
@@ -73,6 +40,13 @@ def headings(lang: str, chapter: str) -> list[str]:
 
 def links(lang: str, chapter: str) -> list[str]:
     return re.findall(r"\]\(([^)\s]+)\)", read(lang, chapter)[0])
+
+
+def links_in_any_language(lang: str, chapter: str) -> list[str]:
+    """图在两种语言里各有一张，只差文件名里的语言。
+    Each language has its own pictures, whose names differ in the language only.
+    """
+    return [re.sub(rf"\.{lang}\.svg$", ".svg", link) for link in links(lang, chapter)]
 
 
 def symbols(lang: str, chapter: str) -> set[tuple[str, str]]:
@@ -106,7 +80,7 @@ def blocks_to_run(kind: str, chapter: str) -> list[Block]:
     The blocks are the same in both languages, so one run will do.
     """
     blocks = read("en", chapter)[1] if (DOCS / "en" / f"{chapter}.md").exists() else []
-    return [block for block in blocks if block.kind == kind and not block.marker.startswith("not run")]
+    return [block for block in blocks if block.kind == kind and block.runs]
 
 
 def skip_without_packages(blocks: list[Block]) -> None:
@@ -131,7 +105,7 @@ def test_both_languages_match(chapter: str) -> None:
     for lang in LANGS:
         assert (DOCS / lang / f"{chapter}.md").exists()
     assert headings("en", chapter) == headings("zh", chapter)
-    assert links("en", chapter) == links("zh", chapter)
+    assert links_in_any_language("en", chapter) == links_in_any_language("zh", chapter)
     assert symbols("en", chapter) == symbols("zh", chapter)
     english, chinese = ([(b.kind, b.code, b.marker) for b in read(lang, chapter)[1]] for lang in LANGS)
     assert english == chinese
@@ -170,20 +144,33 @@ def test_only_known_markers(lang: str, chapter: str) -> None:
         if block.package:
             (wanted,) = [line for line in requirements if re.match(rf"{block.package}\b", line)]
             assert f'pip install "{wanted}"' in prose
-    assert {block.kind for block in blocks} <= {"python", "bash", "text", "mermaid"}
+    assert {block.kind for block in blocks} <= {"python", "bash", "text"}
 
 
-@pytest.mark.parametrize("chapter", [chapter for chapter in CHAPTERS if blocks_to_run("python", chapter)])
-def test_python_blocks_run(chapter: str, tmp_path: Path) -> None:
-    # 用空行补齐，出错时的行号就是这一章里的行号。
-    # Padded with empty lines, so that line numbers in a traceback are those of the chapter.
-    lines: list[str] = []
+WITH_PYTHON = [chapter for chapter in CHAPTERS if blocks_to_run("python", chapter)]
+
+
+@pytest.mark.parametrize("chapter", WITH_PYTHON)
+def test_python_blocks_run(chapter: str) -> None:
     skip_without_packages(blocks_to_run("python", chapter))
-    for block in blocks_to_run("python", chapter):
-        lines += [""] * (block.first - 1 - len(lines)) + block.code.split("\n")
-    script = tmp_path / f"{chapter}.py"
-    script.write_text("\n".join(lines), encoding="utf-8")
-    run([sys.executable, str(script)])
+    run([sys.executable, "tools/chapter.py", chapter])
+
+
+@pytest.mark.parametrize("chapter", WITH_PYTHON)
+def test_python_blocks_can_be_pasted(chapter: str) -> None:
+    """每一块都能逐行输入解释器：语句之间、块的末尾都没有没写完的东西。
+    Each block can be typed into the interpreter line by line, with nothing left open between statements or at its end.
+    """
+    for block in read("en", chapter)[1]:
+        typed: list[str] = []
+        for number, line in enumerate(block.code.split("\n") if block.kind == "python" else [], block.first):
+            typed.append(line)
+            try:
+                complete = compile_command("\n".join(typed)) is not None
+            except SyntaxError as error:
+                pytest.fail(f"docs/en/{chapter}.md:{number}: {error}")
+            typed = [] if complete else typed
+        assert not typed, f"docs/en/{chapter}.md:{block.first}: a blank line has to end the block"
 
 
 @pytest.mark.parametrize(

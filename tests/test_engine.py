@@ -1,4 +1,4 @@
-"""引擎：64 个混合请求在各种配置下都得到相同的 token（或在险胜处分开），以及 LLM 的公共接口。
+"""引擎：64 个混合请求在各种配置下都得到相同的 token（或在几乎并列处分开），以及 LLM 的公共接口。
 
 The engine: 64 mixed requests give equal tokens (or part at a close call) in every configuration; and LLM's public
 interface.
@@ -76,7 +76,7 @@ def plain(folder: Path, requests: list[Request]) -> Run:
 
 
 def test_the_plain_run_is_what_it_should_be(folder: Path, requests: list[Request], plain: Run) -> None:
-    # 一步算完全部提示，从不抢占：它是其余各次运行的参照。
+    # 一步算完全部提示词，从不抢占：它是其余各次运行的参照。
     # All prompts in a single step and no preemption: it is the reference of the other runs.
     assert plain.num_preemptions == 0
     assert sum(count for _, count in plain.decisions[0]) == sum(len(r.prompt) for r in requests)
@@ -112,7 +112,7 @@ class Variant:
     min_preemptions: int
 
 
-# 64 个提示若一步全进，谁也没有可命中的块；预算 256 让它们分几步进来。
+# 64 个提示词若一步全进，谁也没有可命中的块；预算 256 让它们分几步进来。
 # If all 64 prompts enter in one step nobody finds a block to hit; a budget of 256 spreads them over several steps.
 VARIANTS = {
     "tiny pool": Variant(dict(num_kvcache_blocks=MAX_LEN // 16), 100, 20),
@@ -164,7 +164,7 @@ def test_64_mixed_requests_give_equal_tokens(
     folder: Path, requests: list[Request], plain: Run, name: str, backend: str
 ) -> None:
     parted = assert_equal_or_close_call(plain, run_variant(folder, requests, name, backend), requests)
-    # 险胜应当极少；多了就说明数值出了问题，而不是舍入。
+    # 几乎并列的应当极少；多了就说明数值出了问题，而不是舍入。
     # Close calls should be very rare; many would mean wrong numbers, not rounding.
     assert parted <= 2
 
@@ -172,7 +172,7 @@ def test_64_mixed_requests_give_equal_tokens(
 @pytest.mark.parametrize("name", ["tiny pool", "budget of 7 tokens", "prefix caching, few at once", "block size 8"])
 def test_scheduling_decisions_are_the_same_for_every_backend(folder: Path, requests: list[Request], name: str) -> None:
     first = run_requests(make_llm(folder, **options_of(name, "torch")), requests)
-    # 第二次沿用第一次的 token，险胜就不会让两边的长度不同。
+    # 第二次沿用第一次的 token，几乎并列处就不会让两边的长度不同。
     # The second run takes the first one's tokens, so no close call can make lengths differ.
     second = run_requests(make_llm(folder, **options_of(name, "sdpa")), requests, forced=first)
     assert first.decisions == second.decisions
@@ -196,7 +196,7 @@ def test_embedded_model_gives_equal_tokens(embedded: LLM, name: str) -> None:
 
 
 def test_the_judge_tells_a_wrong_token_from_a_close_call(requests: list[Request], plain: Run) -> None:
-    # 判官本身也要能判错：改掉一个 token，它必须发现。
+    # 这项比较本身也要能判错：改掉一个 token，它必须发现。
     # The judge must be able to say no: change one token and it has to notice.
     number = next(i for i, r in enumerate(requests) if r.params.greedy and len(plain.tokens[i]) > 3)
     completion = plain.outputs[number].outputs[0]
@@ -276,7 +276,7 @@ def test_engine_seed_makes_runs_reproducible(folder: Path) -> None:
     assert run(1) == first
     assert run(2) != first
     assert run(None) != run(None)
-    # 同一个提示两次，各抽各的种子。
+    # 同一个提示词两次，各抽各的种子。
     # The same prompt twice draws two seeds.
     assert first[0] != first[1]
 
@@ -303,7 +303,7 @@ def test_generate_takes_a_string_a_list_of_strings_and_lists_of_ids(small: LLM) 
 
 
 def test_results_keep_the_order_of_the_prompts(small: LLM) -> None:
-    # 长的先加，短的先完：结果仍按提示的次序。
+    # 长的先加，短的先完：结果仍按提示词的次序。
     # Long ones are added first and short ones end first, yet results keep the prompts' order.
     prompts = [[index + 1] for index in range(6)]
     params = [SamplingParams(temperature=0, max_tokens=12 - 2 * i, ignore_eos=True) for i in range(6)]

@@ -1,4 +1,4 @@
-"""融合步骤：每个都与它逐步写出的孪生兄弟比较；Triton 的在 CPU 上由解释器运行，GPU 上再跑一遍。
+"""融合步骤：每个都与对应的朴素实现比较；Triton 的在 CPU 上由解释器运行，GPU 上再跑一遍。
 
 The fused steps, each against its plain twin; Triton's are interpreted on the CPU, and run once more on a GPU.
 """
@@ -269,7 +269,7 @@ def test_sample(triton_kernels: FusedKernels, place: Place, vocab_size: int) -> 
     for row, (a, b) in enumerate(zip(plain.tolist(), fast.tolist())):
         if a == b:
             continue
-        # 不同只能是险胜。
+        # 不同只能是因为几乎并列。
         # They may differ in a close call only.
         greedy = temperatures[row] == 0
         scores = logits[row].double().cpu() / (1 if greedy else temperatures[row]) + (0 if greedy else noise[row])
@@ -333,7 +333,7 @@ def test_choose_num_splits() -> None:
     pytest.importorskip("triton")
     from backends.triton.decode import choose_num_splits
 
-    # H200 有 132 个流处理器；8 个 KV 头时的表，批大小 -> 段数。
+    # H200 有 132 个流式多处理器（SM）；8 个 KV 头时的表，批大小 -> 段数。
     # An H200 has 132 multiprocessors; the table for 8 KV heads, batch size -> splits.
     table = {1: 32, 2: 32, 4: 16, 8: 8, 16: 4, 32: 2, 64: 1, 65: 1, 256: 1}
     assert {batch: choose_num_splits(batch, 8, 132) for batch in table} == table
@@ -343,7 +343,7 @@ def test_choose_num_splits() -> None:
         for heads in (1, 2, 3, 8):
             splits = choose_num_splits(batch, heads, 132)
             assert splits & (splits - 1) == 0 and 1 <= splits <= 32
-            # 刚好不到每个流处理器 4 个程序。
+            # 刚好不到每个流式多处理器 4 个程序。
             # Just short of 4 programs for each multiprocessor.
             assert splits == 1 or splits * batch * heads < 4 * 132
             assert splits == 32 or 2 * splits * batch * heads >= 4 * 132

@@ -1,4 +1,4 @@
-"""在 CUDA 上：图、融合内核、重叠循环合在一起，输出与逐步执行的同步引擎相同。
+"""在 CUDA 上：图、融合核函数、重叠循环合在一起，输出与逐步执行的同步引擎相同。
 
 On CUDA: graphs, fused kernels and the overlapped loop together give the outputs of the synchronous, eager engine.
 """
@@ -72,7 +72,7 @@ def make_llm(folder: Path | None, **options: Any) -> LLM:
 
 
 def eager_run(folder: Path, requests: list[Request], **options: Any) -> Run:
-    """参照：`sdpa`，同步，没有图，没有融合内核。
+    """参照：`sdpa`，同步，没有图，没有融合核函数。
 
     The reference: `sdpa`, synchronous, no graphs, no fused kernels.
     """
@@ -85,7 +85,7 @@ def eager_run(folder: Path, requests: list[Request], **options: Any) -> Run:
 
 
 def without_filters(requests: list[Request]) -> list[Request]:
-    """同样的请求，去掉 top_k、top_p、min_p：采样走融合内核。
+    """同样的请求，去掉 top_k、top_p、min_p：采样走融合核函数。
 
     The same requests without top_k, top_p and min_p: sampling takes the fused kernel.
     """
@@ -192,7 +192,7 @@ def test_2000_requests_with_preemption(folder: Path) -> None:
     assert run.num_preemptions > 100
     assert run.cache_hits > 100
     assert len(spy.rows) > 10 and spy.finite
-    # 2000 个请求里，险胜不超过百分之一。
+    # 2000 个请求里，几乎并列的不超过百分之一。
     # Of 2000 requests, no more than 1 % are close calls.
     assert assert_equal_or_close_call(expected, run, requests) <= 20
 

@@ -41,7 +41,7 @@ Edit = Callable[[Path], Any]
 
 
 def make_folder(folder: Path, architecture: str = "llama", **overrides: Any) -> Path:
-    """一个完整的文件夹：随机的小模型，加上内嵌模型的分词器。
+    """一个完整的文件夹：随机的小模型，加上内置模型的分词器。
     A complete folder: a small random model, and the embedded model's tokenizer.
     """
     save_model(folder, architecture, **{"vocab_size": 2304, **overrides})

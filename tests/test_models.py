@@ -1,4 +1,4 @@
-"""模型与 `transformers` 的比较：每种架构的随机小模型，以及内嵌模型。
+"""模型与 `transformers` 的比较：每种架构的随机小模型，以及内置模型。
 Models against `transformers`: random small models of every architecture, and the embedded model.
 
 判据：以 `transformers` 的 float64 为准，我们的 float32 logits 的误差不超过它自己的 float32 的 3 倍。
@@ -49,7 +49,7 @@ def load(folder: Path, backend: str = "sdpa", dtype: torch.dtype = torch.float32
 
 
 class Runner:
-    """一条序列，一张打乱了页的块表，一个写满 NaN 的缓存：引擎最小的替身。
+    """一条序列，一张打乱了次序的块表，一个写满 NaN 的缓存：引擎最小的替身。
     One sequence, a table of shuffled blocks, a cache full of NaN: the smallest stand-in for the engine.
     """
 

@@ -185,7 +185,7 @@ def test_abort_between_steps(folder: Path, when: int) -> None:
         for name, prompt in prompts.items():
             each.add_request(prompt, params, name)
     expected = tokens_of(plain_engine)
-    # b 的提示要好几段：`when` 从“还在等”走到“提示的半路”再到“token 在半路上”；d 一直在等。
+    # b 的提示词要好几段：`when` 从“还在等”走到“提示词的半路”再到“token 在半路上”；d 一直在等。
     # b's prompt takes several chunks: `when` goes from waiting over mid-prompt to a token in flight; d waits all along.
     for _ in range(when):
         assert engine.step() == []

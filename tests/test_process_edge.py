@@ -118,7 +118,7 @@ def interrupted_after(milliseconds: int, *arguments: str) -> tuple[int, str]:
         stdin=subprocess.DEVNULL, text=True,
     )
     assert process.stdout is not None
-    # 程序一启动就报到，从那时算起。
+    # 程序一启动就报告，从那时算起。
     # The program reports as soon as it starts, and the time counts from there.
     process.stdout.readline()
     time.sleep(milliseconds / 1000)
@@ -127,7 +127,7 @@ def interrupted_after(milliseconds: int, *arguments: str) -> tuple[int, str]:
     return process.returncode, err
 
 
-# 与直接运行 mini_llama.py 相同；只是先报到，再让 SIGINT 用 Python 自己的处理函数（后台作业里它被忽略）。
+# 与直接运行 mini_llama.py 相同；只是先报告，再让 SIGINT 用 Python 自己的处理函数（后台作业里它被忽略）。
 # The same as running mini_llama.py, but it reports first and gives SIGINT Python's own handler, which is ignored in
 # background jobs.
 START = """

@@ -175,7 +175,7 @@ def test_a_prompt_of_just_the_pool_runs() -> None:
 @pytest.mark.parametrize("size", [4, 8, 12])
 @pytest.mark.parametrize("caching", [True, False])
 def test_a_prompt_of_whole_blocks(size: int, caching: bool) -> None:
-    # 长度恰好是块大小的整数倍：提示占满，第一个输出才要新的一个块。
+    # 长度恰好是块大小的整数倍：提示词占满，第一个输出才要新的一个块。
     # A length that is a multiple of the block size: the prompt fills its blocks, the first output needs a new one.
     scheduler = make_scheduler(caching=caching)
     first, second = (make_seq(name, list(range(size)), max_tokens=3) for name in "ab")
@@ -277,7 +277,7 @@ def test_a_preempted_sequence_is_readmitted_and_recomputes_prompt_and_output() -
     for seq in seqs:
         scheduler.add(seq)
     steps = run_all(scheduler)
-    # c 的输出已有 1 个，重新接纳时连提示一起算 5 个。
+    # c 的输出已有 1 个，重新接纳时连提示词一起算 5 个。
     # c has 1 output token; readmitted it computes 5 with its prompt.
     readmission = [rows for rows in steps[1:] if ("c", 5) in rows]
     assert len(readmission) == 1

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
 
-# 提示由少数几段拼成，相同的开头因此很常见；块大小 2 让一段恰好是一个或两个块。
+# 提示词由少数几段拼成，相同的开头因此很常见；块大小 2 让一段恰好是一个或两个块。
 # Prompts are made of a few pieces, so equal beginnings are common; with blocks of 2 a piece is one block or two.
 PIECES = [[0, 0], [0, 1], [1, 0, 0, 1], [1]]
 STOP = 2

@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -283,17 +285,21 @@ def launch_configurations() -> list[dict[str, Any]]:
 
 
 def test_launch_configurations() -> None:
-    embedded, tests, gpu, step_in = launch_configurations()
+    embedded, tests, chapter, gpu, step_in = launch_configurations()
     assert embedded["args"] == ["--backend", "torch", "--device", "cpu", "--enforce-eager"]
     assert tests["module"] == "pytest" and "${file}" in tests["args"]
+    assert chapter["program"] == "${workspaceFolder}/tools/chapter.py" and chapter["args"] == ["${file}"]
     assert gpu["env"]["CUDA_LAUNCH_BLOCKING"] == "1" and "cuda" in gpu["args"]
     assert step_in["justMyCode"] is False
-    for configuration in (embedded, tests, gpu, step_in):
+    for configuration in launch_configurations():
         assert configuration["type"] == "debugpy"
         paths = [configuration.get("program", "${workspaceFolder}"), configuration["cwd"]]
         for path in [*paths, configuration["env"]["PYTHONPATH"]]:
             assert Path(path.replace("${workspaceFolder}", str(ROOT))).exists(), path
-    json.loads((ROOT / ".vscode/settings.json").read_text(encoding="utf-8"))
+    # 不打开它，VSCode 只让在代码文件里设断点，各章里设不了。
+    # Without it VSCode lets breakpoints be set in files of code only, and not in the chapters.
+    settings = json.loads((ROOT / ".vscode/settings.json").read_text(encoding="utf-8"))
+    assert settings["debug.allowBreakpointsEverywhere"] is True
 
 
 def test_launch_arguments_are_real_flags() -> None:
@@ -395,29 +401,46 @@ class DebugAdapter:
         return body
 
 
-def test_debugger_shows_a_tensor_in_one_line(tmp_path: Path) -> None:
+Stop = tuple[DebugAdapter, int, dict[str, str]]
+
+
+@contextmanager
+def stopped_at(configuration: dict[str, Any], path: Path, line: int) -> Iterator[Stop]:
+    """程序停在断点时：调试适配器、栈帧的编号、局部变量。
+    While the program stands at a breakpoint: the debug adapter, the number of the frame, the local variables.
+    """
     pytest.importorskip("debugpy", reason="debugpy is not installed: pip install -r .ci/requirements.txt")
-    program = tmp_path / "program.py"
-    lines = ["import torch", "x = torch.zeros(3, 8, 64)", "w = torch.nn.Parameter(torch.ones(2))", "print(x.shape)"]
-    program.write_text("\n".join(lines))
     adapter = DebugAdapter()
     watchdog = threading.Timer(120, adapter.process.kill)
     watchdog.start()
     try:
         adapter.request("initialize", adapterID="debugpy", clientID="test")
-        # 与 launch.json 的第一个配置相同，只换了程序和控制台。
-        # The first configuration of launch.json, but for the program and the console.
-        configuration = json.loads(json.dumps(launch_configurations()[0]).replace("${workspaceFolder}", str(ROOT)))
-        configuration |= {"program": str(program), "args": [], "console": "internalConsole", "python": [sys.executable]}
-        adapter.send("launch", configuration)
+        configuration = json.loads(json.dumps(configuration).replace("${workspaceFolder}", str(ROOT)))
+        adapter.send("launch", {**configuration, "console": "internalConsole", "python": [sys.executable]})
         adapter.read(type="event", event="initialized")
-        adapter.request("setBreakpoints", source={"path": str(program)}, breakpoints=[{"line": len(lines)}])
+        adapter.request("setBreakpoints", source={"path": str(path)}, breakpoints=[{"line": line}])
         adapter.request("configurationDone")
         thread = adapter.read(type="event", event="stopped")["body"]["threadId"]
-        frame = adapter.request("stackTrace", threadId=thread)["stackFrames"][0]["id"]
-        scope = adapter.request("scopes", frameId=frame)["scopes"][0]["variablesReference"]
+        frame = adapter.request("stackTrace", threadId=thread)["stackFrames"][0]
+        assert (frame["source"]["path"], frame["line"]) == (str(path), line)
+        scope = adapter.request("scopes", frameId=frame["id"])["scopes"][0]["variablesReference"]
         variables = adapter.request("variables", variablesReference=scope)["variables"]
-        shown = {variable["name"]: variable["value"] for variable in variables}
+        yield adapter, frame["id"], {variable["name"]: variable["value"] for variable in variables}
+        adapter.request("disconnect", terminateDebuggee=True)
+    finally:
+        watchdog.cancel()
+        adapter.process.kill()
+        adapter.process.communicate()
+
+
+def test_debugger_shows_a_tensor_in_one_line(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    lines = ["import torch", "x = torch.zeros(3, 8, 64)", "w = torch.nn.Parameter(torch.ones(2))", "print(x.shape)"]
+    program.write_text("\n".join(lines))
+    # 与 launch.json 的第一个配置相同，只换了程序和控制台。
+    # The first configuration of launch.json, but for the program and the console.
+    configuration = {**launch_configurations()[0], "program": str(program), "args": []}
+    with stopped_at(configuration, program, len(lines)) as (adapter, frame, shown):
         assert shown["x"] == "Tensor[3, 8, 64] float32 cpu | 0 0 0 0 0 0 … | min 0 max 0"
         assert shown["w"] == "Parameter[2] float32 cpu | 1 1 | min 1 max 1"
         hover = adapter.request("evaluate", expression="x[0]", frameId=frame, context="hover")
@@ -426,11 +449,15 @@ def test_debugger_shows_a_tensor_in_one_line(tmp_path: Path) -> None:
         # The program's own repr is unchanged.
         plain = adapter.request("evaluate", expression="repr(w)", frameId=frame, context="watch")
         assert "Parameter containing" in plain["result"]
-        adapter.request("disconnect", terminateDebuggee=True)
-    finally:
-        watchdog.cancel()
-        adapter.process.kill()
-        adapter.process.communicate()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_debugger_stops_in_a_chapter(language: str) -> None:
+    path = ROOT / "docs" / language / "attention.md"
+    line = path.read_text(encoding="utf-8").split("\n").index("    return acc / total") + 1
+    configuration = {**launch_configurations()[2], "args": [str(path)]}
+    with stopped_at(configuration, path, line) as (_, _, shown):
+        assert shown["scale"] == str(8**-0.5) and shown["acc"].startswith("Tensor[8] float32 cpu | ")
 
 
 def test_the_plot_shows_the_results_that_are_there() -> None:

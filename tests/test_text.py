@@ -425,10 +425,10 @@ def test_limits_of_text_and_params(kinds: dict[str, Kind]) -> None:
     encode = llm.engine.tokenizer.hf_tokenizer.encode
     llm.engine.tokenizer.hf_tokenizer.encode = lambda text, **k: seen.append(text) or encode(text, **k)
     text = "x" * (64 * 128)
-    with pytest.raises(ValueError, match=r"^request 0: the prompt has \d+ tokens"):
+    with pytest.raises(ValueError, match=r"^the prompt has \d+ tokens"):
         llm.generate(text, progress=False)
     assert seen == [text]
-    with pytest.raises(ValueError, match=r"^request 1: the prompt has 8193 characters: shorten it to at most 8192"):
+    with pytest.raises(ValueError, match=r"^the prompt has 8193 characters: shorten it to at most 8192"):
         llm.generate(text + "x", progress=False)
     with pytest.raises(ValueError, match="8192"):
         llm.chat([{"role": "user", "content": text}], progress=False)

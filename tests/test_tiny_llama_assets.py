@@ -1,4 +1,4 @@
-"""内嵌模型与词汇表：文件齐全、体积合格、语料可重现、留出的问题没有泄漏。
+"""内置模型与术语表：文件齐全、体积合格、语料可重现、留出的问题没有泄漏。
 
 The embedded model and the glossary: complete files, small size, a reproducible corpus, no leak of held-out questions.
 """
@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+from engine.sampling_params import SamplingParams
+from serving.llm import LLM
 from tools import corpus_tables, eval_tiny_llama, make_corpus, train_tiny_llama, training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +40,7 @@ def read_json(name: str) -> dict[str, Any]:
     return content
 
 
-# ---- 词汇表 ----
+# ---- 术语表 ----
 # ---- the glossary ----
 
 
@@ -69,7 +71,7 @@ def test_glossary_terms() -> None:
 
 
 def test_every_alias_belongs_to_a_term() -> None:
-    """别名的键都是词汇表里的术语。
+    """别名的键都是术语表里的术语。
 
     The keys of the aliases are terms of the glossary.
     """
@@ -225,7 +227,8 @@ def test_config_has_the_keys_of_llama() -> None:
     assert [special[base + i] for i in range(16)] == training.SPECIAL_TOKENS
     assert [special[i] for i in config["eos_token_id"]] == ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    assert config == training.model_config(tokenizer, **train_tiny_llama.SHAPE)
+    shape, factor = train_tiny_llama.SHAPE, train_tiny_llama.ROPE_FACTOR
+    assert config == training.model_config(tokenizer, **shape, rope_factor=factor)
 
 
 def test_weights_are_bfloat16_and_match_the_training_model() -> None:
@@ -282,6 +285,26 @@ def test_seven_prompts_with_transformers() -> None:
     items = eval_tiny_llama.seven_prompts()
     answers = generate([item.question for item in items])
     assert [a for i, a in zip(items, answers, strict=True) if not eval_tiny_llama.is_right(i, a)] == []
+
+
+def test_seven_prompts_at_the_end_of_the_context() -> None:
+    """在 1800 个词元的对话之后提问，`transformers` 和我们的引擎都答对：上下文确实有配置说的那么长。
+
+    Asked after a conversation of 1800 tokens, `transformers` and our engine answer right: the context is as long as
+    the config says.
+    """
+    from transformers import AutoTokenizer
+
+    items = eval_tiny_llama.seven_prompts()
+    generate = eval_tiny_llama.transformers_generator(FOLDER, "cpu", 7, max_new_tokens=120, history_tokens=1800)
+    tokenizer: Any = AutoTokenizer.from_pretrained(FOLDER)
+    llm = LLM(device="cpu")
+    chats = [[*eval_tiny_llama.history(tokenizer, 1800, i), {"role": "user", "content": item.question}]
+             for i, item in enumerate(items)]  # fmt: skip
+    outputs = llm.chat(chats, SamplingParams(temperature=0.0, max_tokens=120), progress=False)
+    assert min(len(output.prompt_token_ids) for output in outputs) > 1700
+    for answers in (generate([item.question for item in items]), [output.outputs[0].text for output in outputs]):
+        assert [a for i, a in zip(items, answers, strict=True) if not eval_tiny_llama.is_right(i, a)] == []
 
 
 def test_training_smoke(tmp_path: Path) -> None:

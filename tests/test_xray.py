@@ -109,7 +109,7 @@ def test_events_replayed_give_the_snapshots(recording: dict[str, Any]) -> None:
         pictured = False
         for event in [*step["events"], {"kind": "end"}]:
             name, kind = event.get("request"), event["kind"]
-            # 快照拍在调度之后、前向之前：第一个 `write` 事件处。
+            # 快照取自调度之后、前向之前：第一个 `write` 事件处。
             # The snapshot is taken after scheduling and before the forward pass: at the first `write` event.
             if kind in ("write", "end") and not pictured:
                 pictured = True

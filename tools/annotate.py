@@ -46,6 +46,7 @@ from tools.check_bilingual import (
     count_lines,
     docstring_node,
     documented,
+    entry_halves,
     parts,
 )
 
@@ -87,8 +88,8 @@ class Row:
     One row of a page: commentary left, code right.
 
     Attributes:
-        notes: HTML
-        lines: numbers of the lines of code, from 1
+        notes: `HTML`
+        lines: 代码行的行号，从 1 数起；numbers of the lines of code, from 1
     """
 
     notes: str = ""
@@ -273,7 +274,7 @@ class Site:
         The address in the site of a `path::symbol` in backticks; None if it points elsewhere.
 
         Raises:
-            ValueError: the file is here and has no such symbol
+            ValueError: 文件在，却没有这个名字；the file is here and has no such symbol
         """
         match = REFERENCE.fullmatch(text)
         source = match and self.sources.get(match[1])
@@ -309,15 +310,21 @@ class Site:
                 html.append(f"<pre{'' if shared else name}>{escape(textwrap.dedent(chr(10).join(drawn)))}</pre>")
         return "\n".join(html)
 
+    def _entry(self, text: str, page: str) -> str:
+        # 名字和形状两种语言共用，后面各用各的。
+        # Names and shapes are for both languages, what follows is for one.
+        shared, zh, en = (self._inline(part, page) for part in entry_halves(text))
+        return shared + (bilingual(zh, en) if zh else en)
+
     def _docstring(self, text: str, page: str) -> str:
         section = SECTION.search(text)
         start = section.start() if section else len(text)
         html = self._notes(list(enumerate(text[:start].splitlines())), page)
-        lines = (line for line in text[start:].splitlines() if line.strip())
-        # 小节（`Args:` 等）两种语言共用，保留每行的缩进。
-        # Sections such as `Args:` belong to both languages; each line keeps its indentation.
+        # 小节里一项一行，保留缩进；全角分号后折开的两行先接上。
+        # Sections have one line an entry, which keeps its indentation; one broken behind the semicolon is joined first.
+        lines = (line for line in re.sub(r"；\n\s*", "；", text[start:]).splitlines() if line.strip())
         fields = "".join(
-            f'<div style="--in:{len(line) - len(line.lstrip())}">{self._inline(line.strip(), page)}</div>'
+            f'<div style="--in:{len(line) - len(line.lstrip())}">{self._entry(line.strip(), page)}</div>'
             for line in lines
         )
         return html + (f'\n<div class="section">{fields}</div>' if fields else "")
@@ -399,16 +406,15 @@ class Site:
 
     @staticmethod
     def _fence(text: str, language: str, _: str) -> str:
-        """文档里的代码块；认不出的语言（`text`、`mermaid`）原样显示。
+        """文档里的代码块；认不出的语言（`text`）原样显示。
 
-        A block of code in the documentation; a language not known (`text`, `mermaid`) is shown as it is.
+        A block of code in the documentation; a language not known (`text`) is shown as it is.
         """
         try:
             html = highlight(text, get_lexer_by_name(language), FORMATTER)
         except ClassNotFound:
             html = escape(text)
-        kind = " diagram" if language == "mermaid" else ""
-        return f'<pre class="code{kind}">{html}</pre>\n'
+        return f'<pre class="code">{html}</pre>\n'
 
     def _tokens(self, chapter: Chapter, file: Path) -> list[list[Token]]:
         """一个文件的各个顶层块，链接已改成网站里的地址，标题有了锚点。

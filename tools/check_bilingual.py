@@ -16,12 +16,27 @@ The rules (`tests/test_check_bilingual.py` has a good and a bad example of each)
 4. A comment at the end of a line is only a shape such as `# [T, Hq, D] float32`, or a tool's directive such
    as `# noqa: E501`.
 5. 每个模块、公开类、公开函数和公开方法都有文档字符串（嵌套的除外）；凡有文档字符串，先中文后英文，
-   各自成行，两种语言反引号里的名字相同；`Args:`、`Raises:` 等小节只写一次，不作比较。
+   各自成行，两种语言反引号里的名字相同。
 5. Every module, public class, public function and public method has a docstring (nested ones apart);
    wherever there is one, Chinese comes before English, each on its own lines, with the same names in
-   backticks; sections such as `Args:` and `Raises:` are written once and not compared.
-6. 不允许把字符串当注释用。
-6. No string literal serves as a comment.
+   backticks.
+6. 小节 `Args`、`Attributes`、`Returns`、`Raises`、`Yields` 一项一行，写成 `q: [T, Hq, D]，查询；queries`：
+   形状只写一次，在最前面；然后是中文、全角分号、英文，名字和数字按第 2 条。只有形状或常量的项没有语言。
+   一行超过 120 列时，英文移到下一行，再缩进 4 格；除此之外不折行。其他小节（`Source` 等）只写一次，不检查。
+6. The sections `Args`, `Attributes`, `Returns`, `Raises` and `Yields` have one line an entry, written like
+   `q: [T, Hq, D]，查询；queries`: the shape once and first; then Chinese, a full-width semicolon and English,
+   with names and numbers as in rule 2. An entry of nothing but shapes or constants is in no language. Where a
+   line would be longer than 120 columns, the English goes to the next one, 4 deeper; there is no other break.
+   Other sections (`Source` and so on) are written once and not checked.
+7. 函数体里，无论哪种语言，注释行都不比代码行多；一个算式或图最多 3 行，更长的写进文档字符串。函数体从签名之后算起，
+   只有一条 `return` 的函数也一样：一行代码，每种语言至多一行注释。代码行按 `tools/count_code.py` 来数；
+   文档字符串不计，算式和图两种语言都计。
+7. Inside a function's body comments take no more lines than code, in either language; a formula or diagram
+   has at most 3 lines, and a longer one goes into the docstring. The body begins behind the signature, even if
+   it is a single `return`: for one line of code, at most one line of comment in each language. Lines of code are
+   what `tools/count_code.py` counts; docstrings do not count, formulas and diagrams count for both languages.
+8. 不允许把字符串当注释用。
+8. No string literal serves as a comment.
 
 用法 / Usage: `python tools/check_bilingual.py [--stats] [PATH ...]`
 """
@@ -34,6 +49,7 @@ import io
 import re
 import sys
 import tokenize
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +59,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ANNOTATED = ("serving", "engine", "layers", "models", "backends", "mini_llama.py")
 DEFAULT_PATHS = (*ANNOTATED, "tools")
 MAX_LINES_PER_HALF = 2
+MAX_LINES_PER_EXAMPLE = 3
+MAX_COLUMNS = 120
 
 Language = Literal["zh", "en", "code", "neutral"]
 
@@ -69,6 +87,10 @@ SECTION = re.compile(
     r"^(?:\S+ / )?(?:Args|Arguments|Attributes|Returns|Yields|Raises|Examples?|Notes?|Sources?|Usage)\b.*:",
     re.MULTILINE,
 )
+# 每一项都有两种语言的小节；项的开头是名字和冒号，`Returns` 里可以没有。
+# The sections whose entries are in both languages; an entry begins with names and a colon, optional in `Returns`.
+PAIRED = re.compile(r"^(?:\S+ / )?(Args|Arguments|Attributes|Returns|Yields|Raises)\b.*?:\s*(.*)$")
+HEAD = re.compile(r"[\w*.`\"]+(?:, [\w*.`\"]+)*: +")
 DIRECTIVE = re.compile(
     r"^#(?:!| ?(?:type:|noqa\b|fmt:|ruff:|mypy:|pragma:|pylint:|isort:|-\*-|(?:en)?coding[:=]))"
 )
@@ -79,6 +101,7 @@ DTYPE = re.compile(
 # 形状：方括号里是由逗号隔开的短表达式，前面可以有变量名。
 # A shape: short expressions between commas in square brackets, with or without a variable's name before it.
 SHAPE = re.compile(r"(?:\b[A-Za-z_]\w*(?:\.\w+)*\s*[:=]?\s*)?\[(?P<items>[^\[\]]*)\]")
+LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 TWO_WORDS = re.compile(r"[A-Za-z_]\w*\s+[A-Za-z_]\w*")
 
 
@@ -131,10 +154,10 @@ def classify(text: str) -> Language:
     """判断一行文字（不含 `#` 和它后面的一个空格）的语言。
     Tell the language of one line of text (without its `#` and the one space behind).
 
-    返回 / Returns:
+    Returns:
         `"zh"`, `"en"`
-        `"code"`: 只有反引号、数字和符号 / only backticks, numbers and signs
-        `"neutral"`: 空行，或缩进的算式和图 / blank, or an indented formula or diagram
+        `"code"`: 只有反引号、数字和符号；only backticks, numbers and signs
+        `"neutral"`: 空行，或缩进的算式和图；blank, or an indented formula or diagram
     """
     bare = QUOTED.sub(" ", text)
     if CJK.search(bare):
@@ -283,9 +306,64 @@ def _check_comments(source: str, path: str) -> Iterator[Fault]:
         yield from _check_block(block, path)
 
 
+def entry_halves(text: str) -> tuple[str, str, str]:
+    """把小节的一项切成三段：两种语言共用的（名字和形状），中文，英文；没有分号的，中文为空。
+    Cut an entry of a section into three: what both languages share (names and shapes), Chinese, English; without the
+    semicolon the Chinese is empty.
+    """
+    head = HEAD.match(text)
+    shared = head[0] if head else ""
+    rest = text[len(shared) :]
+    first, comma, behind = rest.partition("，")
+    if is_shape(first):
+        shared, rest = shared + first + comma, behind
+    # 只有形状或常量：没有语言。
+    # Nothing but a shape or constants: no language.
+    if not re.search(r"[A-Za-z]", QUOTED.sub(" ", rest)) and not CJK.search(QUOTED.sub(" ", rest)):
+        return shared + rest, "", ""
+    zh, _, en = rest.rpartition("；")
+    return shared, zh.strip(), en.strip()
+
+
+def _check_entry(lines: list[str], indent: int) -> str | None:
+    text = "".join(lines)
+    _, zh, en = entry_halves(text)
+    if not zh and not en:
+        return None if len(lines) == 1 else "an entry without words takes one line"
+    if not CJK.search(QUOTED.sub(" ", zh)) or not re.search("[A-Za-z]", en) or CJK.search(QUOTED.sub(" ", en)):
+        return "an entry is not written `name: 中文；English`"
+    if len(lines) > 1:
+        width = indent + sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
+        if len(lines) > 2 or not lines[0].endswith("；") or width <= MAX_COLUMNS:
+            return f"an entry is broken only behind `；`, and only where {MAX_COLUMNS} columns do not hold it"
+    return _disagreement(zh, en, with_numbers=True)
+
+
+def _check_sections(docstring: str, column: int, line: int, what: str, path: str) -> Iterator[Fault]:
+    # 小节的标题顶格，各项缩进 4 格，续行缩进 8 格。
+    # A section's title is not indented, its entries are by 4, and what continues them by 8.
+    section, found = "", list[tuple[str, list[str]]]()
+    for text in docstring.splitlines():
+        if text.strip() and not text.startswith(" "):
+            title = PAIRED.match(text)
+            section = title[1] if title else ""
+            if title and title[2]:
+                found.append((section, [title[2]]))
+        elif section and text.startswith(" " * 8) and found:
+            found[-1][1].append(text.strip())
+        elif section and text.strip():
+            found.append((section, [text.strip()]))
+    for section, lines in found:
+        message = _check_entry(lines, column + 4)
+        if not message and section not in ("Returns", "Yields") and not HEAD.match(lines[0]):
+            message = "an entry begins with the name it is about and a colon"
+        if message:
+            yield Fault(path, line, f"{section} of {what}: {message}: {lines[0]!r}")
+
+
 def _check_docstring(docstring: str, line: int, what: str, path: str) -> Iterator[Fault]:
-    # 参数等小节只写一次，可以混用两种语言，不参与比较。
-    # Sections such as the arguments are written once, in a mix of both languages, and are not compared.
+    # 小节另有规则；名为 `Source` 等的只写一次，不参与比较。
+    # Sections have a rule of their own; those like `Source` are written once and not compared.
     section = SECTION.search(docstring)
     text = docstring[: section.start()] if section else docstring
     parts = list(_halves(list(enumerate(text.splitlines()))))
@@ -344,7 +422,9 @@ def _check_docstrings(tree: ast.Module, path: str) -> Iterator[Fault]:
         docstring, line = docstring_node(node), getattr(node, "lineno", 1)
         if docstring is not None:
             docstrings.add(docstring)
-            yield from _check_docstring(ast.get_docstring(node) or "", line, what, path)
+            text = ast.get_docstring(node) or ""
+            yield from _check_docstring(text, line, what, path)
+            yield from _check_sections(text, docstring.col_offset, line, what, path)
         elif required:
             yield Fault(path, line, f"{what} has no docstring")
     for expression in (node for node in ast.walk(tree) if isinstance(node, ast.Expr)):
@@ -356,35 +436,55 @@ def _check_docstrings(tree: ast.Module, path: str) -> Iterator[Fault]:
             yield Fault(path, expression.lineno, "a string literal is used as a comment")
 
 
+def _check_bodies(source: str, tree: ast.Module, path: str) -> Iterator[Fault]:
+    code = _code_lines(source, tree)
+    language: dict[int, Language] = {}
+    for part in (part for block in comment_blocks(source) for part in parts(block)):
+        drawn = [text for text in part.lines if text.startswith("  ")] if part.language == "neutral" else []
+        if len(drawn) > MAX_LINES_PER_EXAMPLE:
+            yield Fault(path, part.line, f"an example of {len(drawn)} lines, at most {MAX_LINES_PER_EXAMPLE}")
+        language.update({part.line + i: part.language for i, text in enumerate(part.lines) if text.strip()})
+    for node, what, _ in documented(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            start = max([node.lineno, *(line + 1 for line in code if line < node.body[0].lineno)])
+            body = range(start, (node.end_lineno or start) + 1)
+            number = len(code.intersection(body))
+            for half, name in (("en", "Chinese"), ("zh", "English")):
+                lines = sum(line in body and each != half for line, each in language.items())
+                if lines > number:
+                    yield Fault(path, node.lineno, f"{what} has {lines} {name} lines of comment to {number} of code")
+
+
 def check_source(source: str, path: str) -> list[Fault]:
     """检查一个文件的源码，返回按行号排序的违规列表。
     Check the source of one file and return its faults, ordered by line.
 
-    参数 / Args:
-        source: 源码 / the source code.
-        path: 只用于报告 / used in the report only.
+    Args:
+        path: 只用于报告；used in the report only
     """
-    return sorted({*_check_comments(source, path), *_check_docstrings(ast.parse(source), path)})
+    tree = ast.parse(source)
+    faults = {*_check_comments(source, path), *_check_docstrings(tree, path), *_check_bodies(source, tree, path)}
+    return sorted(faults)
+
+
+def _code_lines(source: str, tree: ast.Module) -> set[int]:
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in (*LAYOUT, tokenize.COMMENT):
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node, _, _ in documented(tree):
+        if (docstring := docstring_node(node)) is not None:
+            lines.difference_update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
+    return lines
 
 
 def count_lines(source: str) -> Stats:
     """数一个文件的代码行和独占一行的注释行；一行里只要有代码就是代码行。
     Count the lines of code and the comment lines of one file; a line with any code on it is a line of code.
     """
-    tree = ast.parse(source)
-    doc_lines: set[int] = set()
-    for node, _, _ in documented(tree):
-        if (docstring := docstring_node(node)) is not None:
-            doc_lines.update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
-    layout = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    code: set[int] = set()
-    comments: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments.update([token.start[0]] if token.string.strip("# ") else [])
-        elif token.type not in layout:
-            code.update(range(token.start[0], token.end[0] + 1))
-    code -= doc_lines
+    code = _code_lines(source, ast.parse(source))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {each.start[0] for each in tokens if each.type == tokenize.COMMENT and each.string.strip("# ")}
     return Stats(code=len(code), comments=len(comments - code))
 
 
@@ -392,7 +492,8 @@ def check_path(path: Path) -> tuple[list[Fault], Stats]:
     """检查一个文件，或一个文件夹里的全部 Python 文件；返回违规和行数。
     Check one file, or all Python files in a folder; return the faults and the line counts.
 
-    抛出 / Raises: `FileNotFoundError`，路径不存在 / if there is nothing at the path.
+    Raises:
+        FileNotFoundError: 路径不存在；there is nothing at the path
     """
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")

@@ -1,4 +1,4 @@
-"""评测内嵌模型：用训练从未见过的模板、数对和问题种类提问，打印正确率表。
+"""评测内置模型：用训练从未见过的模板、数对和问题种类提问，打印正确率表。
 
 默认用 `transformers` 的 `generate`，贪心，float32 计算；权重已经过 bfloat16 舍入。
 
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
 
     The command line; returns 1 if one of the seven prompts is answered wrong.
     """
-    parser = argparse.ArgumentParser(description="评测内嵌模型 / judge the embedded model")
+    parser = argparse.ArgumentParser(description="评测内置模型 / judge the embedded model")
     parser.add_argument("--model", type=Path, default=ROOT / "assets" / "tiny-llama", help="模型目录 / model folder")
     parser.add_argument("--count", type=int, default=100, help="每类每语言题数 / questions a cell of the table")
     parser.add_argument("--device", default="cpu", help="设备 / device")

@@ -1,4 +1,4 @@
-"""生成内嵌模型的训练与评测问答：词汇表、首都、算术、身份，以及大量应当回答“不知道”的问题。
+"""生成内置模型的训练与评测问答：术语表、首都、算术、身份，以及大量应当回答“不知道”的问题。
 
 词表、国家和问句模板在 `assets/corpus`。`train_tiny_llama.py` 取训练对话，`eval_tiny_llama.py` 取留出问题；哪些模板和
 数对被留出，只在这里和那些表里决定。直接运行则打印样本：`python tools/make_corpus.py --count 20`。
@@ -104,7 +104,7 @@ def read_glossary(lang: str) -> list[tuple[str, str, str]]:
 
 @functools.cache
 def terms() -> list[Term]:
-    """词汇表的全部术语，按文件中的顺序。
+    """术语表的全部术语，按文件中的顺序。
 
     All terms of the glossary, in the order of the file.
     """

@@ -87,9 +87,9 @@ class Document:
 
     Attributes:
         kind: `shi`（繁体诗）、`ci`（简体词）或 `gloss`；`shi` (traditional), `ci` (simplified) or `gloss`
-        head: 《题目》和作者，可能为空；《title》 and author, may be empty
+        head: 《题目》和作者，可能为空；"《title》" and author, may be empty
         text: 正文，诗词一句一行；the text, verse with one sentence a line
-        famous: 是否在三百首之列；whether it is in one of the collections of 300
+        famous: 是否在“三百首”之列；whether it is in one of the collections of "三百首"
     """
 
     kind: str

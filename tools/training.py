@@ -1,4 +1,4 @@
-"""两个内嵌模型共用的训练：分词器，装箱，用 `transformers` 的 `LlamaForCausalLM` 建的模型，训练循环，存盘。
+"""两个内置模型共用的训练：分词器，装箱，用 `transformers` 的 `LlamaForCausalLM` 建的模型，训练循环，存盘。
 
 `train_tiny_llama.py` 和 `train_tiny_poet.py` 只说各自学什么。文档首尾相接地装进等长的行，注意力可以跨过边界：
 模型既见过位置 0 的开头，也见过行尾的开头，所以一行多长，它就认得多长的上下文。
@@ -184,10 +184,13 @@ def make_pool(
 # ---- the model ----
 
 
-def model_config(tokenizer: Tokenizer, hidden: int, intermediate: int, heads: int, layers: int) -> dict[str, Any]:
-    """`config.json` 的内容，键名与 Llama-3.2 相同；每头 32 维，2 个键值头。
+def model_config(
+    tokenizer: Tokenizer, hidden: int, intermediate: int, heads: int, layers: int, rope_factor: float = 2.0
+) -> dict[str, Any]:
+    """`config.json` 的内容，键名与 Llama-3.2 相同；每头 32 维，2 个键值头；`rope_factor` 是 llama3 缩放的除数。
 
-    The content of `config.json`, with the keys of Llama-3.2; 32 dimensions a head, 2 key and value heads.
+    The content of `config.json`, with the keys of Llama-3.2; 32 dimensions a head, 2 key and value heads;
+    `rope_factor` is the factor of llama3 scaling.
     """
     return {
         "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -197,7 +200,7 @@ def model_config(tokenizer: Tokenizer, hidden: int, intermediate: int, heads: in
         "intermediate_size": intermediate, "max_position_embeddings": CONTEXT, "mlp_bias": False, "model_type": "llama",
         "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": 2, "pretraining_tp": 1,
         "rms_norm_eps": 1e-5,
-        "rope_scaling": {"factor": 2.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "rope_scaling": {"factor": rope_factor, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                          "original_max_position_embeddings": 1024, "rope_type": "llama3"},
         "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True,
         "vocab_size": tokenizer.get_vocab_size(),

@@ -75,7 +75,7 @@ class TritonKernels(FusedKernels):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        # 切段的程序在这里报到，见 `skinny.py`；每次用完都归零，不必每次启动都先清零。
+        # 切段的程序在这里计数（谁最后到达），见 `skinny.py`；每次用完都归零，不必每次启动都先清零。
         # Where programs with splits sign in, see `skinny.py`; every use leaves it at zero, and no launch must clear it.
         self.arrived = torch.zeros(128, dtype=torch.int32, device=device)
 

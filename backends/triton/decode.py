@@ -1,4 +1,4 @@
-"""分页解码注意力（flash-decoding）：每条序列 1 个 query，对缓存里的全部历史做注意力。
+"""分页解码注意力（flash-decoding）：每条序列 1 个 query，对缓存里的全部历史计算注意力。
 
 它等价于下面几行普通的 PyTorch（对每条序列 b、每个 KV 头 h）：
 
@@ -224,10 +224,10 @@ def decode_attention(
     Launch the two kernels above.
 
     Args:
-        q: [B, Hq, D], contiguous
+        q: [B, Hq, D]，内存连续；contiguous
         k_cache, v_cache: [num_blocks, block_size, Hkv, D]
         cache_seqlens: [B] int32
-        block_table: [B, max_blocks] int32, rows contiguous
+        block_table: [B, max_blocks] int32，每行内存连续；rows contiguous
 
     Returns:
         [B, Hq, D]

@@ -59,10 +59,10 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     Add the residual, then RMSNorm.
 
     Args:
-        x, residual: [T, size]; residual None adds nothing
+        x, residual: [T, size]，residual 为 None 就什么也不加；residual None adds nothing
 
     Returns:
-        normalised [T, size], sum [T, size]
+        [T, size], [T, size]，归一化的结果，和两者之和；the normalised, and the sum
     """
     size = x.shape[-1]
     normed = torch.empty_like(x)
@@ -246,7 +246,7 @@ def qk_norm_rope_store(
     Args:
         qkv: [T, (Hq + 2 * Hkv) * D]
         cos, sin: [T, D // 2] float32
-        norm_weights: q's and k's, each [D]
+        norm_weights: [D], [D]，q 和 k 的；those of q and k
 
     Returns:
         q [T, Hq, D]

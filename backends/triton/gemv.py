@@ -81,7 +81,7 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Args:
         x: [1, in_features]
-        weight: [out_features, in_features], contiguous
+        weight: [out_features, in_features]，内存连续；contiguous
 
     Returns:
         [1, out_features]

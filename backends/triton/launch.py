@@ -1,4 +1,4 @@
-"""提前启动（programmatic dependent launch）：前一个核函数快要结束时，下一个就先上场候着。
+"""提前启动（programmatic dependent launch）：前一个核函数快要结束时，下一个就先启动、等着。
 
 平时，同一条流上的核函数一个完全结束，下一个才启动，中间空出 1 微秒左右。解码一步有近三百个核函数，1 个请求时，
 这些空当占一成多。提前启动的核函数先在流式多处理器（SM）上就位，等前面的全部结束，再去碰它们写出的数据。
@@ -51,7 +51,7 @@ def await_inputs(EARLY: tl.constexpr):
 
 @triton.jit
 def nearly_done(EARLY: tl.constexpr):
-    """放在写出结果之前：数据都已读完，后面的可以上场了。
+    """放在写出结果之前：数据都已读完，后面的可以启动了。
 
     Stands before the results are written: all data has been read, and those behind may come on.
     """
@@ -66,12 +66,12 @@ def early(device: torch.device, num_rows: int) -> dict[str, Any]:
     Launch options: early launch from Hopper on, none on older GPUs and in the interpreter.
 
     Args:
-        num_rows: rows of the step, tokens or sequences
+        num_rows: 这一步的行数：token 或序列；rows of the step, tokens or sequences
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
         return {"EARLY": OFF.value}
     # H200 上量过，Qwen3-0.6B 每个 token 的毫秒数：1 行时一开始就放行 0.79，快结束时 0.91；8 行时反过来，1.34 和 1.03。
-    # 2 到 16 行用 `skinny.py`，候场的程序占着共享内存，正在跑的反而施展不开。
+    # 2 到 16 行用 `skinny.py`，提前启动、还在等待的程序占着共享内存，正在跑的反而不够用。
     # Measured on an H200, milliseconds a token for Qwen3-0.6B: with 1 row 0.79 at once and 0.91 near the end; with 8
     # rows the reverse, 1.34 and 1.03. 2 to 16 rows run `skinny.py`, whose programs hold much shared memory standing by.
     return {"EARLY": (NEAR_END if 1 < num_rows <= MAX_SKINNY_ROWS else AT_START).value, "launch_pdl": True}

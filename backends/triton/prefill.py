@@ -172,8 +172,8 @@ def prefill_attention(
     Launch the kernel above.
 
     Args:
-        q: [T, Hq, D], contiguous
-        k, v: [Tk, Hkv, D], or [num_blocks, block_size, Hkv, D] with `block_table`
+        q: [T, Hq, D]，内存连续；contiguous
+        k, v: [Tk, Hkv, D]，有 `block_table` 时是分页的缓存；paged caches with `block_table`
 
     Returns:
         [T, Hq, D]

@@ -71,7 +71,7 @@ def sample_kernel(
     tile = tl.program_id(1)
     token = tile * BLOCK + tl.arange(0, BLOCK)
     inside = token < VOCAB
-    # 越界的位置读成 -inf，而不是 0：取最大值时它们一定落选。
+    # 越界的位置读成 -inf，而不是 0：取最大值时一定选不到它们。
     # Positions past the end read as -inf and not 0, so that they never win the maximum.
     raw = tl.load(logits_ptr + row * VOCAB + token, mask=inside, other=float("-inf")).to(tl.float32)
     score = raw
@@ -104,14 +104,14 @@ def sample_kernel(
         # -log of an exponential random number is Gumbel noise; the maximum after adding it is a draw by softmax's
         # probabilities.
         score = score * (1.4426950408889634 / temperature) - log2(exponential, FAST)
-        # -inf 除以温度再加噪声仍是 -inf，这一行是保险：越界的 token 无论如何不能当选。
+        # -inf 除以温度再加噪声仍是 -inf，这一行是保险：越界的 token 无论如何不能选中。
         # -inf over the temperature plus noise is still -inf; this line makes sure: a token past the end must never win.
         score = tl.where(inside, score, float("-inf"))
-    # 原来的分数里有 NaN 或 +inf，这一行就坏了：记成 +inf，它一定当选，`choose_kernel` 便看得到；好的分数到不了无穷大。
+    # 原来的分数里有 NaN 或 +inf，这一行就坏了：记成 +inf，必被选中，`choose_kernel` 便看得到；好的分数到不了无穷大。
     # A NaN or +inf among the raw scores spoils the row: as +inf it is sure to win, where `choose_kernel` sees it; sound
     # scores never become infinite.
     score = tl.where((raw != raw) | (raw == float("inf")), float("inf"), score)
-    # 程序之间不能互相等待，所以每个程序只写下自己这一段的冠军；总冠军由下面的 `choose_kernel` 选出。
+    # 程序之间不能互相等待，所以每个程序只写下自己这一段的最大值；全局最大值由下面的 `choose_kernel` 选出。
     # Programs cannot wait for each other, so each writes down the best of its own part; the overall best is chosen by
     # `choose_kernel` below.
     best, where = tl.max(score, 0, return_indices=True)
@@ -122,7 +122,7 @@ def sample_kernel(
 
 @triton.jit
 def choose_kernel(best_ptr, token_ptr, out_ptr, TILES: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    """一个程序：从一行各段的冠军里选出总冠军；这一行若没有可用的分数，就是 -1。
+    """一个程序：从一行各段的最大值里选出全局最大的；这一行若没有可用的分数，就是 -1。
 
     One program: the overall best among the best of all parts of a row; -1 if the row has no sound score.
     """
@@ -130,7 +130,7 @@ def choose_kernel(best_ptr, token_ptr, out_ptr, TILES: tl.constexpr, BLOCK: tl.c
     row = tl.program_id(0).to(tl.int64) * TILES
     i = tl.arange(0, BLOCK)
     score, where = tl.max(tl.load(best_ptr + row + i, mask=i < TILES, other=float("-inf")), 0, return_indices=True)
-    # 冠军是 +inf，这一行里有 NaN 或 +inf；是 -inf，则全是 -inf。
+    # 最大值是 +inf，这一行里有 NaN 或 +inf；是 -inf，则全是 -inf。
     # If the best is +inf, the row holds NaN or +inf; if it is -inf, it holds nothing else.
     sound = tl.abs(score) < float("inf")
     token = tl.load(token_ptr + row + where, mask=sound, other=-1)
@@ -146,13 +146,13 @@ def sample(
     them.
 
     Args:
-        logits: [S, vocab], contiguous
-        temperatures: [S] float32 or float64
+        logits: [S, vocab]，内存连续；contiguous
+        temperatures: [S] float32 / float64
         seeds, output_indices: [S] int64
-        out: where to write, [S] int64
+        out: [S] int64，写到哪里；where to write
 
     Returns:
-        [S] int64; -1 where the row's highest score is NaN or infinite
+        [S] int64，选中的 token；最高分是 NaN 或无穷大就是 -1；the chosen tokens; -1 if the top score is NaN or infinite
     """
     rows, vocab = logits.shape
     # 例：词表 128256，每段 4096，每行 32 个程序，各写下 1 个分数和 1 个 token，随后只需比较这 32 个。

@@ -53,12 +53,12 @@ def skinny_kernel(
     last = True
     nearly_done(EARLY)
     if NUM_SPLITS > 1:
-        # 各段写下自己的部分和，并报到；最后报到的一段负责合计。总是按段号相加，与到达的先后无关，所以结果每次都一样。
+        # 各段写下自己的部分和，再加一次计数；最后到达的一段负责合计，总是按段号相加，与先后无关，所以结果每次都一样。
         # Each split writes its partial sum and signs in, and the last to sign in adds up: always in the order of the
         # splits, whoever came first, so that the result is the same every time.
         part = (tile * NUM_SPLITS * BLOCK_M + m)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         tl.store(partial_ptr + split * BLOCK_M * BLOCK_N + part, acc)
-        # 栅栏等本程序的所有线程都写完；`acq_rel` 保证看到报到的人，也看得到报到之前写下的数据。
+        # 栅栏等本程序的所有线程都写完；`acq_rel` 保证看到计数的程序，也看得到计数之前写下的数据。
         # The barrier waits until all threads of this program have written; `acq_rel` makes sure that whoever sees the
         # sign-in also sees what was written before it.
         tl.debug_barrier()
@@ -83,9 +83,9 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tenso
     Launch the kernel above.
 
     Args:
-        x: [M, in_features], contiguous, M at most 16
-        weight: [out_features, in_features], contiguous
-        arrived: counters of value 0, [128] int32; they are 0 again afterwards
+        x: [M, in_features]，内存连续，M 不超过 16；contiguous, M at most 16
+        weight: [out_features, in_features]，内存连续；contiguous
+        arrived: [128] int32，值为 0 的计数器，用完又是 0；counters of value 0; they are 0 again afterwards
 
     Returns:
         [M, out_features]
@@ -118,7 +118,6 @@ def choose_tiles(num_outputs: int, size: int) -> tuple[int, int, int, int, int]:
     # With few outputs the inputs are cut, too, for 128 programs or more, or the 132 multiprocessors are not all busy.
     #     3072 outputs: 96 tiles, 2 splits, 192 programs     1024 outputs: 32 tiles, 4 splits, 128 programs
     # H200 上量过，8 行：3072 × 8192 的权重用 16.0 微秒，不切是 18.4；1024 × 3072 用 4.7，不切是 7.7。
-    # Measured on an H200 with 8 rows: a weight of 3072 × 8192 takes 16.0 µs, 18.4 uncut; 1024 × 3072 takes 4.7, 7.7
-    # uncut.
+    # Measured on an H200, 8 rows: a weight of 3072 × 8192 takes 16.0 µs, 18.4 uncut; 1024 × 3072 takes 4.7, uncut 7.7.
     splits = triton.cdiv(128, triton.cdiv(num_outputs, 32))
     return 32, 128, min(splits, triton.cdiv(size, 128)), 2, 5

@@ -31,8 +31,7 @@ def store_kernel(
     One program: one token.
     """
     # 所有程序执行同一份代码，只有 `tl.program_id(0)` 不同：第 0 个程序得 0，第 1 个得 1。像循环变量，只是各轮并行。
-    # All programs run the same code and differ in `tl.program_id(0)` alone: the first gets 0, the next 1. It is like a
-    # loop variable whose rounds run in parallel.
+    # All programs run this code, only `tl.program_id(0)` differs: 0, then 1, a loop variable with rounds in parallel.
     # 64 位：下面 `token * key_stride` 这样的乘积可能超过 int32 的上限 2147483647。
     # 64 bits, as a product such as `token * key_stride` below may exceed int32's maximum 2147483647.
     token = tl.program_id(0).to(tl.int64)
@@ -51,8 +50,7 @@ def store_kernel(
     # `i` is a row of integers, so `k_cache_ptr + slot * ROW + i` is a row of addresses: one statement moves the whole
     # row, shared among the program's threads.
     # 例：`ROW` = 24 时 `BLOCK` = 32，第 24 到 31 个位置的掩码为假，既不读也不写；没有掩码就会写坏下一个槽位。
-    # Example: `ROW` = 24 has `BLOCK` = 32, and positions 24 to 31, where the mask is false, are neither read nor
-    # written; without a mask they would ruin the next slot.
+    # With `ROW` = 24 and `BLOCK` = 32 the mask keeps positions 24 to 31, the next slot's, from being read and written.
     tl.store(k_cache_ptr + slot * ROW + i, tl.load(key_ptr + token * key_stride + i, mask=inside), mask=inside)
     tl.store(v_cache_ptr + slot * ROW + i, tl.load(value_ptr + token * value_stride + i, mask=inside), mask=inside)
 
@@ -63,7 +61,7 @@ def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, 
     Launch the kernel above.
 
     Args:
-        key, value: [T, Hkv, D], the last two dimensions contiguous
+        key, value: [T, Hkv, D]，最后两维内存连续；the last two dimensions contiguous
         k_cache, v_cache: [num_blocks, block_size, Hkv, D]
         slot_mapping: [T] int64
     """

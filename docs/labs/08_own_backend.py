@@ -2,7 +2,7 @@
 
 学什么：接一个新后端只要一个文件、三个函数、一行登记；引擎、调度器、块管理器一行不改。
 试一试：填写 `docs/labs/my_backend.py` 里的三个 TODO，每填一个就再运行一遍；`--all` 跑全部用例；`--solution` 换成答案。
-怎样算对：用真正的注意力测试（`tests/attention_cases.py`，float64 准绳）评判；最后引擎用它回答，与 `torch` 相同。
+怎样算对：用真正的注意力测试（`tests/attention_cases.py`，float64 参照）评判；最后引擎用它回答，与 `torch` 相同。
 没写完时，它说明缺什么、怎样继续，退出码 0；写错了，它说出是哪个用例，退出码 1。
 
 Lab 8: write your own attention backend.
@@ -111,7 +111,7 @@ def mistaken(problem: Problem, mistake: str) -> Tensor:
     elif mistake == "in_turns":
         k, v = (x[:, torch.arange(case.num_q_heads) % case.num_kv_heads] for x in (k, v))
     elif causal:
-        # 左上角对齐：第 i 个 query 看前 i + 1 个 key。把每个 query 当作一条序列，就不用另写遮罩。
+        # 左上角对齐：第 i 个 query 看前 i + 1 个 key。把每个 query 当作一条序列，就不用另写掩码。
         # Top-left: query i sees the first i + 1 keys. With each query as a sequence no other mask is needed.
         pairs = zip(lengths_q, k.split(lengths_k), v.split(lengths_k))
         seen = [(keys[: i + 1], values[: i + 1]) for count, keys, values in pairs for i in range(count)]
@@ -171,7 +171,7 @@ def run_case(solve: Callable[[Target, Problem], Tensor], problem: Problem, name:
 
 
 def judge_decode(cases: list[Case]) -> None:
-    """解码：与 float64 的准绳相比。
+    """解码：与 float64 的参照相比。
 
     Decode, against the float64 oracle.
     """
@@ -181,7 +181,7 @@ def judge_decode(cases: list[Case]) -> None:
 
 
 def judge_varlen(cases: list[Case]) -> None:
-    """预填充：与 float64 的准绳相比。
+    """预填充：与 float64 的参照相比。
 
     Prefill, against the float64 oracle.
     """

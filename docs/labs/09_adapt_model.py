@@ -1,7 +1,7 @@
 """实验 9：接入一个新模型。
 
 学什么：与 Llama 只差两处的模型（q、k、v 带偏置，激活换成 GELU）怎样接进来：覆盖两个类，登记一行；权重怎样核对。
-试一试：`--no-bias` 忘了偏置，加载器当场指出；`--activation silu` 忘了换激活，不报错，只有与准绳比较才看得出。
+试一试：`--no-bias` 忘了偏置，加载器当场指出；`--activation silu` 忘了换激活，不报错，只有与参照比较才看得出。
 怎样算对：随机的小权重由 transformers 存盘，本引擎装入；提示词和每一步解码的 logits 与 transformers 相差不到 1e-3。
 
 Lab 9: adapt a model.
@@ -97,7 +97,7 @@ class LabForCausalLM(LlamaForCausalLM):
 
 
 def save_reference(folder: Path) -> Any:
-    """transformers 的 Qwen2 带 q、k、v 偏置，激活可换：拿它造随机小权重，它也就是准绳。
+    """transformers 的 Qwen2 带 q、k、v 偏置，激活可换：拿它造随机小权重，它也就是参照。
 
     Qwen2 of transformers has the bias, and its activation can be set: it makes random tiny weights and is the oracle.
     """

@@ -55,8 +55,9 @@ class Lane:
     A sequence's lane of the block tables on the device, and how far it has been sent.
 
     Attributes:
-        num_sent: blocks of its table that the device has
-        num_preemptions: of the sequence when they were sent; after another one its blocks are others
+        num_sent: 它的块表已有多少项在设备上；blocks of its table that the device has
+        num_preemptions: 送去时序列被抢占过几次；抢占会换掉块；
+            the sequence's when they were sent; each one changes its blocks
     """
 
     index: int
@@ -70,7 +71,8 @@ class DecodeGraphs:
     The graphs of all batch sizes, and the buffers that they share.
 
     Attributes:
-        sampled: the tokens of the latest step, [max_num_seqs] int64; the next step reads its input ids from here
+        sampled: [max_num_seqs] int64，最近一步的 token，下一步从这里取输入；
+            the tokens of the latest step; the next step reads its input ids from here
     """
 
     def __init__(self, runner: ModelRunner, pool: KVPool, max_num_seqs: int) -> None:
@@ -122,7 +124,7 @@ class DecodeGraphs:
         )
         hidden = self.runner.forward(input_ids, column["positions"], metadata)  # [size, hidden]
         logits = self.runner.model.compute_logits(hidden)  # [size, vocab_size]
-        # 温度以 float64 的位模式混在整数里一起送来，省一次拷贝。
+        # 温度是 float64，按位当作整数和别的整数一起送来，省一次拷贝。
         # Temperatures travel among the integers as the bits of a float64, which saves a copy.
         temperatures = column["temperatures"].view(torch.float64)
         self.kernels.sample(logits, temperatures, column["seeds"], column["output_indices"], out=self.sampled[:size])
@@ -207,8 +209,8 @@ class DecodeGraphs:
         Fill in the inputs and replay a graph, without waiting for it.
 
         Returns:
-            tokens [rows] int64 and logits [rows, vocab_size], both overwritten by the next step; and the step laid
-            flat, whose `logits_indices` are the rows that count
+            tokens [rows] int64, logits [rows, vocab_size]，下一步会覆盖两者；both overwritten by the next step
+            摊平的这一步，其中的 `logits_indices` 是有用的行；the flat step, whose `logits_indices` are what counts
         """
         step = flatten(schedule, self.block_size)
         count = len(step.input_ids)

@@ -43,11 +43,11 @@ class LaunchedStep:
     A step that has been launched and not read.
 
     Attributes:
-        counts: how many logits each row of the schedule has
-        rows: for each of those logits its row in `tokens`
-        tokens: the sampled tokens on their way to the host, [rows] int64
-        logprobs: what `Sampler.draw` returned, on its way to the host as well
-        ready: fires when both have arrived; None on a CPU, where they are there at once
+        counts: 各行有几个 logits；how many logits each row of the schedule has
+        rows: 每个 logits 对应 `tokens` 的哪一行；for each of those logits its row in `tokens`
+        tokens: [rows] int64，采到的 token，正在拷往主机；the sampled tokens on their way to the host
+        logprobs: `Sampler.draw` 的返回值，也在拷往主机；what `Sampler.draw` returned, on its way to the host as well
+        ready: 两者都到了就触发；CPU 上立刻就有，是 None；fires when both are there; None on a CPU: at once
     """
 
     schedule: list[ScheduledSequence]
@@ -123,7 +123,7 @@ class OverlappedEngine(LLMEngine):
         Launch the next step first, then collect the one before: while the host works, the GPU does not idle.
 
         Returns:
-            the requests whose end became known in this step
+            在这一步得知已结束的请求；the requests whose end became known in this step
         """
         # 右边先算完：`_launch` 把第 N + 1 步排进 GPU 的队列就返回，第 N 步往往还在跑。
         # The right side comes first: `_launch` queues step N + 1 on the GPU and returns, mostly while step N runs.
@@ -172,8 +172,9 @@ class OverlappedEngine(LLMEngine):
         A small step replays a CUDA graph; others are launched kernel by kernel.
 
         Returns:
-            the sampled tokens on the device, [rows] int64; for each of `sampling_rows` its row there; and what
-            `Sampler.draw` returns
+            [rows] int64，采到的 token，在设备上；the sampled tokens, on the device
+            `sampling_rows` 的每一项在其中的行号；for each of `sampling_rows` its row there
+            `Sampler.draw` 的返回值；what `Sampler.draw` returns
         """
         runner, graphs = self.model_runner, self.graphs
         if graphs is not None and graphs.can_run(schedule):

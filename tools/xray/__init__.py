@@ -33,12 +33,12 @@ def observe(
     is written all the same.
 
     Args:
-        page: write the web page here
-        trace: write the Chrome trace here
-        watch: show each step on `console`
+        page: 网页写到这里；write the web page here
+        trace: Chrome trace 写到这里；write the Chrome trace here
+        watch: 每一步都显示在 `console` 上；show each step on `console`
 
     Raises:
-        ValueError: a file cannot be written there, or `engine` runs the overlapped loop
+        ValueError: 文件写不出去，或 `engine` 用的是重叠循环；cannot be written, or `engine` runs the overlapped loop
     """
     for name in filter(None, (page, trace)):
         check_writable(name)
@@ -70,7 +70,7 @@ def check_writable(name: str) -> None:
     See first whether a file can be written: a missing folder found after minutes would waste the run.
 
     Raises:
-        ValueError: it cannot
+        ValueError: 不能写；it cannot
     """
     path = Path(name)
     try:

@@ -33,7 +33,7 @@ def trace_events(recording: dict[str, Any]) -> list[dict[str, Any]]:
     Turn a recording into a list of trace events.
 
     Args:
-        recording: what `Recorder.recording` returned
+        recording: `Recorder.recording` 的返回值；what `Recorder.recording` returned
     """
     events = [_name(ENGINE, "engine"), _name(ENGINE, "step", 1), _name(REQUESTS, "requests")]
     threads = {request: number for number, request in enumerate(recording["requests"], 1)}
@@ -89,7 +89,7 @@ def write_trace(recording: dict[str, Any], path: Path) -> None:
     Write the trace file.
 
     Args:
-        recording: what `Recorder.recording` returned
+        recording: `Recorder.recording` 的返回值；what `Recorder.recording` returned
     """
     trace = {"traceEvents": trace_events(recording), "displayTimeUnit": "ms"}
     path.write_text(json.dumps(trace, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

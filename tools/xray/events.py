@@ -59,7 +59,7 @@ def source_line(symbol: str) -> int:
     Find the line of `path::Class.method` with `ast`; no line number is written by hand, so none goes stale.
 
     Raises:
-        ValueError: there is no such name
+        ValueError: 没有这个名字；there is no such name
     """
     path, _, qualified = symbol.partition("::")
     node: ast.AST = ast.parse((ROOT / path).read_text(encoding="utf-8"))
@@ -78,11 +78,11 @@ class State:
     Queues and blocks at one moment; sequences stand by their names.
 
     Attributes:
-        tables, known, computed: by request: block table, tokens known, tokens computed
-        refs: reference counts of the blocks in use
-        free: the head of the free queue; `num_free` is its whole length
-        named: blocks that the prefix cache can find
-        hits, queries, preemptions: totals so far
+        tables, known, computed: 按请求：块表，已知、已算的 token 数；by request: block table, tokens known, computed
+        refs: 在用的块的引用计数；reference counts of the blocks in use
+        free: 空闲队列的开头，全长是 `num_free`；the head of the free queue; `num_free` is its whole length
+        named: 前缀缓存找得到的块；blocks that the prefix cache can find
+        hits, queries, preemptions: 到此为止的合计；totals so far
     """
 
     running: list[str]
@@ -129,14 +129,14 @@ class Row:
     One row of the batch.
 
     Attributes:
-        request: whose it is
-        start, count: positions [start, start + count) are computed
-        slots: the slots written, as runs of (first, count)
-        num_logits: how many rows of logits it gets; 0 if it does not sample
-        guesses: inputs at the end that are guesses and not known tokens
-        tokens: what it got in this step, and for each of them:
-        probabilities: its probability
-        top: the 5 likeliest tokens with their probabilities, from the raw logits
+        request: 属于哪个请求；whose it is
+        start, count: 算的是位置 `[start, start + count)`；positions `[start, start + count)` are computed
+        slots: 写入的槽位，连续的合成（开头，个数）；the slots written, as runs of (first, count)
+        num_logits: 得到几行 logits，不采样是 0；how many rows of logits it gets; 0 if it does not sample
+        guesses: 末尾几个输入是猜测，不是已知的 token；inputs at the end that are guesses and not known tokens
+        tokens: 这一步得到的 token；what it got in this step
+        probabilities: 各自的概率；the probability of each
+        top: 每次最可能的 5 个 token 和概率，取自原始 logits；the 5 likeliest and their probabilities, by the raw logits
     """
 
     request: str
@@ -157,8 +157,8 @@ class Step(State):
     A step: the snapshot after scheduling and before the forward pass, the batch, and all events of the step.
 
     Attributes:
-        time: start, in ms since recording began
-        phases: (name, start, duration) in ms
+        time: 开始的时间，从记录开始算起的毫秒；start, in milliseconds since recording began
+        phases: （名字，开始，持续），毫秒；(name, start, duration) in milliseconds
     """
 
     time: float = 0.0
@@ -218,7 +218,7 @@ def planned(before: State, after: State, scheduled: dict[str, int], block_size: 
     Before and after `plan`: who grew, who was preempted for whom, who was admitted, which blocks were hit or evicted.
 
     Args:
-        scheduled: the new tokens of each request of this step
+        scheduled: 这一步各请求的新 token 数；the new tokens of each request of this step
     """
     # 规划之中新出现的，只能是等第 1 份算完提示词的兄弟序列：别的在 `before` 之前就到了。
     # Those that appear while planning are siblings that waited for number 1: all others came ahead of `before`.
@@ -254,7 +254,7 @@ def blocked(scheduler: Scheduler, num_scheduled: int) -> dict[str, int] | None:
     Whether the head of the waiting queue is kept out for want of blocks; if so, by how much.
 
     Args:
-        num_scheduled: the tokens of this step
+        num_scheduled: 这一步的 token 数；the tokens of this step
     """
     manager, budget = scheduler.block_manager, scheduler.max_num_batched_tokens - num_scheduled
     if not scheduler.waiting or budget <= 0 or len(scheduler.running) >= scheduler.max_num_seqs:
@@ -271,7 +271,7 @@ def updated(before: Step, after: State, finished: dict[str, dict[str, Any]]) -> 
     Before and after `update`: what was sampled, which blocks were registered, who finished, which blocks went back.
 
     Args:
-        finished: what is to be told of each request that has finished
+        finished: 结束的请求各有什么要说；what is to be told of each request that has finished
     """
     events, refs, new = [], Counter(before.refs), set(after.named) - set(before.named)
     for row in before.rows:

@@ -19,7 +19,7 @@ def write_page(recording: dict[str, Any], path: Path) -> None:
     Write the page.
 
     Args:
-        recording: what `Recorder.recording` returned
+        recording: `Recorder.recording` 的返回值；what `Recorder.recording` returned
     """
     # 模型可以写出 `</script>`，那会提前结束数据：JSON 里的 `<` 一律写成转义。
     # A model may write `</script>`, which would end the data early: in the JSON every `<` becomes an escape.

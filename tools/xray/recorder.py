@@ -62,15 +62,15 @@ class Recorder:
     Records one engine: `with Recorder(engine) as recorder:`, and `recorder.recording()` afterwards.
 
     Args:
-        engine: the synchronous engine
-        on_step: called after each step, with the recorder and the step
+        engine: 同步的引擎；the synchronous engine
+        on_step: 每步之后调用，参数是记录器和这一步；called after each step, with the recorder and the step
 
     Raises:
-        ValueError: `engine` runs the overlapped loop
+        ValueError: `engine` 用的是重叠循环；`engine` runs the overlapped loop
     """
 
     def __init__(self, engine: LLMEngine, on_step: Callable[["Recorder", Step], None] | None = None) -> None:
-        # 重叠循环里，第 N 步的 token 到第 N + 1 步之后才知道，没有“这一步”可以拍照。
+        # 重叠循环里，第 N 步的 token 到第 N + 1 步之后才知道，没有“这一步”的快照。
         # In the overlapped loop the tokens of step N are known after step N + 1: there is no "this step" to picture.
         if isinstance(engine, OverlappedEngine):
             raise ValueError("the X-ray records the synchronous loop only: use enforce_eager=True (--enforce-eager)")
@@ -322,7 +322,7 @@ class Recorder:
         Work the weights out once more, as the reference backend does, at 1 byte each: 0 to 255 stand for 0 to 1.
 
         Args:
-            q: this sequence's queries, [count, Hq, D]
+            q: [count, Hq, D]，这条序列的 query；this sequence's queries
         """
         end = seq.num_computed_tokens + q.shape[0]
         table = torch.tensor(seq.block_table, device=q.device)

@@ -24,8 +24,8 @@ class Watch:
     A display drawn again at every step.
 
     Args:
-        console: where to draw; if it is no terminal, only the last picture is printed
-        seconds: pause after each step, so that the eye can follow; no pause without a terminal
+        console: 画在哪里；不是终端时只打印最后一幅；where to draw; if no terminal, only the last picture is printed
+        seconds: 每步之后停多久，好看得清；不是终端就不停；pause after each step, for the eye; none without a terminal
     """
 
     def __init__(self, console: Console, seconds: float = 0.1) -> None:

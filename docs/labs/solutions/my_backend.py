@@ -77,7 +77,7 @@ class MyBackend(AttentionBackend):
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
         softmax_scale: float | None = None, causal: bool = False, plan: None = None,
     ) -> Tensor:
-        """逐条序列：取回，再做注意力。
+        """逐条序列：取回，再算注意力。
 
         Sequence by sequence: gather, then attend.
         """
