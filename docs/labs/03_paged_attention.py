@@ -67,7 +67,7 @@ def owners(cache: Tensor, new: Tensor) -> list[list[str]]:
 
     Args:
         cache: [num_blocks, block_size, Hkv, D]
-        new: what was stored, [T, Hkv, D]
+        new: [T, Hkv, D]，存进去的；what was stored
     """
 
     def owner(cell: Tensor) -> str:

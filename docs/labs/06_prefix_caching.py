@@ -54,9 +54,11 @@ def hits_by_hand(prompt: list[int], seen: list[list[int]], size: int, left: int 
     The formula: the beginning shared with others, at most the prompt without `left`, rounded down to whole blocks.
 
     Args:
-        seen: prompt and output of each request before
-        left: tokens left to compute: without a last row there are no logits
-        sampled: tokens at the end of an output that were sampled and never computed
+        seen: 之前各请求的提示词和输出；prompt and output of each request before
+        left: 至少要算几个 token，没有最后一行就没有 logits；
+            tokens left to compute: without a last row there are no logits
+        sampled: 输出末尾只采样、没有算过的 token 数；
+            tokens at the end of an output that were sampled and never computed
     """
     common = max((common_length(prompt, other[: len(other) - sampled]) for other in seen), default=0)
     # TODO 试试写错：去掉 `- left`。

@@ -112,10 +112,11 @@ class Check:
         expected and the likely cause.
 
         Args:
-            got, expected: nested lists, dicts or tensors
-            where: what their levels are, from the outside in: "layer, head"
-            likely: the cause to name, in both languages
-            mistakes: known causes and what each of them would give; the one that gives what was got is named instead
+            got, expected: 嵌套的列表、字典或张量；nested lists, dicts or tensors
+            where: 各层是什么，由外到内，如 "layer, head"；what their levels are, from the outside in: "layer, head"
+            likely: 要指出的原因，两种语言；the cause to name, in both languages
+            mistakes: 已知的原因和各自会得到的结果，对得上的那个代替 `likely`；
+                known causes and what each would give; the one that fits is named instead of `likely`
         """
         names = where.split(", ")
         got, expected = places(got, *names), places(expected, *names)
@@ -200,10 +201,10 @@ class Step:
     What happened in one step.
 
     Attributes:
-        rows: request -> its new tokens in this step
-        waiting: requests that wait after the step was scheduled
-        preempted: requests that lost their blocks in this step
-        num_free_blocks: free blocks while the step runs
+        rows: 请求 -> 这一步的新 token 数；request -> its new tokens in this step
+        waiting: 调度之后还在等的请求；requests that wait after the step was scheduled
+        preempted: 这一步失去块的请求；requests that lost their blocks in this step
+        num_free_blocks: 这一步运行时的空闲块数；free blocks while the step runs
     """
 
     number: int
@@ -284,7 +285,8 @@ def steps_by_hand(
     3. Who has computed all known tokens gets one more output, and leaves once there are enough.
 
     Args:
-        static: static batching: nobody is admitted before all have left and the next `cap` are there
+        static: 静态批处理，全部离开、下一批 `cap` 个到齐才接纳；
+            static batching: nobody is admitted before all have left and the next `cap` are there
     """
     known = {arrival.name: len(arrival.prompt) for arrival in arrivals}
     left = {arrival.name: arrival.params.max_tokens for arrival in arrivals}
