@@ -114,8 +114,8 @@ def main() -> int:
         print("  {}: probability {:.1%}, share by hand {:.0%}, drawn {:.0%}".format(row[0], exp(row[1]), *row[2:]))
 
     check = Check()
-    # 标准答案：每一步都当作新请求，把那段上文从头算一遍，不用上一步留下的任何东西。
-    # The right answer: each step as a new request whose context is computed from the start, with nothing kept from the
+    # 参照：每一步都当作新请求，把那段上文从头算一遍，不用上一步留下的任何东西。
+    # The reference: each step as a new request whose context is computed from the start, with nothing kept from the
     # step before.
     count = len(output.token_ids)
     contexts = [prompt + output.token_ids[:i] for i in range(count)]

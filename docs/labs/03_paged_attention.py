@@ -151,18 +151,18 @@ def main() -> int:
     name, difference = backend.name, float((out - by_hand).abs().max())
     say(f"手工与后端 {name} 最大相差 {difference:.1e}", f"By hand and by backend {name}: {difference:.1e} apart")
 
-    # 标准答案来自 PyTorch，K、V 不经过缓存；`kv_heads` 是每个 query 头读的 KV 头。
-    # The right answer comes from PyTorch, with K and V that never saw the cache; `kv_heads` are those that the query
+    # 参照来自 PyTorch，K、V 不经过缓存；`kv_heads` 是每个 query 头读的 KV 头。
+    # The reference comes from PyTorch, with K and V that never saw the cache; `kv_heads` are those that the query
     # heads read.
-    def answer(kv_heads: list[int], scale: float | None = None) -> Tensor:
+    def reference(kv_heads: list[int], scale: float | None = None) -> Tensor:
         keys, values = (x[:, kv_heads].transpose(0, 1) for x in (k, v))  # [Hq, T, D]
         return F.scaled_dot_product_attention(q[0, 0, :, None], keys, values, scale=scale)[:, 0]  # [Hq, D]
 
     right = [head // (NUM_Q_HEADS // NUM_KV_HEADS) for head in range(NUM_Q_HEADS)]
     mistakes = {
         ("第 h 个 query 头读第 h // (Hq // Hkv) 个 KV 头", "query head h reads KV head h // (Hq // Hkv)"):
-            answer([head % NUM_KV_HEADS for head in range(NUM_Q_HEADS)]),
-        ("分数要除以 D 的平方根", "scores are divided by the square root of D"): answer(right, scale=1.0),
+            reference([head % NUM_KV_HEADS for head in range(NUM_Q_HEADS)]),
+        ("分数要除以 D 的平方根", "scores are divided by the square root of D"): reference(right, scale=1.0),
     }  # fmt: skip
     check = Check()
     check.same(
@@ -188,8 +188,8 @@ def main() -> int:
         )  # fmt: skip
     for zh, en, result in (("手工", "by hand", by_hand), (f"后端 {name} ", f"by backend {name}", out)):
         check.same(
-            f"{zh}算的注意力与标准答案相差不到 1e-5", f"attention {en} is within 1e-5 of the right answer",
-            got=result, expected=answer(right), where="head", tolerance=1e-5, mistakes=mistakes,
+            f"{zh}算的注意力与 PyTorch 的相差不到 1e-5", f"attention {en} is within 1e-5 of PyTorch's",
+            got=result, expected=reference(right), where="head", tolerance=1e-5, mistakes=mistakes,
             likely=("取回的 K、V 不是这条序列的，或不是全部", "the K and V gathered are not its own, or not all"),
         )  # fmt: skip
     return check.finish()

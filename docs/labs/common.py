@@ -63,11 +63,11 @@ def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
 
     Equal, numbers up to `tolerance`; NaN equals nothing.
     """
-    if type(a) is not type(b) or not isinstance(a, torch.Tensor | float):
-        return bool(a == b)
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
     if isinstance(a, float) and isinstance(b, float):
         return abs(a - b) <= tolerance
-    return bool(a.shape == b.shape) and bool(((a - b).abs() <= tolerance).all())
+    return bool(a == b)
 
 
 def show(value: Any) -> str:
