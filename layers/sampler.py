@@ -70,7 +70,7 @@ def apply_penalties(logits: Tensor, counts: Tensor, presence: Tensor, frequency:
     # Repetition counts the prompt as well; positive scores are divided and negative ones multiplied, and both go down.
     # If all were divided, a negative score would go up.
     #     repetition 2:   3.0 -> 1.5     -3.0 -> -6.0
-    factor = torch.where(in_prompt + in_output > 0, repetition, 1.0)  # [P, vocab_size]
+    factor = torch.where((in_prompt > 0) | (in_output > 0), repetition, 1.0)  # [P, vocab_size]
     logits = torch.where(logits > 0, logits / factor, logits * factor)  # [P, vocab_size]
     # 这两种只数输出：提示词里写过 10 遍的专有名词，回答里照样可以说。
     # These two count the output only: a name that the prompt holds 10 times may still be said in the answer.
@@ -93,7 +93,6 @@ def _signed(value: int) -> int:
 # 2^64 over the golden ratio, made odd: with an odd step nothing repeats before all 2^64 values,
 # so output indices never share a count.
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MASK32 = 0xFFFFFFFF
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -122,14 +121,26 @@ def _mix64(x: Tensor) -> Tensor:
 
 
 def _mix32(x: Tensor) -> Tensor:
-    """32 位的混合，装在 int64 里算，每次乘法之后只留低 32 位。
+    """32 位的混合，在 int32 里算：乘积回绕，正好只留低 32 位；算术右移补上的符号要抹掉。
 
-    A mix of 32 bits, computed in int64; only the low 32 bits are kept after each product.
+    A mix of 32 bits in int32: products wrap around, which keeps just the low 32 bits, and the sign that an arithmetic
+    shift copies down is masked off.
     Source: the constants are Chris Wellons' "lowbias32".
     """
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
-    return x ^ (x >> 16)
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - (1 << 32))
+    return x ^ (x >> 16 & 0xFFFF)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """把 int32 的 32 位当作无符号数，均匀地映到 (0, 1) 之间的 float64；加 0.5 是为了两端都取不到，取对数时不会遇到 0。
+
+    Take the 32 bits of an int32 as an unsigned number, and map it evenly to a float64 in (0, 1); the 0.5 keeps both
+    ends out, so that no logarithm meets 0.
+    """
+    # 翻转最高位再加 2 的 31 次方，-1 就成了 4294967295。
+    # With the top bit flipped and 2 to the power 31 added, -1 becomes 4294967295.
+    return ((bits ^ -(1 << 31)).double() + (2.0**31 + 0.5)) * 2.0**-32
 
 
 def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tensor:
@@ -149,17 +160,17 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     Returns:
         [S, vocab_size] float32
     """
-    token_ids = torch.arange(vocab_size, device=seeds.device)  # [vocab_size]
+    token_ids = torch.arange(vocab_size, dtype=torch.int32, device=seeds.device)  # [vocab_size]
     # 两级计数器：先由（种子，序号）混出这一行的 64 位密钥，再拿它的高低两半去打散每个 token id。
     # Two counters: (seed, index) mix into a key of 64 bits for the row, whose halves then scatter each token id.
     key = _mix64(_mix64(seeds + _GOLDEN) + output_indices * _GOLDEN)[:, None]  # [S, 1]
-    low, high = key & _MASK32, _shift_right(key, 32)  # [S, 1]
+    # 转成 int32 就是只留低 32 位，下面那些 [S, vocab_size] 的张量因此省一半内存。
+    # To int32 is to keep the low 32 bits, which halves the memory of the tensors of [S, vocab_size] below.
+    low, high = key.to(torch.int32), (key >> 32).to(torch.int32)  # [S, 1]
     # 逐 token 的部分用 32 位：词表超过 100000 个 token，GPU 上 64 位乘法要拆成好几条指令。
     # Each token's part takes 32 bits: over 100000 tokens, and a 64-bit product is several instructions on a GPU.
-    bits = _mix32(_mix32((token_ids + low) & _MASK32) ^ high)  # [S, vocab_size]
-    # 加 0.5 再除以 2 的 32 次方，落在 (0, 1) 的开区间里，两次取对数都不会遇到 0。
-    # Plus 0.5, over 2 to the power 32: strictly inside (0, 1), so neither logarithm meets 0.
-    uniform = (bits.double() + 0.5) * 2.0**-32  # [S, vocab_size] float64
+    bits = _mix32(_mix32(token_ids + low) ^ high)  # [S, vocab_size] int32
+    uniform = _uniform(bits)  # [S, vocab_size] float64
     # 大噪声来自很小的 `uniform`：写成 log1p(-u) 而不是 log(1 - u)，小数才不会被 1 淹没。
     # Large noise comes from a small `uniform`: log1p(-u), not log(1 - u), where the 1 would drown it.
     # 用 float64 取对数再转回：float32 的 SIMD 循环处理余下的元素时，结果可能差 1 ulp，噪声会随批大小变化。

@@ -175,6 +175,21 @@ def test_counts_follow_joining_leaving_and_preempted_sequences() -> None:
     assert done > 20 and 4 < sampler.counts.shape[1] <= 16
 
 
+def test_a_count_stays_at_the_most_that_it_can_hold() -> None:
+    sampler, most = make_sampler(8), torch.iinfo(torch.int16).max
+    seq = make_seq("x", [3], frequency_penalty=0.5, repetition_penalty=2.0)
+    draw(sampler, [seq], torch.zeros(1, 8), [3])
+    sampler.counts[1, sampler.rows[seq], 3] = most - 1
+    for _ in range(3):
+        draw(sampler, [seq], torch.zeros(1, 8), [3])
+    assert sampler.counts[1, sampler.rows[seq]].tolist() == [0, 0, 0, most, 0, 0, 0, 0]
+    # 提示词里也有它：两个计数不能相加成负数，惩罚照样是惩罚。
+    # It stands in the prompt, too: the two counts must not add up to a negative number, and a penalty stays one.
+    one = torch.ones(1, 1)
+    scores = apply_penalties(torch.ones(1, 8), sampler.counts[:, [sampler.rows[seq]]], 0 * one, 0.5 * one, 2 * one)
+    assert scores[0].tolist() == [1, 1, 1, 0.5 - most / 2, 1, 1, 1, 1]
+
+
 def test_a_batch_without_such_features_pays_nothing() -> None:
     sampler = make_sampler(50)
     sequences = [make_seq(str(i), [1, 2], stop=(3,), temperature=i / 2, top_k=5) for i in range(4)]
