@@ -314,6 +314,7 @@ def test_training_smoke(tmp_path: Path) -> None:
     be asked at the end of the context.
     """
     options = "--device cpu --steps 3 --rows 1 --row 256 --conversations 60 --tokenizer-conversations 300 --workers 1"
+    options += " --extension-steps 1 --extension-conversations 60"
     assert train_tiny_llama.main(["--out", str(tmp_path), *options.split()]) == 0
     reference = training.load_model(tmp_path, "cpu")
     model = training.build_model(json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))).eval()

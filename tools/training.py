@@ -275,12 +275,13 @@ def distillation_loss(model: LlamaForCausalLM, teacher: LlamaForCausalLM) -> Los
     return loss
 
 
-def learning_rate(step: int, progress: float, peak: float, warmup: int) -> float:
-    """先线性升温 `warmup` 步，再按余弦降到峰值的 5%。
+def learning_rate(step: int, progress: float, peak: float, warmup: int, floor: float) -> float:
+    """先线性升温 `warmup` 步，再按余弦降到峰值的 `floor` 倍。
 
-    Linear warm-up over `warmup` steps, then a cosine down to 5 % of the peak.
+    Linear warm-up over `warmup` steps, then a cosine down to `floor` times the peak.
     """
-    return peak * min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * min(1.0, (step + 1) / warmup) * (floor + (1 - floor) * cosine)
 
 
 def add_training_options(parser: argparse.ArgumentParser, steps: int, rows: int, row: int) -> None:
@@ -303,7 +304,7 @@ def add_training_options(parser: argparse.ArgumentParser, steps: int, rows: int,
 
 def train(
     model: LlamaForCausalLM, loss: Loss, ids: Tensor, weights: Tensor, args: argparse.Namespace, steps: int,
-    seconds: float,
+    seconds: float, floor: float = 0.05,
 ) -> float:
     """训练 `model`，返回最后的损失。
 
@@ -332,7 +333,7 @@ def train(
         progress = max(step / steps, elapsed / seconds if step > 10 else 0.0)
         if progress >= 1:
             break
-        rate = learning_rate(step, progress, args.lr, args.warmup)
+        rate = learning_rate(step, progress, args.lr, args.warmup, floor)
         for group in optimizer.param_groups:
             group["lr"] = rate
         chosen = torch.randint(len(ids), (args.rows,), generator=generator).to(device)
