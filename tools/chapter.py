@@ -111,7 +111,7 @@ def run_blocks(path: Path, console: code.InteractiveConsole) -> bool:
         source += [""] * (block.first - 1 - len(source)) + block.code.split("\n")
     linecache.cache[str(path)] = (0, None, [f"{line}\n" for line in source], str(path))
     for block in blocks:
-        print(f"\n{path.name}: {block.heading}", flush=True)
+        print(f"\n{os.path.relpath(path, ROOT)}: {block.heading}", flush=True)
         if not block.runs:
             print(f"{block.first:4} | # {block.marker}")
             continue
@@ -120,11 +120,36 @@ def run_blocks(path: Path, console: code.InteractiveConsole) -> bool:
             for statement in ast.parse("\n" * last + block.code, str(path)).body:
                 for number in range(last + 1, (last := statement.end_lineno or last) + 1):
                     print(f"{number:4} | {source[number - 1]}".rstrip(), flush=True)
-                exec(compile(ast.Interactive([statement]), str(path), "single", dont_inherit=True), console.locals)
-        except (Exception, KeyboardInterrupt):
+                # 解释器自己的编译器记得 `from __future__`，对后面的语句也有效。
+                # The console's own compiler remembers `from __future__` for the statements behind it.
+                compiled = console.compile.compiler(ast.Interactive([statement]), str(path), "single")  # type: ignore[arg-type]
+                exec(compiled, console.locals)
+        # 章里的 `exit()` 也是出错：后面的代码就没有运行。
+        # An `exit()` in a chapter is a failure, too: the code behind it is not run.
+        except (Exception, KeyboardInterrupt, SystemExit):
             console.showtraceback()
             return False
     return True
+
+
+def find_chapter(name: str) -> Path:
+    """`sampling` 是英文的那一章，`zh/sampling` 是中文的；其余的是路径，要指向 `docs/en` 或 `docs/zh` 里的一个文件。
+
+    `sampling` is the chapter in English, `zh/sampling` the one in Chinese; anything else is a path, which has to lead
+    to a file in `docs/en` or `docs/zh`.
+
+    Raises:
+        ValueError: 没有这样的文件，它的代码块没有结束，或者里面没有 Python 代码；
+            there is no such file, it has an open block of code, or no Python code
+    """
+    word = re.fullmatch(r"(en/|zh/)?(\w+)", name)
+    path = (DOCS / (word[1] or "en") / f"{word[2]}.md" if word else Path(name)).resolve()
+    if path.parent not in (DOCS / "en", DOCS / "zh") or path.suffix != ".md" or not path.is_file():
+        names = ", ".join(file.stem for file in sorted((DOCS / "en").glob("*.md")))
+        raise ValueError(f"no chapter {name!r} in docs/en or docs/zh; use zh/map or one of {names}")
+    if not any(block.kind == "python" for block in read(path)[1]):
+        raise ValueError(f"{path.relative_to(ROOT)} has no Python code to run; read it, or run another, like sampling")
+    return path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,18 +162,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "chapter",
-        help="章名或文件：sampling、docs/zh/sampling.md / its name or file: sampling, docs/zh/sampling.md",
+        help="章名或文件 / its name or file: sampling, zh/sampling, docs/zh/sampling.md",
     )
-    asked = Path(parser.parse_args(arguments).chapter)
-    folder = DOCS / ("zh" if "zh" in asked.parts else "en")
-    path = folder / f"{asked.stem}.md"
-    chapters = {file: [b for b in read(file)[1] if b.kind == "python"] for file in sorted(folder.glob("*.md"))}
-    if not chapters.get(path):
-        names = ", ".join(file.stem for file, blocks in chapters.items() if blocks)
-        print(f"chapter.py: error: no chapter {asked.stem!r} with Python code; there are {names}", file=sys.stderr)
+    try:
+        path = find_chapter(parser.parse_args(arguments).chapter)
+    except ValueError as error:
+        print(f"chapter.py: error: {error}", file=sys.stderr)
         return 2
-    for block in chapters[path]:
-        if block.package and find_spec(block.package) is None:
+    for block in read(path)[1]:
+        if block.kind == "python" and block.package and find_spec(block.package) is None:
             name = f"{path.relative_to(ROOT)}:{block.first}"
             remedy = "the chapter's text says how to install it"
             print(f"chapter.py: error: {name} needs the package {block.package}; {remedy}", file=sys.stderr)
@@ -169,7 +191,13 @@ def main(arguments: list[str] | None = None) -> int:
 
             readline.set_completer(rlcompleter.Completer(vars(module)).complete)
             readline.parse_and_bind("tab: complete")
-        console.interact("\n上面的名字都能用，Ctrl-D 退出 / the names above are defined, Ctrl-D leaves", exitmsg="")
+        try:
+            console.interact("\n上面的名字都能用，Ctrl-D 退出 / the names above are defined, Ctrl-D leaves", exitmsg="")
+        except SystemExit as leaving:
+            # `exit()` 不会把出过的错变成成功。
+            # `exit()` does not turn a failure into success.
+            if worked or leaving.code:
+                raise
     return 0 if worked else 1
 
 

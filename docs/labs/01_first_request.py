@@ -23,7 +23,7 @@ from math import exp
 from common import Arrival, Check, make_engine, run_lab, run_steps, say, title
 
 from engine.outputs import CompletionOutput, RequestOutput
-from engine.sampling_params import SamplingParams
+from engine.sampling_params import GREEDY_TEMPERATURE, SamplingParams
 
 TOP, NUM_SEEDS = 4, 400
 
@@ -33,13 +33,16 @@ def shares(logprobs: list[float], temperature: float) -> list[float]:
 
     The candidates' log-probabilities -> their shares: divide by the temperature, exponentiate, make the sum 1.
     """
-    # 温度 0 就是贪心：最可能的全得。
-    # A temperature of 0 is greedy: the likeliest takes all.
-    if temperature == 0:
+    # 温度是 0，或者低得与 0 无异，就是贪心：最可能的全得。
+    # A temperature of 0, or as low as makes no difference, is greedy: the likeliest takes all.
+    if temperature < GREEDY_TEMPERATURE:
         return [1.0] + [0.0] * (len(logprobs) - 1)
     # TODO 试试写错：把 `/` 换成 `*`。
     # TODO try a mistake: `*` for `/`.
-    weights = [exp(logprob / temperature) for logprob in logprobs]
+    scores = [logprob / temperature for logprob in logprobs]
+    # 先都减去最大的：份额不变，`exp` 也不会全得 0。
+    # Subtract the largest first: shares stay the same, and `exp` cannot give 0 for all.
+    weights = [exp(score - max(scores)) for score in scores]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -67,8 +70,10 @@ def main() -> int:
     engine = make_engine(model="tiny-poet", max_model_len=128, num_kvcache_blocks=512, enable_prefix_caching=False)
     decode = engine.tokenizer.decode_token
     prompt = engine.tokenizer.encode(args.prompt)
-    if len(prompt) < 2 or len(prompt) + args.max_tokens > 128:
-        parser.error(f"a prompt of {len(prompt)} tokens and --max-tokens {args.max_tokens}: use 2 to 128 in all")
+    if len(prompt) < 2:
+        parser.error(f"--prompt {args.prompt!r} is too short: write at least one character")
+    if len(prompt) + args.max_tokens > 128:
+        parser.error(f"a prompt of {len(prompt)} tokens and --max-tokens {args.max_tokens}: use at most 128 in all")
 
     def complete(prompts: list[list[int]], params: list[SamplingParams]) -> list[CompletionOutput]:
         arrivals = [Arrival(0, str(i), *each) for i, each in enumerate(zip(prompts, params))]
@@ -153,7 +158,7 @@ def main() -> int:
             ("每个种子都抽到同一个：噪声没有用上种子", "every seed draws the same: the noise ignores the seed"):
                 {name: float(i == draws[0].token_ids[0]) for name, (i, _) in zip(names, first)},
             ("对数概率要除以温度，不能乘，也不能漏", "log-probabilities are divided by the temperature"):
-                dict(zip(names, shares(logprobs, 1 / (args.temperature or 1)))),
+                dict(zip(names, shares(logprobs, 1 / max(args.temperature, GREEDY_TEMPERATURE)))),
         },
     )  # fmt: skip
     return check.finish()

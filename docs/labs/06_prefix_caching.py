@@ -87,10 +87,7 @@ def main() -> int:
     args = parser.parse_args()
     size, caching = args.block_size, not args.no_caching
     options = {"max_model_len": 512, "num_kvcache_blocks": max(8, 1024 // max(size, 1)), "kvcache_block_size": size}
-    try:
-        engine, plain = (make_engine(enable_prefix_caching=on, **options) for on in (caching, False))
-    except ValueError as error:
-        parser.error(str(error))
+    engine, plain = (make_engine(enable_prefix_caching=on, **options) for on in (caching, False))
 
     first, second = (
         encode_chat(engine.tokenizer, [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}])

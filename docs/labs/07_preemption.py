@@ -42,10 +42,7 @@ def main() -> int:
             enable_prefix_caching=args.caching,
         )  # fmt: skip
 
-    try:
-        engine, large = make(args.blocks), make(64)
-    except ValueError as error:
-        parser.error(str(error))
+    engine, large = make(args.blocks), make(64)
     params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
     arrivals = [Arrival(0, name, ask(engine, question), params) for name, question in QUESTIONS.items()]
     steps, outputs = run_steps(engine, arrivals)

@@ -16,6 +16,7 @@ exit code 1.
 
 import argparse
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 from common import Check, equal, run_lab, say, title
@@ -63,11 +64,16 @@ def main() -> int:
     """
     global ERROR
     parser = argparse.ArgumentParser(description="two backends in lockstep / 两个后端同步对跑")
-    parser.add_argument("--a", default="torch", help="后端 A / backend A")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--a", default="torch", help="后端 A / backend A")
     parser.add_argument("--b", default="sdpa", help="后端 B / backend B")
-    parser.add_argument("--error", type=float, default=0.0, help="把 A 的缩放弄偏多少 / how far off A's scale is")
+    which.add_argument(
+        "--error", type=float, default=0.0, help="A 是 torch，缩放弄偏这么多 / A is torch, its scale off by this"
+    )
     parser.add_argument("--max-tokens", type=int, default=12)
     args = parser.parse_args()
+    if not isfinite(args.error):
+        parser.error(f"--error {args.error}: use a finite number")
     ERROR = args.error
     if ERROR:
         backends._REGISTRY["wrong"] = backends._Entry(__name__, "WrongScale")

@@ -18,11 +18,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from backends import BackendUnavailableError  # noqa: E402
 from engine.batch import build_batch  # noqa: E402
 from engine.config import EngineConfig  # noqa: E402
 from engine.llm_engine import LLMEngine  # noqa: E402
 from engine.outputs import RequestOutput  # noqa: E402
 from engine.sampling_params import SamplingParams  # noqa: E402
+from models.config import ModelLoadError  # noqa: E402
 from serving.chat_template import encode_chat  # noqa: E402
 
 
@@ -166,11 +168,18 @@ def run_lab(main: Callable[[], int]) -> NoReturn:
 
 
 def make_engine(**options: object) -> LLMEngine:
-    """CPU 上的内置模型，严格模式：每一步都核对账目。
+    """CPU 上的内置模型，严格模式：每一步都核对账目。选项不合理，就用一行话说明，以退出码 2 结束；模型文件的错照样抛出。
 
-    The embedded model on the CPU in strict mode: the books are checked in every step.
+    The embedded model on the CPU in strict mode: the state is checked in every step. Flags that make no sense end the
+    lab with one line and exit code 2; errors of the model's files are raised.
     """
-    return LLMEngine(EngineConfig(device="cpu", **{"strict": True, **options}))  # type: ignore[arg-type]
+    try:
+        return LLMEngine(EngineConfig(device="cpu", **{"strict": True, **options}))  # type: ignore[arg-type]
+    except ModelLoadError:
+        raise
+    except (ValueError, BackendUnavailableError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def ask(engine: LLMEngine, text: str) -> list[int]:
