@@ -15,7 +15,6 @@ import re
 import runpy
 import subprocess
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["04_continuous_batching.py", "--max-num-seqs", "1"], 0, "check: OK"),
     (["04_continuous_batching.py", "--max-num-seqs", "5"], 0, "check: OK"),
     (["04_continuous_batching.py", "--max-num-seqs", "100000000000"], 2, "lower it"),
-    (["05_chunked_prefill.py", "--budget", "128"], 0, "took 1 chunks: [90]"),
+    (["05_chunked_prefill.py", "--budget", "128"], 0, "took 1 chunk: [90]"),
     (["05_chunked_prefill.py", "--budget", "1"], 0, "check: OK"),
     (["05_chunked_prefill.py", "--prompt-tokens", "200"], 0, "check: OK"),
     (["06_prefix_caching.py", "--block-size", "8"], 0, "cached 56 = 7 blocks"),
@@ -144,7 +143,7 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      ("first step 3: got {'A': 1, 'D': 23}, expected {'A': 1, 'C': 23}", "first come first served")),
     ("04_continuous_batching.py", SCHEDULE, "len(self.running) < self.max_num_seqs",
      "len(self.running) < self.max_num_seqs - 1",
-     ("first step 0: got {'A': 23}, expected {'A': 23, 'B': 23}", "a seat stays empty")),
+     ("first step 0: got {'A': 23}, expected {'A': 23, 'B': 23}", "a slot stays empty")),
     ("04_continuous_batching.py", LIMIT, "seq.num_prompt_tokens >= seq", "seq.num_prompt_tokens > seq",
      ("first step 3: got {'A': 1, 'B': 1}", "its limit comes a token late", "first request A: got 13, expected 12")),
     ("04_continuous_batching.py", SCHEDULE, "len(self.running) < self.max_num_seqs",
@@ -287,11 +286,6 @@ def test_a_lab_finds_the_mistake_and_says_where(results: Any, index: int) -> Non
     # Either the first place, got, expected and the likely cause; or the step of an error, or the tensor that is wrong.
     place = r"first .*: got .*, expected .*\n +多半：.*\n +Likely: |OFF .*\n +(step \d+: |.*tensor '.*\n +多半：)"
     assert re.search(place, out), out
-
-
-def test_every_lab_finds_four_mistakes() -> None:
-    counts = Counter(lab[:2] for lab, *_ in MISTAKES) + Counter({"08": len(BACKEND_MISTAKES)})
-    assert {name[:2] for name in NAMES} == {number for number, count in counts.items() if count >= 4}
 
 
 def test_a_lab_starts_with_the_command_of_the_docs(tmp_path: Path) -> None:

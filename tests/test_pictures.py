@@ -53,7 +53,7 @@ def test_pictures_are_those_of_the_source(name: str) -> None:
     counts = []
     for language in LANGUAGES:
         svg = picture(name, language).read_text(encoding="utf-8")
-        remedy = f"{name}.dot has changed since its pictures were drawn; run python tools/pictures.py"
+        remedy = f"{name}.dot, OPTIONS or STYLE has changed since; run python tools/pictures.py"
         assert f"<!-- tools/pictures.py {fingerprint(source)} -->" in svg, remedy
         counts.append([svg.count('class="node"'), svg.count('class="edge"')])
         shown = " ".join(translate(source, language).replace("\\n", "\n").split())
@@ -69,6 +69,13 @@ def test_pictures_are_those_of_the_source(name: str) -> None:
     # No English that has a translation is left in the Chinese picture.
     translated = set(english) - {text for text in english if text in translate(source, "zh")}
     assert translated and not translated & set(chinese)
+
+
+@pytest.mark.parametrize("name", ["OPTIONS", "STYLE"])
+def test_what_decides_the_drawing_is_in_the_fingerprint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint("digraph {}")
+    monkeypatch.setattr(f"tools.pictures.{name}", "")
+    assert fingerprint("digraph {}") != before != fingerprint("digraph { a }")
 
 
 def test_translate() -> None:

@@ -53,11 +53,12 @@ def translate(source: str, language: str) -> str:
 
 
 def fingerprint(source: str) -> str:
-    """写进图里的源文件摘要：源文件改了而图没有重画，测试就会发现。
+    """写进图里的摘要，含源文件、`OPTIONS` 和 `STYLE`：它们改了而图没有重画，测试就会发现。
 
-    The digest of the source that a picture carries: a test notices a source that changed without a new picture.
+    The digest that a picture carries, of the source, `OPTIONS` and `STYLE`: a test notices one of them that changed
+    without a new picture.
     """
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    return hashlib.sha256((source + OPTIONS + STYLE).encode()).hexdigest()[:16]
 
 
 def draw(source: str, language: str) -> str:

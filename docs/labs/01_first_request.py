@@ -93,7 +93,7 @@ def main() -> int:
         new = seq.num_tokens - seq.num_computed_tokens
         finished = engine.step()
         candidates = " ".join(f"{decode(i)!r} {exp(each.logprob):.0%}" for i, each in seq.logprobs[-1].items())
-        print(f"  step {number:>2}: {new:>2} tokens in -> {decode(seq.token_ids[-1])!r}   of {candidates}")
+        print(f"  step {number:>2}: tokens in {new:>2} -> {decode(seq.token_ids[-1])!r}   of {candidates}")
         number += 1
     output = finished[0].outputs[0]
     say(f"续写：{output.text!r}", f"finish_reason: {output.finish_reason}")

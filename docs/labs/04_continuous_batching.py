@@ -6,7 +6,7 @@
 
 Lab 4: continuous batching.
 
-Teaches: requests come at any time, short ones leave early, and the seat is taken in the next step; how many steps that
+Teaches: requests come at any time, short ones leave early, and the slot is taken in the next step; how many steps that
 saves beside "fill a batch and wait for its longest".
 Try: `--max-num-seqs 1`, `--max-num-seqs 5`; change `REQUESTS` and find a set for which static batching costs no step
 more.
@@ -66,12 +66,12 @@ def main() -> int:
         got={step.number: step.rows for step in steps}, expected=steps_by_hand(arrivals(), cap), where="step",
         likely=(
             "先来先服务；有空位而且有人等待，下一步就补上：`Scheduler.schedule` 的第 2 部分",
-            "first come first served, and a free seat is taken in the next step: part 2 of `Scheduler.schedule`",
+            "first come first served, and a free slot is taken in the next step: part 2 of `Scheduler.schedule`",
         ),
         mistakes={
             ("这是静态批处理：一批全部离开，才接纳下一批", "static batching: all have to leave before the next come"):
                 static,
-            ("空着一个位置：与 `max_num_seqs` 的比较差 1", "a seat stays empty: off by 1 beside `max_num_seqs`"):
+            ("空着一个位置：与 `max_num_seqs` 的比较差 1", "a slot stays empty: off by 1 beside `max_num_seqs`"):
                 steps_by_hand(arrivals(), max(cap - 1, 1)),
             ("每个请求多走一步：长度上限晚查一个 token", "a step more for each request: its limit comes a token late"):
                 steps_by_hand(arrivals(more=1), cap),

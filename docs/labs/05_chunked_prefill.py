@@ -60,8 +60,8 @@ def main() -> int:
     longest = max(sum(step.rows.values()) for step in steps)
     say(
         f"B 的提示词分成 {len(chunks)} 段：{chunks}；最忙的一步算 {longest} 个，A 最多等一步。",
-        f"B's prompt took {len(chunks)} chunks: {chunks}; the busiest step computes {longest} tokens, A waits no "
-        "longer than that step.",
+        f"B's prompt took {len(chunks)} chunk{'s' * (len(chunks) > 1)}: {chunks}; the busiest step computes "
+        f"{longest} tokens, A waits no longer than that step.",
     )
     whole, whole_outputs, _, _ = run(2048)
     say(

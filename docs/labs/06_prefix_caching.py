@@ -69,7 +69,7 @@ def hits_by_hand(prompt: list[int], seen: list[list[int]], size: int, left: int 
 def hits_without_chain(prompt: list[int], seen: list[list[int]], size: int) -> int:
     """故意犯错：块的键只看自己的 token，不看前面的。
 
-    A mistake on purpose: a block's name depends on its own tokens and not on those before.
+    A mistake on purpose: a block's key depends on its own tokens and not on those before.
     """
     known = {tuple(other[i : i + size]) for other in seen for i in range(0, len(other) - size, size)}
     blocks = [tuple(prompt[i : i + size]) for i in range(0, len(prompt) - size, size)]
@@ -140,7 +140,7 @@ def main() -> int:
                 {name: hits_by_hand(*each, size, left=0) for name, each in prompts.items()},
             ("最后采到的 token 还没算，不能登记它的块", "the last token sampled is not computed: its block is no hit"):
                 {name: hits_by_hand(*each, size, sampled=0) for name, each in prompts.items()},
-            ("块的键没有含前面的 token：链断了", "blocks' names lack the tokens before them: the chain is broken"):
+            ("块的键没有含前面的 token：链断了", "blocks' keys lack the tokens before them: the chain is broken"):
                 {name: hits_without_chain(*each, size) for name, each in prompts.items()},
             ("什么也没有命中", "nothing is hit at all"): dict.fromkeys(prompts, 0),
         },

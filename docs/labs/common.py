@@ -289,7 +289,7 @@ def steps_by_hand(
     of the chapter on scheduling:
     1. Running ones come first, in order of admission, until the budget is spent; if blocks run out, the one admitted
        last gives up all of its own and goes to the head of the queue.
-    2. Only in a step without preemption are waiting ones admitted: first come first served, while there are seats,
+    2. Only in a step without preemption are waiting ones admitted: first come first served, while there are slots,
        budget and blocks.
     3. Who has computed all known tokens gets one more output, and leaves once there are enough.
 
