@@ -42,14 +42,14 @@ from engine.outputs import CompletionOutput, RequestOutput
 from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from engine.validation import nth
+from engine.validation import check_finite, each_prompt
 from models.config import load_config
 from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
 from serving.chat import chat
 from serving.chat_template import encode_chat
 from serving.compare import compare_backends
-from serving.console import MARKS, print_answers, print_backends, print_comparison, print_summary, printable
+from serving.console import print_answers, print_backends, print_comparison, print_summary, printable
 from serving.llm import LLM
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
@@ -250,9 +250,7 @@ def answer(
         # Where the recording cannot be written, the disk being full say, the answers must not be lost.
         print_answers(console, prompts, outputs)
     print_summary(console, llm.engine, outputs, started)
-    for index, output in enumerate(outputs):
-        if output.outputs[0].finish_reason == "error":
-            raise ValueError(f"{nth(index, len(outputs))} {MARKS['error']}")
+    each_prompt(check_finite, [output.outputs[0].finish_reason for output in outputs])
 
 
 def require_chat_template(folder: Path) -> None:

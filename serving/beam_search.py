@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from engine.llm_engine import LLMEngine
 from engine.outputs import Logprob, RequestOutput
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
-from engine.validation import check_flag, is_int, is_number, naming, nth
+from engine.validation import check_finite, check_flag, each_prompt, is_int, is_number, naming, nth
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +118,13 @@ def beam_search(
         generate: 补全若干提示词，结果与提示词同序；completes prompts, results in their order
 
     Raises:
-        ValueError: 某个提示词不合法；a prompt is not valid
+        ValueError: 某个提示词不合法，或分数成了 NaN；a prompt is not valid, or its scores became NaN
     """
     if not isinstance(params, BeamSearchParams):
         raise ValueError(f"params must be BeamSearchParams, got {type(params).__name__}")
     # 借引擎检查和分词，但不加入：从这里起提示词都是 id。
     # The engine validates and tokenizes but adds nothing: from here on prompts are ids.
-    starts: list[list[int]] = []
-    for index, prompt in enumerate(prompts):
-        with naming(nth(index, len(prompts))):
-            starts.append(engine.requests.prepare(prompt).token_ids)
+    starts = [seq.token_ids for seq in each_prompt(engine.requests.prepare, prompts)]
     # 每个提示词两张表：还在延长的，和遇到结束符的。
     # Two lists a prompt: candidates still growing, and those that met an end token.
     searches = [([BeamSearchSequence(start)], list[BeamSearchSequence]()) for start in starts]
@@ -138,19 +135,25 @@ def beam_search(
         # 同一个提示词的候选一样长，到了 `max_model_len` 就一起停。
         # The candidates of a prompt are equally long and stop together at `max_model_len`.
         limit = engine.pool.max_model_len
-        growing = [(beams, done) for beams, done in searches if beams and len(beams[0].tokens) < limit]
+        growing = [
+            (nth(index, len(searches)), beams, done) for index, (beams, done) in enumerate(searches)
+            if beams and len(beams[0].tokens) < limit
+        ]  # fmt: skip
         if not growing:
             break
         # 每条候选都是普通的请求，只生成 1 个 token；共同的开头由前缀缓存省下。
         # Each candidate is an ordinary request for 1 token; the prefix cache saves what they have in common.
-        results = iter(generate([beam.tokens for beams, _ in growing for beam in beams], one))
-        for beams, done in growing:
+        results = iter(generate([beam.tokens for _, beams, _ in growing for beam in beams], one))
+        for name, beams, done in growing:
             extended: list[BeamSearchSequence] = []
             # 例：束宽 2，两条候选各报告 4 个 token，8 条延长的候选里留下 2 条；两条可能出自同一条。
             # Example with a beam width of 2: 2 candidates report 4 tokens each, and of the 8 extended ones 2 stay; both
             # may come from the same one.
             for beam in beams:
-                report = (next(results).outputs[0].logprobs or [])[0]
+                output = next(results).outputs[0]
+                with naming(name):
+                    check_finite(output.finish_reason)
+                report = (output.logprobs or [])[0]
                 # 概率相乘，对数概率就相加：0.5 * 0.2 = 0.1，即 -0.69 - 1.61 = -2.30。
                 # Probabilities multiply, so their logarithms add up: 0.5 * 0.2 = 0.1, that is -0.69 - 1.61 = -2.30.
                 for token, entry in report.items():

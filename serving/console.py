@@ -22,6 +22,7 @@ from engine.llm_engine import LLMEngine
 from engine.outputs import EngineMetrics, RequestOutput
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
+from engine.validation import NOT_FINITE
 from serving.compare import StepComparison
 
 # 每秒最多刷新 10 次：显示不该拖慢它所显示的东西。
@@ -36,7 +37,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 MARKS = {
     "length": "[截断/cut:--max-tokens]",
     "abort": "[已停止 / stopped]",
-    "error": "[出错：分数成了 NaN 或无穷大，换 float32 试试 / error: scores became NaN or infinite, try float32]",
+    "error": f"[出错：分数成了 NaN 或无穷大，换 float32 试试 / error: {NOT_FINITE}]",
 }
 
 

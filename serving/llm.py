@@ -12,10 +12,10 @@ from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
-from engine.validation import naming, nth
+from engine.validation import check_finite, each_prompt
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from serving.chat_template import Message, encode_chat
-from serving.console import MARKS, generation_progress, loading_progress
+from serving.console import generation_progress, loading_progress
 from serving.turns import Turns
 
 # 文字，或已经分好的 token id；后者绕过分词器，测试和测速用它来固定输入。
@@ -112,7 +112,7 @@ class LLM:
             prompts: 同 `generate`；as for `generate`
 
         Raises:
-            ValueError: 某个提示词不合法；a prompt is not valid
+            ValueError: 某个提示词不合法，或分数成了 NaN；a prompt is not valid, or its scores became NaN
         """
         # 最外面护住一层：两次 `_run` 之间的 Ctrl-C 也记下来，下一步之前再抛。
         # Protected as a whole: a Ctrl-C between two calls of `_run` is noted as well and raised before the next step.
@@ -156,12 +156,11 @@ class LLM:
         tokenizer = self.engine.tokenizer
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
-        prompts: list[Prompt] = []
-        for index, one in enumerate(conversations):
-            with naming(nth(index, len(conversations))):
-                prompts.append(
-                    encode_chat(tokenizer, one, chat_template_kwargs, add_generation_prompt, continue_final_message)
-                )
+        prompts = each_prompt(
+            lambda one: encode_chat(
+                tokenizer, one, chat_template_kwargs, add_generation_prompt, continue_final_message
+            ), conversations,
+        )  # fmt: skip
         return self._run(prompts, sampling_params, progress)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Pieces:
@@ -239,8 +238,7 @@ class LLM:
             # On `break` Python raises `GeneratorExit` at the `yield`, which leads here.
             with self.turns.ctrl_c_noted():
                 self.turns.abort([seq])
-        if seq.finish_reason == "error":
-            raise ValueError(MARKS["error"])
+        check_finite(seq.finish_reason)
         return seq.finish_reason
 
     def _run(
@@ -266,10 +264,7 @@ class LLM:
                 raise ValueError(f"{len(prompts)} prompts, but {len(params)} sampling_params: give one or one each")
         # 第 5 个提示词不合法时，前 4 个也不该已经在跑：全部通过检查才加入。
         # If prompt 5 is bad, the first 4 must not be running already: add only when all have passed.
-        sequences: list[Request] = []
-        for index, (prompt, one) in enumerate(zip(prompts, params)):
-            with naming(nth(index, len(prompts))):
-                sequences.append(self.engine.requests.prepare(prompt, one))
+        sequences = each_prompt(self.engine.requests.prepare, prompts, params)
         # `step` 会返回任何人的结果，靠这个集合认出自己的。
         # `step` returns anybody's results; this set tells which are ours.
         ours = {seq.request_id for seq in sequences}

@@ -173,3 +173,22 @@ def test_a_bad_prompt_adds_nothing(llm: LLM) -> None:
     with pytest.raises(ValueError, match="prompts must be"):
         llm.beam_search({"prompt": "x"}, BeamSearchParams(2, 2))  # type: ignore[arg-type]
     assert not llm.engine.has_unfinished()
+
+
+def test_scores_of_nan_name_the_prompt(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = llm.engine.sampler.draw
+
+    def broken(samples: list[tuple[Any, int]], logits: torch.Tensor) -> Any:
+        # 第 1 个提示词先到 `max_model_len` 而停：编号还是照调用者的列表。
+        # Prompt 1 stops at `max_model_len` first: the number is still that of the caller's list.
+        rows = [row for row, (seq, _) in enumerate(samples) if len(seq.token_ids) > 2 and seq.token_ids[:2] == [9, 9]]
+        return draw(samples, logits.index_fill(0, torch.tensor(rows, dtype=torch.int64), float("nan")))
+
+    monkeypatch.setattr(llm.engine.sampler, "draw", broken)
+    params = BeamSearchParams(2, 4, ignore_eos=True)
+    with pytest.raises(ValueError, match=r"^prompt 3 of 3: scores became NaN or infinite: try dtype float32$"):
+        llm.beam_search([[5] * 399, [7, 8], [9, 9]], params)
+    with pytest.raises(ValueError, match=r"^scores became NaN"):
+        llm.beam_search([[9, 9]], params)
+    assert not llm.engine.has_unfinished()
+    assert_all_free(llm.engine.block_manager)
