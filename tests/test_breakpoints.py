@@ -25,7 +25,7 @@ import pytest
 import torch
 from debugger_helpers import ROOT, Guide, find_line
 from overlap_helpers import add_graphs
-from test_docs import CHAPTERS, blocks_to_run
+from test_docs import CHAPTERS, blocks_to_run, skip_without_packages
 
 import backends
 import mini_llama
@@ -356,6 +356,8 @@ def code_of(walk: Walk) -> str:
 
 @pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk.chapter)
 def test_the_reader_sees_what_the_section_says(walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not walk.run.startswith("python"):
+        skip_without_packages(blocks_to_run("python", walk.chapter))
     if walk.chapter == "triton_kernels" and torch.cuda.is_available():
         pytest.skip("with a GPU the kernels of this process are compiled, and no breakpoint stops in them")
     hits: Counter[int] = Counter()
