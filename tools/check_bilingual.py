@@ -55,6 +55,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.count_code import code_lines
+
 ROOT = Path(__file__).resolve().parent.parent
 ANNOTATED = ("serving", "engine", "layers", "models", "backends", "mini_llama.py")
 DEFAULT_PATHS = (*ANNOTATED, "tools")
@@ -101,7 +105,6 @@ DTYPE = re.compile(
 # 形状：方括号里是由逗号隔开的短表达式，前面可以有变量名。
 # A shape: short expressions between commas in square brackets, with or without a variable's name before it.
 SHAPE = re.compile(r"(?:\b[A-Za-z_]\w*(?:\.\w+)*\s*[:=]?\s*)?\[(?P<items>[^\[\]]*)\]")
-LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 TWO_WORDS = re.compile(r"[A-Za-z_]\w*\s+[A-Za-z_]\w*")
 
 
@@ -437,7 +440,7 @@ def _check_docstrings(tree: ast.Module, path: str) -> Iterator[Fault]:
 
 
 def _check_bodies(source: str, tree: ast.Module, path: str) -> Iterator[Fault]:
-    code = _code_lines(source, tree)
+    code = code_lines(source)
     language: dict[int, Language] = {}
     for part in (part for block in comment_blocks(source) for part in parts(block)):
         drawn = [text for text in part.lines if text.startswith("  ")] if part.language == "neutral" else []
@@ -467,22 +470,11 @@ def check_source(source: str, path: str) -> list[Fault]:
     return sorted(faults)
 
 
-def _code_lines(source: str, tree: ast.Module) -> set[int]:
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in (*LAYOUT, tokenize.COMMENT):
-            lines.update(range(token.start[0], token.end[0] + 1))
-    for node, _, _ in documented(tree):
-        if (docstring := docstring_node(node)) is not None:
-            lines.difference_update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
-    return lines
-
-
 def count_lines(source: str) -> Stats:
     """数一个文件的代码行和独占一行的注释行；一行里只要有代码就是代码行。
     Count the lines of code and the comment lines of one file; a line with any code on it is a line of code.
     """
-    code = _code_lines(source, ast.parse(source))
+    code = code_lines(source)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {each.start[0] for each in tokens if each.type == tokenize.COMMENT and each.string.strip("# ")}
     return Stats(code=len(code), comments=len(comments - code))

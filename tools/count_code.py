@@ -11,6 +11,7 @@ Usage: python tools/count_code.py [--files]
 """
 
 import argparse
+import io
 import sys
 import tokenize
 from pathlib import Path
@@ -68,25 +69,33 @@ ROOMS: Final = (
 )
 
 
+def code_lines(source: str) -> set[int]:
+    """源码里是代码的行号，从 1 数起。
+
+    The numbers of the lines of code in a source, from 1.
+    """
+    lines: set[int] = set()
+    statement: list[tokenize.TokenInfo] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in (*_LAYOUT, tokenize.COMMENT):
+            statement.append(token)
+        # 只由字符串组成的语句什么也不做，那就是文档字符串；放在括号里的、赋了值的，都不止是字符串。
+        # A statement of nothing but strings does nothing: it is a docstring. In brackets, or assigned, it is more.
+        elif token.type in (tokenize.NEWLINE, tokenize.ENDMARKER):
+            if any(part.type != tokenize.STRING for part in statement):
+                for part in statement:
+                    lines.update(range(part.start[0], part.end[0] + 1))
+            statement = []
+    return lines
+
+
 def count_code(path: Path) -> int:
     """一个文件的代码行数。
 
     A file's lines of code.
     """
-    lines: set[int] = set()
-    statement: list[tokenize.TokenInfo] = []
-    with path.open("rb") as file:
-        for token in tokenize.tokenize(file.readline):
-            if token.type not in (*_LAYOUT, tokenize.COMMENT, tokenize.ENCODING):
-                statement.append(token)
-            # 只由字符串组成的语句什么也不做，那就是文档字符串；放在括号里的、赋了值的，都不止是字符串。
-            # A statement of nothing but strings does nothing: it is a docstring. In brackets, or assigned, it is more.
-            elif token.type in (tokenize.NEWLINE, tokenize.ENDMARKER):
-                if any(part.type != tokenize.STRING for part in statement):
-                    for part in statement:
-                        lines.update(range(part.start[0], part.end[0] + 1))
-                statement = []
-    return len(lines)
+    with tokenize.open(path) as file:
+        return len(code_lines(file.read()))
 
 
 def files_of(room: Room, root: Path = ROOT) -> list[Path]:
