@@ -292,16 +292,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # `argv` is a parameter: tests call `main(["--list-backends"])` without a new process; None means `sys.argv`.
     parser = build_parser()
     args = parser.parse_args(argv)
-    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    given = {"--" + name.replace("_", "-") for name, value in vars(args).items() if value != parser.get_default(name)}
     refused = {
-        "list_backends": given - {"list_backends", "device"},
-        "chat": {"prompt", "complete", "compare", "xray", "xray_trace", "watch"},
-        "compare": {"backend", "xray", "xray_trace", "watch"},
+        "--list-backends": given - {"--list-backends", "--device"},
+        "--chat": {"--prompt", "--complete", "--compare", "--xray", "--xray-trace", "--watch"},
+        "--compare": {"--backend", "--xray", "--xray-trace", "--watch"},
     }
-    for mode, others in refused.items():
-        if mode in given and (clash := ", ".join(f"--{name}".replace("_", "-") for name in sorted(given & others))):
-            flag = f"--{mode}".replace("_", "-")
-            parser.error(f"{flag} 不能与 {clash} 同用 / {flag} cannot be combined with {clash}")
+    for mode, bad in refused.items():
+        if mode in given and (others := ", ".join(sorted(given & bad))):
+            parser.error(f"{mode} 不能与 {others} 同用 / {mode} cannot be combined with {others}")
     return args
 
 

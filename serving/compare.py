@@ -28,7 +28,7 @@ class StepComparison:
         num_tokens: 这一步算的 token 数；tokens computed in this step
         max_difference: logits 之差的最大绝对值，没有行采样时为 0；largest difference of two logits, 0 if none sampled
         different: 选得不同的：（请求 id，A 的 token，B 的 token）；those that differ: (request id, A's token, B's)
-        broken: 分数成了 NaN 或无穷大的后端，它的 token 是 -1；backends whose scores are NaN or infinite, their token is -1
+        broken: 分数成了 NaN 或无穷大的后端，token 是 -1；backends whose scores are NaN or infinite, the token is -1
     """
 
     step: int

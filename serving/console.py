@@ -272,4 +272,5 @@ def print_comparison(
     verdict = "tokens equal 全部相同" if parted == 0 else f"{parted} tokens differ 处不同"
     console.print(f"{names[0]} vs {names[1]}: max |Δlogit| {worst:.2e}, {verdict}", highlight=False)
     for name, step in broken.items():
-        print(f"{name}: 从第 {step} 步起坏了，分数是 NaN 或无穷大 / broken from step {step} on, scores are NaN or infinite")
+        verdict = f"从第 {step} 步起坏了，分数是 NaN 或无穷大 / broken from step {step} on, scores are NaN or infinite"
+        console.print(f"{name}: {verdict}", highlight=False)

@@ -351,7 +351,7 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(SystemExit) as info:
         mini_llama.main(arguments)
     assert info.value.code == 2
-    assert "{0} cannot be combined with {1}".format(*flags) in capsys.readouterr().err
+    assert "{} cannot be combined with {}".format(*flags) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--no-such-flag"], ["--max-tokens", "many"], ["--compare", "torch"], ["stray"]])
