@@ -95,6 +95,8 @@ def check_template_options(
     reserved -= {"tools", "documents"}
     if not isinstance(template_kwargs, Mapping | None) or reserved & {*(template_kwargs or ())}:
         raise ValueError(f"chat_template_kwargs={template_kwargs!r:.80} must name variables of the template only")
+    # 一个要助手另起一条消息，一个要他接着写最后一条：只能选一个。
+    # One has the assistant begin a message, the other has him write on at the last: it can only be one of them.
     if add_generation_prompt and continue_final_message:
         raise ValueError("continue_final_message and add_generation_prompt are not compatible: turn one of them off")
 

@@ -72,6 +72,8 @@ def compare_backends(
     # The pools get what is needed, not what is free: both share a device, and equal pools schedule equally.
     folder = config.resolve_model_folder()
     limit, encode = load_config(folder).max_position_embeddings, Tokenizer(folder).encode
+    # 块数要在造引擎之前定好，所以文字在这里先分一次词，只数长度；检查留给引擎。
+    # The pool is sized before there are engines, so text is tokenized here just to count; checking is left to them.
     lengths = each_prompt(lambda prompt: len(encode(prompt) if isinstance(prompt, str) else prompt), prompts)
     length = config.max_model_len or min(limit, max(lengths, default=0) + params.max_tokens)
     tokens = [length, *(min(count + params.max_tokens, length) for count in lengths)]
@@ -117,6 +119,8 @@ def compare_backends(
                 # A row that did not sample is empty on both sides, hence equal; where `a[0]` is read, both hold 1.
                 (request_id, a[0], b[0]) for (request_id, _), a, b in zip(rows_a, tokens_a, tokens_b) if a != b
             ],
+            # -1 是采样器的“没有 token 可选”；两边都是 -1 就没有分歧，所以另列一项。
+            # -1 is the sampler's "no token to choose"; with -1 on both sides nothing differs, hence an item of its own.
             broken=[name for name, tokens in zip(names, (tokens_a, tokens_b)) if [-1] in tokens],
         )  # fmt: skip
         # `yield` 之后才更新：调用者处理结果时，两边还停在这一步，可以检查它们的状态。

@@ -267,6 +267,8 @@ def print_comparison(
         # NaN compares false with everything and `max` would lose it; kept this way it stays to the end.
         worst = worst if result.max_difference <= worst or worst != worst else result.max_difference
         parted += len(result.different)
+        # 只留最早的一步：从那里查起，后面的都是它带出来的。
+        # The earliest step alone is kept: that is where to look, and later ones follow from it.
         broken = {name: result.step for name in result.broken} | broken
     console.print(table)
     verdict = "tokens equal 全部相同" if parted == 0 else f"{parted} tokens differ 处不同"

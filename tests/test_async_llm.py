@@ -204,7 +204,7 @@ def test_every_bad_request_raises_in_its_caller_and_the_others_go_on(llm: AsyncL
         # 文字的错都等到取第一份结果时才报。
         # What is wrong with a request of text is all told at the first result.
         for late in (llm.generate("word " * 5000), llm.generate("hi", SamplingParams(stop_token_ids=[99999]))):
-            with pytest.raises(ValueError, match="at most|stop token id"):
+            with pytest.raises(ValueError, match=r"at most|stop token id"):
                 await anext(late)
         assert len((await last(running)).outputs[0].token_ids) == 100
 
