@@ -202,11 +202,10 @@ def run(args: argparse.Namespace) -> None:
     with one_thread_if_small(folder):
         if args.compare:
             tokenizer = Tokenizer(folder)
-            if args.complete:
-                token_ids = [tokenizer.encode(prompt) for prompt in prompts]
-            else:
-                token_ids = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-            steps = compare_backends(config, tuple(args.compare), token_ids, params)
+            asked: Sequence[Any] = prompts
+            if not args.complete:
+                asked = each_prompt(lambda text: encode_chat(tokenizer, [{"role": "user", "content": text}]), prompts)
+            steps = compare_backends(config, tuple(args.compare), asked, params)
             return print_comparison(console, tuple(args.compare), steps, tokenizer)
         llm = LLM(**options, progress=True)
         if args.chat:
@@ -293,11 +292,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # `argv` is a parameter: tests call `main(["--list-backends"])` without a new process; None means `sys.argv`.
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.chat and (args.prompt or args.complete or args.compare or args.list_backends):
-        others = "--prompt, --complete, --compare, --list-backends"
-        parser.error(f"--chat 不能与 {others} 同用 / cannot be combined with them")
-    if (args.xray or args.xray_trace or args.watch) and (args.chat or args.compare or args.list_backends):
-        parser.error("--xray 与 --watch 不能与 --chat、--compare、--list-backends 同用 / cannot be combined with them")
+    given = {"--" + name.replace("_", "-") for name, value in vars(args).items() if value != parser.get_default(name)}
+    refused = {
+        "--list-backends": given - {"--list-backends", "--device"},
+        "--chat": {"--prompt", "--complete", "--compare", "--xray", "--xray-trace", "--watch"},
+        "--compare": {"--backend", "--xray", "--xray-trace", "--watch"},
+    }
+    for mode, bad in refused.items():
+        if mode in given and (others := ", ".join(sorted(given & bad))):
+            parser.error(f"{mode} 不能与 {others} 同用 / {mode} cannot be combined with {others}")
     return args
 
 

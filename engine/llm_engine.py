@@ -27,7 +27,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from engine.validation import naming
+from engine.validation import naming, request_name
 
 
 class LLMEngine:
@@ -91,7 +91,7 @@ class LLMEngine:
         """
         # 这一行抛错时引擎的状态还没变（只用掉一个编号），正在跑的请求照常继续。
         # If this line raises, no state has changed but a number used up, and the running requests go on.
-        with naming("" if request_id is None else f"request {request_id}"):
+        with naming(request_name(request_id)):
             seq = self.requests.prepare(prompt, params, request_id)
         self.add_sequence(seq)
         return seq.request_id

@@ -12,6 +12,7 @@ added.
 import logging
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,7 +23,7 @@ from engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from engine.validation import is_int
+from engine.validation import check_unused, is_int
 from models.config import ModelConfig, ModelLoadError, parse_token_ids, read_json
 
 logger = logging.getLogger(__name__)
@@ -127,9 +128,7 @@ class Requests:
         """
         # 检查都在入口做完，相当于准入校验：放进队列之后才发现不合法，就要在别人的请求中间收拾残局。
         # All checks stand at the door (admission control): one found bad in the queue must be removed amid others.
-        if params is not None and not isinstance(params, SamplingParams):
-            raise ValueError(f"sampling_params must be SamplingParams, got {type(params).__name__}")
-        params = params or self.defaults
+        params = self.checked(params)
         # 自动编号跳过正在使用的 id：用户自己也可能取名 "0"。
         # Automatic numbers skip ids in use: a user may have chosen "0" as well.
         if request_id is None:
@@ -165,12 +164,7 @@ class Requests:
             )
         # 越界的 id 在 CUDA 上查嵌入表会触发设备端断言，整个进程的 CUDA 从此不可用：一个坏请求拖垮所有请求。
         # On CUDA an id out of range trips a device-side assert, and CUDA is dead for the process: one takes down all.
-        # 停止 id 也查：词表之外的 id 永远不会被选中，请求会一直跑到长度上限，也不会报错或告警。
-        # Stop ids too: one outside the vocabulary is never chosen, so the request runs silently to its length limit.
-        for what, ids in (("token", token_ids), ("stop token", params.stop_token_ids or [])):
-            bad = next((i for i in ids if not 0 <= i < vocab_size), None)
-            if bad is not None:
-                raise ValueError(f"{what} id {bad} is not in the vocabulary of {vocab_size}")
+        self._check_ids("token", token_ids)
         # `ignore_eos` 只去掉模型自带的结束符，用户给的停止 id 照样有效；测速时靠它让输出一样长。
         # `ignore_eos` drops the model's own end tokens, the user's ids still count; benchmarks want equal lengths.
         stop_token_ids = frozenset(params.stop_token_ids or ())
@@ -194,6 +188,27 @@ class Requests:
             output_text=OutputText(self.tokenizer, params, token_ids) if params.stop or stream else None,
         )
 
+    def checked(self, params: SamplingParams | None) -> SamplingParams:
+        """一个请求的参数，检查过；没带就是模型建议的。
+
+        A request's parameters, checked; those that the model recommends if it brings none.
+
+        Raises:
+            ValueError: 不是 `SamplingParams`，或停止 id 越界；no `SamplingParams`, or a stop id out of range
+        """
+        if params is not None and not isinstance(params, SamplingParams):
+            raise ValueError(f"sampling_params must be SamplingParams, got {type(params).__name__}")
+        params = params or self.defaults
+        # 停止 id 也查：词表之外的 id 永远不会被选中，请求会一直跑到长度上限，也不会报错或告警。
+        # Stop ids too: one outside the vocabulary is never chosen, so the request runs silently to its length limit.
+        self._check_ids("stop token", params.stop_token_ids or ())
+        return params
+
+    def _check_ids(self, what: str, ids: Iterable[int]) -> None:
+        bad = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+        if bad is not None:
+            raise ValueError(f"{what} id {bad} is not in the vocabulary of {self.vocab_size}")
+
     def open(self, seq: Sequence) -> list[Sequence]:
         """登记一个检查过的请求，返回现在就该排队的序列。
 
@@ -204,8 +219,7 @@ class Requests:
         """
         # 查重放在登记时做，不在 `prepare` 里：检查和加入之间，这个 id 可能被别人先用了。
         # Duplicates are checked here, not in `prepare`: between validating and adding somebody may take the id.
-        if seq.request_id in self.ids_in_use:
-            raise ValueError(f"request {seq.request_id}: this id is already running; choose another")
+        check_unused(seq.request_id, self.ids_in_use)
         self.ids_in_use.add(seq.request_id)
         # 计时从入队算起，用户等待的排队时间也在内；用 `monotonic`，系统校时不会让时间倒流。
         # Counted from queueing, so the wait is included; `monotonic` never runs backwards when the clock is adjusted.

@@ -4,7 +4,7 @@ The checks that several places share: the same kind of value meets the same rule
 how a message names the prompt or the request that it is about.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -75,6 +75,33 @@ def naming(what: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{what}: {error}" if what else str(error)) from None
+
+
+def request_name(request_id: Any) -> str:
+    """报错里怎样称呼一个请求；用户没给 id 就不必说。
+
+    How messages name a request; without an id of the user's there is nothing to say.
+
+    Raises:
+        ValueError: id 不是非空的字符串；the id is no string, or an empty one
+    """
+    if request_id is None:
+        return ""
+    if not isinstance(request_id, str) or not request_id:
+        raise ValueError(f"request_id={request_id!r:.80} must be a string that is not empty")
+    return f"request {request_id}"
+
+
+def check_unused(request_id: str, in_use: Container[str]) -> None:
+    """请求 id 没有被占用。
+
+    A request id is not in use.
+
+    Raises:
+        ValueError: 已经有人在用；somebody uses it already
+    """
+    if request_id in in_use:
+        raise ValueError(f"{request_name(request_id)}: this id is already running; choose another")
 
 
 def nth(index: int, total: int) -> str:

@@ -24,7 +24,7 @@ from uuid import uuid4
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
-from engine.validation import naming
+from engine.validation import check_unused, naming, request_name
 from serving.llm import LLM, Prompt
 from serving.turns import EngineDeadError
 
@@ -104,14 +104,12 @@ class AsyncLLM:
         id at once, take `contextlib.aclosing`.
 
         Raises:
-            ValueError: 请求不合法（id 在调用时报，文字分词后报），或请求 id 已在用；
-                not valid (ids at the call, text once tokenized), or its request id is in use
+            ValueError: 请求不合法（提示词是 id 在调用时报，是文字则在取第一份结果时），或请求 id 已在用；
+                not valid (told at the call for ids, at the first result for text), or its request id is in use
             EngineDeadError: 引擎已出错或已关闭；the engine has failed or was shut down
         """
         self._check_alive()
-        name, request_id = (f"request {request_id}", request_id) if request_id is not None else ("", uuid4().hex)
-        if not isinstance(request_id, str):
-            raise ValueError(f"request_id={request_id!r} must be a string")
+        name, request_id = request_name(request_id), request_id or uuid4().hex
 
         def prepare() -> Sequence:
             with naming(name):
@@ -130,8 +128,7 @@ class AsyncLLM:
         """
         # 查重放在这里而不是引擎里：两个协程可以在引擎看到第一个之前，就用上同一个 id。
         # Duplicates are found here, not in the engine: two coroutines may take an id before it sees the first.
-        if request_id in self._streams:
-            raise ValueError(f"request {request_id}: this id is already running; choose another")
+        check_unused(request_id, self._streams)
         stream = self._streams[request_id] = _Stream(request_id)
         try:
             # `to_thread` 之后回到事件循环：从这一行起，又只有这个线程在碰 `_streams`。

@@ -42,24 +42,12 @@ def encode_chat(
     Raises:
         ValueError: 没有模板，或模板拒绝这些消息；no template, or messages that the template refuses
     """
+    check_template_options(tokenizer, template_kwargs, add_generation_prompt, continue_final_message)
     library = tokenizer.hf_tokenizer
-    # 基础模型没有对话模板：与其自己编一个格式，不如让用户改用 `generate`。
-    # A base model has no chat template: rather than invent a format, send the user to `generate`.
-    if library.chat_template is None:
-        raise ValueError("this model's tokenizer has no chat template: use generate() with plain prompts")
     # 字典或字符串也能遍历，模板会把它的键或字母当作消息。
     # A dict or a string can be iterated as well, and the template would take its keys or letters for messages.
     if not isinstance(messages, list | tuple):
         raise ValueError(f"a conversation must be a list of messages with role and content, got {messages!r:.80}")
-    check_flag("add_generation_prompt", add_generation_prompt)
-    check_flag("continue_final_message", continue_final_message)
-    # 这些名字是 `apply_chat_template` 自己的参数：转交客户端给的变量时，不能让他换掉模板。
-    # These names are arguments of `apply_chat_template`: whoever forwards a client's variables must not let him
-    # replace the template.
-    reserved = {"messages", *inspect.signature(library.apply_chat_template).parameters}
-    reserved -= {"tools", "documents"}
-    if not isinstance(template_kwargs, Mapping | None) or reserved & {*(template_kwargs or ())}:
-        raise ValueError(f"chat_template_kwargs={template_kwargs!r:.80} must name variables of the template only")
     checked = [_check_message(message, str(library.chat_template)) for message in messages]
     # 调试器也靠 `settrace`，一个线程只有一个：正在调试就让给它。
     # A debugger lives on `settrace` too, one a thread: while one is at work it keeps it.
@@ -81,6 +69,36 @@ def encode_chat(
     # 留意：用户在问题里打出的特殊 token 也会被认成真的，就像拼接字符串时的 SQL 注入；对外服务要先过滤。
     # Beware: a special token typed by a user counts as a real one, like SQL injection; a service must filter.
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+def check_template_options(
+    tokenizer: Tokenizer, template_kwargs: Any, add_generation_prompt: Any, continue_final_message: Any
+) -> None:
+    """几段对话共用的选项；参数同 `encode_chat`。
+
+    The options that several conversations share; the arguments are those of `encode_chat`.
+
+    Raises:
+        ValueError: 没有模板，或选项有误；no template, or an option is wrong
+    """
+    library = tokenizer.hf_tokenizer
+    # 基础模型没有对话模板：与其自己编一个格式，不如让用户改用 `generate`。
+    # A base model has no chat template: rather than invent a format, send the user to `generate`.
+    if library.chat_template is None:
+        raise ValueError("this model's tokenizer has no chat template: use generate() with plain prompts")
+    check_flag("add_generation_prompt", add_generation_prompt)
+    check_flag("continue_final_message", continue_final_message)
+    # 这些名字是 `apply_chat_template` 自己的参数：转交客户端给的变量时，不能让他换掉模板。
+    # These names are arguments of `apply_chat_template`: whoever forwards a client's variables must not let him
+    # replace the template.
+    reserved = {"messages", *inspect.signature(library.apply_chat_template).parameters}
+    reserved -= {"tools", "documents"}
+    if not isinstance(template_kwargs, Mapping | None) or reserved & {*(template_kwargs or ())}:
+        raise ValueError(f"chat_template_kwargs={template_kwargs!r:.80} must name variables of the template only")
+    # 一个要助手另起一条消息，一个要他接着写最后一条：只能选一个。
+    # One has the assistant begin a message, the other has him write on at the last: it can only be one of them.
+    if add_generation_prompt and continue_final_message:
+        raise ValueError("continue_final_message and add_generation_prompt are not compatible: turn one of them off")
 
 
 def _check_message(message: Any, template: str) -> Message:

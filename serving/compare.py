@@ -4,7 +4,7 @@ Two backends in lockstep: the same requests and the same steps; how far apart ar
 tokens?
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from backends import create_backend
@@ -13,6 +13,8 @@ from engine.block_manager import num_blocks_needed
 from engine.config import EngineConfig
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
+from engine.tokenizer import Tokenizer
+from engine.validation import each_prompt
 from models.config import load_config
 
 
@@ -26,16 +28,26 @@ class StepComparison:
         num_tokens: 这一步算的 token 数；tokens computed in this step
         max_difference: logits 之差的最大绝对值，没有行采样时为 0；largest difference of two logits, 0 if none sampled
         different: 选得不同的：（请求 id，A 的 token，B 的 token）；those that differ: (request id, A's token, B's)
+        broken: 分数成了 NaN 或无穷大的后端，token 是 -1；backends whose scores are NaN or infinite, the token is -1
     """
 
     step: int
     num_tokens: int
     max_difference: float
     different: list[tuple[str, int, int]]
+    broken: list[str]
+
+
+def show_token(tokenizer: Tokenizer, token: int) -> str:
+    """表里的一个 token：空格、换行和特殊 token 都看得见；没有 token 就是 NaN。
+
+    A token in a table: blanks, line breaks and special tokens are visible; where there is no token, NaN.
+    """
+    return repr(tokenizer.decode_token(token)) if token >= 0 else "NaN"
 
 
 def compare_backends(
-    config: EngineConfig, names: tuple[str, str], prompts: list[list[int]], params: SamplingParams
+    config: EngineConfig, names: tuple[str, str], prompts: Sequence[str | list[int]], params: SamplingParams
 ) -> Iterator[StepComparison]:
     """逐步产出比较结果。
 
@@ -44,6 +56,9 @@ def compare_backends(
     Yield a comparison for each step.
     Once the two choose different tokens their contexts differ and comparing means nothing; so both go on with A's
     tokens, and the comparison holds to the end.
+
+    Raises:
+        ValueError: 某个提示词或选项不合法；a prompt or an option is not valid
     """
     # 适合检验新后端：拿慢而直白的 `torch` 当标准答案，误差从哪一步开始变大，一眼就能看到。
     # Made to test a new backend: `torch`, slow and plain, is the reference, and you see in which step the error grows.
@@ -55,20 +70,25 @@ def compare_backends(
     # Each engine has its own weights, pool and scheduler, nothing is shared; so memory must hold the model 2 times.
     # 块池按需要给，不按显存给：两个引擎要同住一台设备，而且块数相同，调度才相同。
     # The pools get what is needed, not what is free: both share a device, and equal pools schedule equally.
-    limit = load_config(config.resolve_model_folder()).max_position_embeddings
-    length = config.max_model_len or min(limit, max(map(len, prompts), default=0) + params.max_tokens)
-    tokens = [length, *(min(len(prompt) + params.max_tokens, length) for prompt in prompts)]
+    folder = config.resolve_model_folder()
+    limit, encode = load_config(folder).max_position_embeddings, Tokenizer(folder).encode
+    # 块数要在造引擎之前定好，所以文字在这里先分一次词，只数长度；检查留给引擎。
+    # The pool is sized before there are engines, so text is tokenized here just to count; checking is left to them.
+    lengths = each_prompt(lambda prompt: len(encode(prompt) if isinstance(prompt, str) else prompt), prompts)
+    length = config.max_model_len or min(limit, max(lengths, default=0) + params.max_tokens)
+    tokens = [length, *(min(count + params.max_tokens, length) for count in lengths)]
     num_blocks = config.num_kvcache_blocks or sum(num_blocks_needed(count, block_size) for count in tokens)
     sizes = replace(config, kvcache_block_size=block_size, max_model_len=length, num_kvcache_blocks=num_blocks)
     first, second = (LLMEngine(replace(sizes, backend=name)) for name in names)
     # 没给种子时固定为 0：否则两边各抽各的，噪声不同，选的 token 当然不同，比较就失去意义。
     # Without a seed take 0: else each side draws its own, and tokens differ by the noise, not by the backend.
     seeds = replace(params, seed=params.seed if params.seed is not None else 0)
-    for index, prompt in enumerate(prompts):
-        for engine in (first, second):
-            # 两边用相同的请求 id，后面才能一行一行地对上。
-            # Both sides use the same request ids, so that rows can be matched later.
-            engine.add_request(prompt, seeds, str(index))
+    # 两边用相同的请求 id，后面才能一行一行地对上。
+    # Both sides use the same request ids, so that rows can be matched later.
+    ids = [str(index) for index in range(len(prompts))]
+    for engine in (first, second):
+        for seq in each_prompt(engine.requests.prepare, prompts, [seeds] * len(prompts), ids):
+            engine.add_sequence(seq)
 
     step = 0
     # 只看 A 的队列就够：两边记的 token 相同，结束也在同一步。
@@ -99,10 +119,16 @@ def compare_backends(
                 # A row that did not sample is empty on both sides, hence equal; where `a[0]` is read, both hold 1.
                 (request_id, a[0], b[0]) for (request_id, _), a, b in zip(rows_a, tokens_a, tokens_b) if a != b
             ],
+            # -1 是采样器的“没有 token 可选”；两边都是 -1 就没有分歧，所以另列一项。
+            # -1 is the sampler's "no token to choose"; with -1 on both sides nothing differs, hence an item of its own.
+            broken=[name for name, tokens in zip(names, (tokens_a, tokens_b)) if [-1] in tokens],
         )  # fmt: skip
         # `yield` 之后才更新：调用者处理结果时，两边还停在这一步，可以检查它们的状态。
         # Updated after the `yield`: while the caller looks, both sides still stand at this step and can be inspected.
-        first.record(schedule_a, tokens_a, first.scheduler.update(schedule_a, tokens_a))
+        # 调度器会删去没有记下的 -1：各给一份，第 2 个才看得到同样的 token。
+        # The scheduler deletes a -1, which it does not record: each gets a copy, so that number 2 sees the same tokens.
+        recorded = [list(row) for row in tokens_a]
+        first.record(schedule_a, recorded, first.scheduler.update(schedule_a, recorded))
         # B 也记 A 的 token，不记自己的：上文保持相同，一次分歧不会让后面的比较全部作废。
         # B records A's tokens, not its own: the contexts stay equal, and one difference does not void all later steps.
         second.record(schedule_b, tokens_a, second.scheduler.update(schedule_b, tokens_a))

@@ -23,7 +23,7 @@ from engine.outputs import EngineMetrics, RequestOutput
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import NOT_FINITE
-from serving.compare import StepComparison
+from serving.compare import StepComparison, show_token
 
 # 每秒最多刷新 10 次：显示不该拖慢它所显示的东西。
 # At most 10 refreshes a second: a display should not slow down what it displays.
@@ -253,12 +253,10 @@ def print_comparison(
     # float32 应在 1e-3 以内。bf16 不同：16 到 32 之间的相邻两数就差 0.125，只差一个末位便有这么多。
     # In float32 expect less than 1e-3. Not so in bf16: from 16 to 32 its neighbours lie 0.125 apart, just one last bit.
     table = make_table(console, "step 步", "tokens", "max |Δlogit|", "different tokens 不同的 token")
-    worst, parted = 0.0, 0
+    worst, parted, broken = 0.0, 0, dict[str, int]()
     for result in steps:
-        # 用 `!r` 打印并保留特殊 token：否则空格、换行和 BOS 在表里看不见，两边看上去一样。
-        # Printed by `!r` with special tokens, or blanks, line breaks and BOS are invisible and both sides look alike.
         different = "; ".join(
-            f"#{request_id}: {tokenizer.decode_token(a)!r} / {tokenizer.decode_token(b)!r}"
+            f"#{request_id}: {show_token(tokenizer, a)} / {show_token(tokenizer, b)}"
             for request_id, a, b in result.different
         )
         difference = f"{result.max_difference:.2e}"
@@ -269,6 +267,12 @@ def print_comparison(
         # NaN compares false with everything and `max` would lose it; kept this way it stays to the end.
         worst = worst if result.max_difference <= worst or worst != worst else result.max_difference
         parted += len(result.different)
+        # 只留最早的一步：从那里查起，后面的都是它带出来的。
+        # The earliest step alone is kept: that is where to look, and later ones follow from it.
+        broken = {name: result.step for name in result.broken} | broken
     console.print(table)
     verdict = "tokens equal 全部相同" if parted == 0 else f"{parted} tokens differ 处不同"
     console.print(f"{names[0]} vs {names[1]}: max |Δlogit| {worst:.2e}, {verdict}", highlight=False)
+    for name, step in broken.items():
+        verdict = f"从第 {step} 步起坏了，分数是 NaN 或无穷大 / broken from step {step} on, scores are NaN or infinite"
+        console.print(f"{name}: {verdict}", highlight=False)

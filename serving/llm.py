@@ -12,9 +12,9 @@ from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
-from engine.validation import check_finite, each_prompt
+from engine.validation import check_finite, each_prompt, is_int
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
-from serving.chat_template import Message, encode_chat
+from serving.chat_template import Message, check_template_options, encode_chat
 from serving.console import generation_progress, loading_progress
 from serving.turns import Turns
 
@@ -36,12 +36,14 @@ def list_of_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """
     # 字符串也是可迭代的：不先判断，`list("你好")` 会变成 2 个各一个字的请求。
     # A string is iterable as well: without the test, `list("你好")` would be 2 requests of one character each.
-    # 直接传 [1, 2, 3] 会被当成 3 个提示词而报错；一个以 id 表示的提示词要写成 [[1, 2, 3]]。
-    # A bare [1, 2, 3] counts as 3 prompts and is an error; one prompt of ids is written [[1, 2, 3]].
     # 字典也能被 `list` 展开，得到的却是键名；与其补全一个键名，不如直接说不支持。
     # `list` would take a dict, too, and yield its keys; better to refuse than to complete the name of a key.
     if not isinstance(prompts, str | list | tuple):
         raise ValueError(f"prompts must be a string or a list, got {type(prompts).__name__}")
+    # 直接传 [1, 2, 3] 会被当成 3 个提示词；一个以 id 表示的提示词要写成 [[1, 2, 3]]。
+    # A bare [1, 2, 3] would count as 3 prompts; one prompt of ids is written [[1, 2, 3]].
+    if prompts and all(map(is_int, prompts)):
+        raise ValueError(f"prompts={prompts!r:.60} is a list of token ids: one prompt of ids is written [[1, 2, 3]]")
     return [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
 
 
@@ -156,6 +158,7 @@ class LLM:
         tokenizer = self.engine.tokenizer
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
+        check_template_options(tokenizer, chat_template_kwargs, add_generation_prompt, continue_final_message)
         prompts = each_prompt(
             lambda one: encode_chat(
                 tokenizer, one, chat_template_kwargs, add_generation_prompt, continue_final_message
@@ -253,6 +256,9 @@ class LLM:
             # 同一个对象给所有请求用是安全的：`SamplingParams` 是冻结的，谁也改不了它。
             # One object for all requests is safe: `SamplingParams` is frozen, and nobody can change it.
             params: list[SamplingParams | None] = [sampling_params] * len(prompts)
+            # 大家共用的先查一次：它不对，不是某一个提示词的错。
+            # What all share is checked first: if it is wrong, that is no fault of any prompt.
+            self.engine.requests.checked(sampling_params)
         else:
             if not isinstance(sampling_params, list | tuple):
                 kind = type(sampling_params).__name__

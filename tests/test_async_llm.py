@@ -195,8 +195,17 @@ def test_every_bad_request_raises_in_its_caller_and_the_others_go_on(llm: AsyncL
                 prompt = [1] * 160
             with pytest.raises(ValueError, match="request bad: "):
                 llm.generate(prompt, bad, "bad")
+        for name in ("", 5, ["a"]):
+            for prompt in ([1], "text"):
+                with pytest.raises(ValueError, match="must be a string that is not empty"):
+                    llm.generate(prompt, None, name)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="SamplingParams"):
             llm.generate([1], {"temperature": 0})  # type: ignore[arg-type]
+        # 文字的错都等到取第一份结果时才报。
+        # What is wrong with a request of text is all told at the first result.
+        for late in (llm.generate("word " * 5000), llm.generate("hi", SamplingParams(stop_token_ids=[99999]))):
+            with pytest.raises(ValueError, match=r"at most|stop token id"):
+                await anext(late)
         assert len((await last(running)).outputs[0].token_ids) == 100
 
     run(llm, main)

@@ -129,8 +129,33 @@ def test_a_request_id_in_use_is_refused_and_may_be_used_again_later(llm: LLM) ->
 
 
 def test_a_flat_list_of_ids_is_not_a_list_of_prompts(llm: LLM) -> None:
-    with pytest.raises(ValueError, match="list of token ids"):
-        llm.generate([1, 2, 3], GREEDY, progress=False)  # type: ignore[list-item]
+    for call in (llm.generate, lambda prompts: llm.beam_search(prompts, BeamSearchParams(2, 2))):
+        with pytest.raises(ValueError, match=r"^prompts=\[1, 2, 3\] is a list of token ids.*written \[\[1, 2, 3\]\]$"):
+            call([1, 2, 3])  # type: ignore[list-item]
+
+
+def test_what_all_prompts_share_is_no_prompts_fault(llm: LLM) -> None:
+    with pytest.raises(ValueError, match=r"^stop token id 99999 is not"):
+        llm.generate([[1], [2]], SamplingParams(stop_token_ids=[99999]), progress=False)
+    # 每个一份的，仍然说是哪一个。
+    # Where each has its own, it is still named.
+    with pytest.raises(ValueError, match=r"^prompt 2 of 2: stop token id 99999 is not"):
+        llm.generate([[1], [2]], [GREEDY, SamplingParams(stop_token_ids=[99999])], progress=False)
+    hello = [{"role": "user", "content": "hi"}]
+    options: list[tuple[dict[str, Any], str]] = [
+        ({"chat_template_kwargs": "x"}, "^chat_template_kwargs='x' must"),
+        ({"continue_final_message": True}, "^continue_final_message and add_generation_prompt are not compatible"),
+    ]
+    for option, message in options:
+        with pytest.raises(ValueError, match=message):
+            llm.chat([hello, hello], GREEDY, progress=False, **option)
+
+
+@pytest.mark.parametrize("name", ["", 5, b"a", ["a"]])
+def test_a_request_id_is_a_string_that_is_not_empty(llm: LLM, name: Any) -> None:
+    with pytest.raises(ValueError, match=r"^request_id=.* must be a string that is not empty$"):
+        llm.engine.add_request([1], GREEDY, name)
+    assert not llm.engine.has_unfinished()
 
 
 # ---- 中断与出错 ----

@@ -4,6 +4,7 @@ The command line: options, help, exit codes, and plain text where the output is 
 """
 
 import io
+import math
 import os
 import re
 import subprocess
@@ -257,6 +258,22 @@ def test_compare_finds_a_backend_that_is_wrong(
     assert match and float(match[1]) > 0.1 and int(match[2]) > 0
 
 
+@pytest.mark.parametrize("names", [("torch", "sdpa"), ("sdpa", "torch"), ("sdpa", "sdpa")])
+def test_compare_shows_scores_of_nan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    from backends.sdpa import SDPABackend
+
+    real = SDPABackend.flash_attn_with_kvcache
+    monkeypatch.setattr(SDPABackend, "flash_attn_with_kvcache", lambda self, *a, **k: real(self, *a, **k) * math.nan)
+    code, out, err = main(capsys, "--compare", *names, "--prompt", "hi", "--prompt", "2 + 3?", "--max-tokens", "4")
+    assert code == 0 and err == "" and "max |Δlogit| nan" in out
+    assert "sdpa: " in (last := out.splitlines()[-1]) and "broken from step 2 on" in last
+    shown = re.findall(r"#\d: (.+?) / (.+?)(?=;| *$)", out, flags=re.MULTILINE)
+    assert all((a == "NaN") == (names[0] == "sdpa") and (b == "NaN") == (names[1] == "sdpa") for a, b in shown)
+    assert bool(shown) == (names[0] != names[1])
+
+
 def test_compare_takes_no_more_memory_than_it_needs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -305,6 +322,8 @@ def test_a_missing_model_exits_2_with_one_line(tmp_path: Path) -> None:
         (["--model", "nobody/no-such-model"], "hf download"),
         (["--compare", "torch", "nope", "--prompt", "hi"], "nope"),
         (["--compare", "nope", "torch", "--prompt", "hi"], "nope"),
+        (["--compare", "torch", "sdpa", "--prompt", "hi", "--prompt", "word " * 5000], "prompt 2 of 2: the prompt has"),
+        (["--compare", "torch", "sdpa", "--complete", "--prompt", ""], "error: the prompt is empty"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line_and_2(
@@ -314,6 +333,25 @@ def test_what_a_user_can_get_wrong_is_one_line_and_2(
     assert code == 2 and out == ""
     assert_one_line_error(err)
     assert says in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        (["--compare", "torch", "sdpa", "--backend", "nope"], ["--compare", "--backend"]),
+        (["--compare", "torch", "sdpa", "--xray", "x.html"], ["--compare", "--xray"]),
+        (["--list-backends", "--prompt", "hi", "--seed", "0"], ["--list-backends", "--prompt, --seed"]),
+        (["--list-backends", "--max-num-batched-tokens", "9"], ["--list-backends", "--max-num-batched-tokens"]),
+        (["--chat", "--watch"], ["--chat", "--watch"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], flags: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as info:
+        mini_llama.main(arguments)
+    assert info.value.code == 2
+    assert "{} cannot be combined with {}".format(*flags) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--no-such-flag"], ["--max-tokens", "many"], ["--compare", "torch"], ["stray"]])

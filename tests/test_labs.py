@@ -207,6 +207,9 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("10_compare_backends.py", TORCH + "TorchBackend.flash_attn_with_kvcache",
      "keys = gather_pages(k_cache, block_table[b], length)", "keys = gather_pages(k_cache, block_table[0], length)",
      ("first step 2: got ", "prefill is right and decode is not", "first step 3: got {'1': ")),
+    ("10_compare_backends.py", TORCH + "TorchBackend.flash_attn_with_kvcache",
+     "keys, values, scale, causal", "keys, values, scale * float('nan'), causal",
+     ("Scores of torch are NaN or infinite in step 2.", "first step 2: got nan", "first step 2: got {'0': 'NaN'")),
     ("10_compare_backends.py", "backends/sdpa.py::_visible", "+ (len_k - len_q)[:, None]", "+ (0 * len_k)[:, None]",
      ("first step 2: got ", "whole prompts are right and chunks are not")),
 

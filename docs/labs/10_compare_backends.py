@@ -28,7 +28,7 @@ from engine.config import EngineConfig
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from serving.chat_template import encode_chat
-from serving.compare import StepComparison, compare_backends
+from serving.compare import StepComparison, compare_backends, show_token
 
 QUESTIONS = ["What is the capital of Italy?", "What is a token?", "什么是 KV 缓存？"]
 ERROR, LIMIT = 0.0, 1e-3
@@ -94,7 +94,7 @@ def main() -> int:
         for step in compare(2048, args.max_tokens):
             steps.append(step)
             differ = ", ".join(
-                f"request {name}: {tokenizer.decode_token(a)!r} / {tokenizer.decode_token(b)!r}"
+                f"request {name}: {show_token(tokenizer, a)} / {show_token(tokenizer, b)}"
                 for name, a, b in step.different
             )
             print(f"{step.step:>4} | {step.num_tokens:>6} | {step.max_difference:>28.1e} | {differ}")
@@ -106,6 +106,9 @@ def main() -> int:
     if parted := [step for step in steps if step.different]:
         name, _, _ = parted[0].different[0]
         say(f"第 {parted[0].step} 步，请求 {name} 首先分开。", f"Request {name} parts first, in step {parted[0].step}.")
+    if broken := [step for step in steps if step.broken]:
+        bad, number = ", ".join(broken[0].broken), broken[0].step
+        say(f"第 {number} 步，{bad} 的分数是 NaN 或无穷大。", f"Scores of {bad} are NaN or infinite in step {number}.")
 
     check = Check()
     # 第 1 步是完整的提示词，以后都是解码：从哪一步开始错，就知道该查哪个函数。
@@ -136,8 +139,8 @@ def main() -> int:
     )  # fmt: skip
     check.same(
         "选的 token 全部相同", "all tokens chosen are the same",
-        got={step.step: {name: tokenizer.decode_token(a) for name, a, _ in step.different} for step in steps},
-        expected={step.step: {name: tokenizer.decode_token(b) for name, _, b in step.different} for step in steps},
+        got={step.step: {name: show_token(tokenizer, a) for name, a, _ in step.different} for step in steps},
+        expected={step.step: {name: show_token(tokenizer, b) for name, _, b in step.different} for step in steps},
         where="step",
         likely=("分数差得太多，见上面", "the scores are too far apart, see above"),
     )  # fmt: skip
