@@ -17,6 +17,18 @@ from torch import Tensor
 
 from backends.kv_cache import KVCache
 
+# 采样的参数，一行一个值，一种一列：前 6 列是整数，后 6 列是浮点数，存的是 float64 的位；
+# 合成一个 int64 张量，一次拷贝就够。
+# Sampling parameters, a value a row and a column for each kind: the first 6 are integers, the last 6 are floats, as the
+# bits of a float64; together they are one int64 tensor and a single copy.
+# `places` 是序列在计数表和掩码里的行，没有就是 -1；`masked` 是用不用掩码；`reports` 是 0（不报告）或 1 + `logprobs`。
+# `places` is the sequence's row of counts and masks, -1 for none; `masked` whether the mask applies; `reports` is 0 for
+# none or 1 + `logprobs`.
+SAMPLING_COLUMNS = (
+    "seeds", "output_indices", "places", "masked", "top_ks", "reports",
+    "temperatures", "top_ps", "min_ps", "repetition", "frequency", "presence",
+)  # fmt: skip
+
 
 class FusedKernels(ABC):
     """几个融合步骤。没有核函数时（参考后端，或 `enforce_eager`），走逐步的写法。
@@ -136,19 +148,23 @@ class FusedKernels(ABC):
         """
 
     def sample(
-        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
-    ) -> Tensor:
-        """不带过滤的采样；朴素实现是 `layers/sampler.py` 的 `sample`。
+        self, logits: Tensor, columns: Tensor, counts: Tensor, masks: Tensor, max_logprobs: int,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """从 logits 到 token 的全部步骤；朴素实现是 `Sampler.draw`。
 
-        Sampling without filters; the twin is `sample` in `layers/sampler.py`.
+        All steps from logits to tokens; the twin is `Sampler.draw`.
 
         Args:
             logits: [S, vocab_size]
-            temperatures: [S] float32 / float64
-            seeds, output_indices: [S] int64
+            columns: [len(SAMPLING_COLUMNS), S] int64
+            counts: [2, R, vocab_size] int16，选中的 token 会计数；what is chosen is counted
+            masks: [R, ceil(vocab_size / 32)] int32，一个 token 一位，0 是禁用；a bit a token, 0 bans
+            max_logprobs: 最多报告最可能的几个；how many of the likeliest a row may report
             out: [S] int64，写到哪里；None 则另分配；where to write; None allocates
 
         Returns:
-            [S] int64
+            [S] int64, [S, 1 + max_logprobs, 2] float64，token，和 `gather_logprobs` 那样的报告；
+                tokens, and reports like those of `gather_logprobs`
         """
         raise NotImplementedError

@@ -48,9 +48,7 @@ class LLMEngine:
         defaults, eos_token_ids = load_generation_config(setup.folder, setup.model_config)
         self.model_runner = ModelRunner(setup, on_progress)
         vocab_size = setup.model_config.vocab_size
-        self.sampler = Sampler(
-            vocab_size, config.max_num_seqs, setup.device, setup.kernels, self.tokenizer.decode_token
-        )
+        self.sampler = self.create_sampler(setup)
         # 有多少块、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
         # How many blocks, and what length: known once the weights are loaded and memory is measured; block manager and
         # scheduler need both.
@@ -68,6 +66,14 @@ class LLMEngine:
         # Counters that only grow, as in Prometheus: for a speed, take two readings and divide by the time between.
         self.num_generated_tokens = 0
         self.num_computed_tokens = 0
+
+    def create_sampler(self, setup: EngineSetup) -> Sampler:
+        """选 token 的，它的表在量内存之前就要分好。
+
+        What chooses tokens; its tables have to be there before memory is measured.
+        """
+        vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
+        return Sampler(vocab_size, most, setup.device, self.tokenizer.decode_token)
 
     def reserved_bytes(self, setup: EngineSetup) -> int:
         """块池分好之后，这个循环还要占多少设备内存。

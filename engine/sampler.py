@@ -9,27 +9,17 @@ here and in `layers/sampler.py`. The synchronous loop goes through at once; the 
 the next step, and only then reads. Every sampled id passes through `read`.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from backends.kernels import FusedKernels
 from engine.batch import Sample, on_device, sampling_rows
 from engine.outputs import Logprob
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence, SequenceStatus
 from layers.sampler import SamplingInputs, apply_penalties, sample
-
-
-def sampling_columns(samples: list[Sample]) -> tuple[list[int], list[int], list[float]]:
-    """每行的种子、第几个输出、温度：选 token 总要用到的三样；贪心的温度写成 0。
-
-    Each row's seed, output index and temperature, which every choice needs; greedy rows have a temperature of 0.
-    """
-    seeds = [seq.seed for seq, _ in samples]
-    temperatures = [0.0 if seq.params.greedy else seq.params.temperature for seq, _ in samples]
-    return seeds, [index for _, index in samples], temperatures
 
 
 def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.device) -> SamplingInputs | None:
@@ -45,7 +35,7 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
     # `top_k` 为 0 或 -1 表示不限，换成词表大小，计算时就不必再分情况。
     # A `top_k` of 0 or -1 is off; as the vocabulary's size it needs no case of its own.
     top_ks = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
-    seeds, output_indices, temperatures = sampling_columns(samples)
+    temperatures = [0.0 if p.greedy else p.temperature for p in params]
 
     def column(values: list[float]) -> Tensor:
         # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
@@ -58,7 +48,8 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
         # 噪声由（种子，第几个输出，token id）决定，这里送去前 2 个；没有随机数状态，也就不怕被谁打乱。
         # Noise depends on (seed, output index, token id), and here go the first 2;
         # with no generator state, nothing disturbs it.
-        seeds=on_device(seeds, device), output_indices=on_device(output_indices, device),
+        seeds=on_device([seq.seed for seq, _ in samples], device),
+        output_indices=on_device([index for _, index in samples], device),
         # 给 128256 个分数排序很贵，没人用 `top_k`、`top_p` 就整批跳过；在主机上判断，不必读 GPU。
         # Sorting 128256 scores is expensive and skipped if nobody uses `top_k` or `top_p`;
         # decided on the host, no GPU read.
@@ -82,10 +73,9 @@ class Sampler:
     """
 
     def __init__(
-        self, vocab_size: int, max_num_seqs: int, device: torch.device, kernels: FusedKernels | None,
-        decode_token: Callable[[int], str],
+        self, vocab_size: int, max_num_seqs: int, device: torch.device, decode_token: Callable[[int], str]
     ) -> None:
-        self.kernels, self.decode_token = kernels, decode_token
+        self.decode_token = decode_token
         # 一开始就按上限分配，量显存峰值时才算在内。例：Qwen3-0.6B，256 行：2 * 256 * 151936 * 2 字节，约 156 MB。
         # Made for the most there can be, so that the measured peak of a GPU's memory has it. Example: Qwen3-0.6B with
         # 256 rows takes 2 * 256 * 151936 * 2 bytes, some 156 MB.
@@ -142,7 +132,7 @@ class Sampler:
         # 断点停在这里，比较 `logits` 与 `scores`：没有行要改时，两者就是同一个张量。
         # Stop here and compare `logits` with `scores`: where no row is changed, both are the same tensor.
         scores, penalized = self._edit(samples, logits)
-        tokens = sample(scores, build_sampling_inputs(samples, logits.shape[-1], logits.device), self.kernels)
+        tokens = sample(scores, build_sampling_inputs(samples, logits.shape[-1], logits.device))
         # 马上计数，不等主机读到：重叠循环里，下一步的惩罚比主机先用到它。
         # Counted at once, before the host reads it: in the overlapped loop the next step's penalties need it sooner.
         if penalized is not None:
@@ -209,7 +199,7 @@ class Sampler:
             [S, vocab_size]，从中采样的分数；what to sample from
             [P], [P]，用到惩罚的行，和在计数表里的行；或 None；rows with penalties and their rows of the counts, or None
         """
-        special = [(row, seq, index) for row, (seq, index) in enumerate(samples) if seq.needs_logits]
+        special = [(row, seq, index) for row, (seq, index) in enumerate(samples) if seq.edits_scores]
         # 输出还没到 `min_tokens`，停止 token 的分数就变成 -inf，无论怎样采样都选不中；贪心也一样。
         # While the output is shorter than `min_tokens`, a stop token's score becomes -inf, and no way of sampling
         # chooses it, greedy included.
@@ -236,16 +226,20 @@ class Sampler:
         The sequence's row of the counts; the first time it takes one and counts the prompt.
         """
         if seq not in self.rows:
-            # 被抢占的也占着行，而接纳它之前可能先来了别人：行数不够时才加倍。
-            # Preempted sequences keep their rows, and others may come before they are back: doubled when too few.
+            # 被抢占的也占着行，而接纳它之前可能先来了别人：不够时，没在运行的都让出来。
+            # Preempted sequences keep their rows, and others may come before they are back: when too few are left,
+            # those that do not run give theirs up.
             if not self.free_rows:
-                self.free_rows.extend(range(self.counts.shape[1], 2 * self.counts.shape[1]))
-                self.counts = torch.cat([self.counts, torch.empty_like(self.counts)], dim=1)
+                for other in [each for each in self.rows if each.status is not SequenceStatus.RUNNING]:
+                    self.release(other)
             row = self.rows[seq] = self.free_rows.pop()
             self.counts[:, row] = 0
-            # 提示词里的次数没有人用，只看有没有，所以记 1 就够。
-            # How often it stands in the prompt matters to nobody, only whether it does, so a 1 is enough.
+            # 提示词里的次数没有人用，只看有没有，所以记 1 就够；让出过行的，输出也要重新数。
+            # How often it stands in the prompt matters to nobody, only whether it does, so a 1 is enough; who gave up
+            # its row has outputs to be counted again.
             self.counts[0, row].index_fill_(0, on_device(seq.prompt_token_ids, self.counts.device), 1)
+            for token, times in Counter(seq.output_token_ids).items():
+                self.counts[1, row, token] = min(times, torch.iinfo(torch.int16).max)
         return self.rows[seq]
 
 
@@ -268,8 +262,8 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
         wanted: [S]，各行要最可能的几个，不要报告的是 None；how many of the likeliest a row wants, None for no report
 
     Returns:
-        [L, 2 + 2 * k] float64，要报告的行：所选的对数概率和名次，最高的 k 个对数概率和 id；
-            a row that asks: the chosen one's log-probability and rank, the k highest log-probabilities, their ids
+        [L, 1 + k, 2] float64，要报告的行：所选的对数概率和名次，然后是最高的 k 个对数概率和 id；
+            a row that asks: the chosen one's log-probability and rank, then the k highest log-probabilities and ids
     """
     rows = [row for row, number in enumerate(wanted) if number is not None]
     if not rows:
@@ -286,18 +280,33 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
     top = logprobs.topk(k)
     # float64 装得下任何 token id，四样东西因此可以放在同一个张量里。
     # float64 holds any token id exactly, so that all four fit in the same tensor.
-    return torch.cat([part.double() for part in (chosen, rank, top.values, top.indices)], dim=1)
+    pairs = ((chosen, rank), (top.values, top.indices))
+    return torch.cat([torch.stack([a.double(), b.double()], dim=-1) for a, b in pairs], dim=1)
 
 
-def read_logprobs(row: list[float], token: int, number: int, decode: Callable[[int], str]) -> dict[int, Logprob]:
+def wanted_reports(reports: Tensor, rows: list[int], samples: list[Sample]) -> Tensor | None:
+    """只留下要对数概率的行，和要得最多的那一行的列数；没有人要就返回 None。
+
+    Keep the rows that ask for log-probabilities, with as many columns as the one that asks for most; None if none does.
+
+    Args:
+        rows: `samples` 的每一项在 `reports` 里的行号；for each of `samples` its row of `reports`
+    """
+    asked = [(row, seq.params.logprobs) for row, (seq, _) in zip(rows, samples) if seq.params.logprobs is not None]
+    if not asked:
+        return None
+    most = max(number for _, number in asked)
+    return reports[on_device([row for row, _ in asked], reports.device), : 1 + most]
+
+
+def read_logprobs(row: list[list[float]], token: int, number: int, decode: Callable[[int], str]) -> dict[int, Logprob]:
     """把 `gather_logprobs` 的一行变成给用户的字典：所选的 token 在前，然后是最可能的 `number` 个。
 
     Turn a row of `gather_logprobs` into the user's dict: the chosen token first, then the `number` likeliest ones.
     """
-    (chosen, rank), top = row[:2], row[2:]
-    k = len(top) // 2
+    (chosen, rank), *top = row
     # 所选的往往就在最可能的几个里，字典里只留一份：要 5 个，得到 5 项或 6 项。
     # The chosen token is often among the likeliest and stands in the dict once: ask for 5, get 5 or 6.
     entries = [(token, chosen, int(rank))]
-    entries += [(int(top[k + i]), top[i], i + 1) for i in range(min(number, k))]
+    entries += [(int(i), logprob, place) for place, (logprob, i) in enumerate(top[:number], start=1)]
     return {i: Logprob(logprob, rank, decode(i)) for i, logprob, rank in entries}

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends.kernels import FusedKernels
-
 
 @dataclass(slots=True)
 class SamplingInputs:
@@ -180,7 +178,7 @@ def gumbel_noise(seeds: Tensor, output_indices: Tensor, vocab_size: int) -> Tens
     return -torch.log(-torch.log1p(-uniform)).float()  # [S, vocab_size]
 
 
-def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels | None = None) -> Tensor:
+def sample(logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
     """按每行的参数选出 token。
 
     顺序：温度，min_p，top_k，top_p（在剩下的里重新归一化）。
@@ -191,18 +189,10 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels 
     Args:
         logits: [S, vocab_size]
         inputs: None 表示每行都是贪心；None means that every row is greedy
-        kernels: 融合核函数，没有则为 None；不过滤的行用它；the fused kernels, if any; for rows that do not filter
 
     Returns:
         [S] int64，选中的 token；最高分是 NaN 或无穷大就是 -1；the chosen tokens; -1 if the top score is NaN or infinite
     """
-    # 没有行要过滤时，融合核函数读一遍 logits 就选好了 token；下面那些步骤是它的逐步写法。
-    # Where no row filters, the fused kernel chooses in one pass over the logits; it is the fast twin of what follows.
-    unfiltered = None
-    if inputs is not None and kernels is not None and kernels.has_sampler:
-        unfiltered = kernels.sample(logits, inputs.temperatures.squeeze(1), inputs.seeds, inputs.output_indices)  # [S]
-        if not inputs.any_filter and not inputs.any_min_p:
-            return unfiltered
     greedy = logits.argmax(dim=-1)  # [S]
     # `argmax` 把 NaN 当作最大，所以看一眼每行选中的那个分数，就知道这一行还能不能用。
     # `argmax` takes NaN for the largest, so one look at the score it chose tells whether a row can be used at all.
@@ -260,11 +250,4 @@ def sample(logits: Tensor, inputs: SamplingInputs | None, kernels: FusedKernels 
     # 两种结果都已算好，逐行挑选即可：没有按行的 `if`，贪心与采样的请求才能混在一批里。
     # Both results exist, so this only picks row by row:
     # with no `if` per row, greedy and sampled requests share a batch.
-    sampled = torch.where(sound, torch.where(is_greedy.squeeze(-1), greedy, sampled), -1)  # [S]
-    if unfiltered is None:
-        return sampled
-    # 不过滤的行仍取融合核函数的结果：两边的噪声会差最后一位，同批有谁不该改变它选中的 token。
-    # Rows that do not filter keep the fused kernel's choice: the noise of the two may differ in its last bit, and who
-    # shares a row's batch must not change its token.
-    filters = (inputs.top_ps < 1.0) | (inputs.top_ks < logits.shape[-1]) | (inputs.min_ps > 0.0)  # [S, 1]
-    return torch.where(filters.squeeze(-1), sampled, unfiltered)  # [S]
+    return torch.where(sound, torch.where(is_greedy.squeeze(-1), greedy, sampled), -1)  # [S]

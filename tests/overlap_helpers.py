@@ -14,12 +14,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from engine_helpers import Request, Run, assert_all_free, assert_well_ended, rows
+from sampling_helpers import sample_plainly
 from torch import Tensor
 
 import serving.llm
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache, store_by_index
 from engine.gpu.decode_graphs import DecodeGraphs
+from engine.gpu.kernel_sampler import KernelSampler
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
@@ -27,7 +29,6 @@ from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence
 from layers.activation import silu_and_mul
 from layers.rotary_embedding import apply_rotary
-from layers.sampler import SamplingInputs, sample
 from serving.llm import LLM
 
 MAX_LEN = 160
@@ -167,6 +168,9 @@ class PlainKernels(FusedKernels):
     """每个融合步骤都用逐步的写法，采样也有。
 
     Each fused step written out, sampling included.
+
+    Attributes:
+        seen_logits: 最近一次采样用的；those that were sampled from last
     """
 
     has_sampler = True
@@ -197,12 +201,12 @@ class PlainKernels(FusedKernels):
         return apply_rotary(q, cos, sin)
 
     def sample(
-        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
-    ) -> Tensor:
-        column = temperatures[:, None].float()
-        off = torch.zeros_like(column)
-        chosen = sample(logits, SamplingInputs(column, off, off, off.long(), seeds, output_indices, False, False))
-        return chosen if out is None else out.copy_(chosen)
+        self, logits: Tensor, columns: Tensor, counts: Tensor, masks: Tensor, max_logprobs: int,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        self.seen_logits = logits
+        tokens, reports = sample_plainly(logits, columns, counts, masks, max_logprobs)
+        return tokens if out is None else out.copy_(tokens), reports
 
 
 class Recording:
@@ -246,15 +250,18 @@ def make_graphs(engine: LLMEngine, max_num_seqs: int) -> DecodeGraphs:
     Record "graphs" for an engine on the CPU, with kernels that are written out.
     """
     runner = engine.model_runner
-    runner.kernels = engine.sampler.kernels = PlainKernels(runner.device)
+    runner.kernels = PlainKernels(runner.device)
     runner.model.use_kernels(runner.kernels)
+    vocab_size = engine.sampler.counts.shape[2]
+    sampler = KernelSampler(runner.kernels, vocab_size, max_num_seqs, runner.device, engine.sampler.decode_token)
+    engine.sampler = sampler
     with pytest.MonkeyPatch.context() as patch, no_cuda(patch):
-        graphs = DecodeGraphs(runner, engine.pool, max_num_seqs)
+        graphs = DecodeGraphs(runner, engine.pool, sampler)
     for size, recording in graphs.graphs.items():
 
         @torch.inference_mode()
         def replay(size: int = size) -> None:
-            graphs.logits[size].copy_(graphs._forward(size))
+            graphs.reports[size].copy_(graphs._forward(size))
 
         recording.replay = replay  # type: ignore[method-assign]
     return graphs

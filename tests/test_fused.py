@@ -18,7 +18,6 @@ from layers.activation import silu_and_mul
 from layers.layernorm import RMSNorm
 from layers.linear import Linear
 from layers.rotary_embedding import RotaryEmbedding, apply_rotary
-from layers.sampler import SamplingInputs, gumbel_noise, sample
 from models.config import parse_config
 from models.llama import randomize_weights
 from models.loader import materialize
@@ -245,69 +244,6 @@ def test_every_module_with_a_fast_twin_gets_the_kernels(place: Place, kernels: F
     assert all((module.packed is not None) == packs for module in with_twins if isinstance(module, Linear))
 
 
-# ---- 采样 ----
-# ---- sampling ----
-
-
-def sampling_inputs(temperatures: list[float], seeds: list[int], indices: list[int], device: str) -> SamplingInputs:
-    column = torch.tensor(temperatures, device=device)[:, None]
-    ids = (torch.tensor(values, dtype=torch.int64, device=device) for values in (seeds, indices))
-    off = torch.zeros_like(column)
-    return SamplingInputs(column, off + 1, off, off.long() + 2**40, *ids, any_filter=False, any_min_p=False)
-
-
-@pytest.mark.parametrize("vocab_size", [5, 1000, 4096, 5003])
-def test_sample(triton_kernels: FusedKernels, place: Place, vocab_size: int) -> None:
-    temperatures = [0.0, 1.0, 0.6, 0.0, 2.0, 1.0, 1e-6, 0.1]
-    seeds = [0, 0, 2**63 - 1, 5, 123456789012345, 1, 2, 3]
-    indices = [0, 0, 7, 1, 100000, 1, 3, 2]
-    logits = 3 * place.random(len(seeds), vocab_size)
-    inputs = sampling_inputs(temperatures, seeds, indices, place.device)
-    plain, fast = sample(logits, inputs), sample(logits, inputs, triton_kernels)
-    assert fast.dtype == torch.int64 and fast.shape == plain.shape
-    noise = gumbel_noise(inputs.seeds, inputs.output_indices, vocab_size).cpu()
-    for row, (a, b) in enumerate(zip(plain.tolist(), fast.tolist())):
-        if a == b:
-            continue
-        # 不同只能是因为几乎并列。
-        # They may differ in a close call only.
-        greedy = temperatures[row] == 0
-        scores = logits[row].double().cpu() / (1 if greedy else temperatures[row]) + (0 if greedy else noise[row])
-        assert abs(float(scores[a] - scores[b])) < 1e-3, f"row {row}: {a} and {b}"
-    # 贪心行不许不同（除非并列），温度是 1e-6 的行也一样；而不同应当极少。
-    # Greedy rows may not differ (but for ties), nor may a row with a temperature of 1e-6; differences should be very
-    # rare.
-    greedy_rows = [row for row, t in enumerate(temperatures) if t < 1e-5]
-    assert torch.equal(logits[greedy_rows].gather(1, fast[greedy_rows, None]), logits[greedy_rows].amax(1, True))
-    assert int((plain != fast).sum()) <= 1
-
-
-def test_fused_sampling_follows_the_distribution(triton_kernels: FusedKernels, place: Place) -> None:
-    # 4 个 token，2000 次抽取：频率与 softmax 的差不超过 4 个标准差。
-    # 4 tokens and 2000 draws: frequencies lie within 4 standard deviations of softmax.
-    count = 2000 if place.device == "cuda" else 300
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]], device=place.device, dtype=place.dtype).repeat(count, 1)
-    inputs = sampling_inputs([1.0] * count, list(range(count)), [0] * count, place.device)
-    drawn = torch.bincount(sample(logits, inputs, triton_kernels), minlength=4).cpu() / count
-    expected = logits[0].float().softmax(-1).cpu()
-    assert (drawn - expected).abs().max() < 4 * (0.25 / count) ** 0.5
-
-
-def test_rows_with_filters_do_not_take_the_fused_kernel(triton_kernels: FusedKernels, place: Place) -> None:
-    # 50 不是任何 token：谁取了融合核函数的结果，一看便知。不过滤的行在同一批里仍取它。
-    # 50 is no token, so it shows who takes the fused kernel's choice. Rows without filters take it in the same batch.
-    logits = place.random(3, 50)
-    inputs = sampling_inputs([1.0] * 3, [1, 2, 3], [0] * 3, place.device)
-    inputs.top_ks[[0, 2]], inputs.any_filter = 1, True
-    triton_kernels.sample = lambda logits, *_: torch.full_like(logits[:, 0], 50).long()  # type: ignore[method-assign]
-    best = logits.argmax(-1)
-    assert sample(logits, inputs, triton_kernels).tolist() == [best[0], 50, best[2]]
-    # top_p 与 min_p 也算过滤。
-    # top_p and min_p are filters, too.
-    inputs.top_ks[:], inputs.top_ps[0], inputs.min_ps[2], inputs.any_min_p = 50, 1e-9, 1.0, True
-    assert sample(logits, inputs, triton_kernels).tolist() == [best[0], 50, best[2]]
-
-
 # ---- 没有行，也不崩溃；切几段 ----
 # ---- no rows and no crash; how many splits ----
 
@@ -325,8 +261,6 @@ def test_no_rows(kernels: FusedKernels, place: Place) -> None:
     angles = kernels.rotary(ids, make_rotary(16, place).inv_freq)
     cache = KVCache(place.random(2, 8, 1, 16), place.random(2, 8, 1, 16))
     assert kernels.qk_norm_rope_store(empty(0, 96), *angles, None, EPS, cache, ids).shape == (0, 4, 16)
-    if kernels.has_sampler:
-        assert kernels.sample(empty(0, 100), empty(0, dtype=torch.float32), ids, ids).shape == (0,)
 
 
 def test_choose_num_splits() -> None:

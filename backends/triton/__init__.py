@@ -124,13 +124,14 @@ class TritonKernels(FusedKernels):
         return fused.qk_norm_rope_store(qkv, cos, sin, norm_weights, eps, kv_cache.k, kv_cache.v, slot_mapping)
 
     def sample(
-        self, logits: Tensor, temperatures: Tensor, seeds: Tensor, output_indices: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+        self, logits: Tensor, columns: Tensor, counts: Tensor, masks: Tensor, max_logprobs: int,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """见 `sample.py`。
 
         See `sample.py`.
         """
-        return sample.sample(logits, temperatures, seeds, output_indices, out)
+        return sample.sample(logits, columns, counts, masks, max_logprobs, out)
 
 
 class TritonBackend(AttentionBackend):

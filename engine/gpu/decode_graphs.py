@@ -19,18 +19,21 @@ import torch
 from torch import Tensor
 
 from backends.base import AttentionMetadata
+from backends.kernels import SAMPLING_COLUMNS
 from engine.batch import FlatStep, flatten, on_device
 from engine.block_manager import num_blocks_needed
+from engine.gpu.kernel_sampler import KernelSampler
 from engine.kv_pool import KVPool
 from engine.model_runner import ModelRunner
-from engine.sampler import sampling_columns
+from engine.sampling_params import MAX_LOGPROBS
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence, SequenceStatus
 
 # 图的一行（row）是一个新 token。每行要送到设备上的整数，一种一列；合在一起只需拷贝一次。
 # A row of a graph is a new token. The integers that go to the device for a row, a column for each kind; together they
 # are a single copy.
-_COLUMNS = ("input_ids", "sources", "positions", "slots", "seqlens", "lanes", "seeds", "output_indices", "temperatures")
+_COLUMNS = ("input_ids", "sources", "positions", "slots", "seqlens", "lanes", *SAMPLING_COLUMNS)
+_FIRST_SAMPLING = len(_COLUMNS) - len(SAMPLING_COLUMNS)
 
 
 # 用图算短提示词时，各行一共最多重读这么多 token 的上文；以 Llama-3.2-3B 为例，每层约 0.25 GiB，合 65 微秒。
@@ -75,9 +78,9 @@ class DecodeGraphs:
             the tokens of the latest step; the next step reads its input ids from here
     """
 
-    def __init__(self, runner: ModelRunner, pool: KVPool, max_num_seqs: int) -> None:
-        assert runner.kernels is not None and runner.kernels.has_sampler, "graphs sample with the fused kernel"
-        self.runner, self.kernels, self.block_size = runner, runner.kernels, pool.block_size
+    def __init__(self, runner: ModelRunner, pool: KVPool, sampler: KernelSampler) -> None:
+        self.runner, self.sampler, self.block_size = runner, sampler, pool.block_size
+        max_num_seqs = len(sampler.masks)
         self.sizes = graph_sizes(max_num_seqs)
         device = runner.device
         # 最后一列放上一步采到的 token：它与来自主机的 `input_ids` 在同一块内存里，一次查表就能取齐一批输入。
@@ -99,7 +102,7 @@ class DecodeGraphs:
         self.tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32, device=device)
         self.lanes: dict[Sequence, Lane] = {}
         self.free_lanes = list(range(max_num_seqs))
-        self.logits: dict[int, Tensor] = {}
+        self.reports: dict[int, Tensor] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._capture()
 
@@ -109,7 +112,7 @@ class DecodeGraphs:
         What a graph holds: take the inputs, forward, sample, leave the tokens for the next step.
 
         Returns:
-            logits [size, vocab_size]
+            reports [size, 1 + MAX_LOGPROBS, 2]
         """
         column = {name: self.inputs[i, :size] for i, name in enumerate(_COLUMNS)}
         # 上一步采到的 token 不经过主机：`sources` 指出每个输入在缓冲区的什么地方，主机给的在第 0 列，采到的在最后一列。
@@ -124,11 +127,10 @@ class DecodeGraphs:
         )
         hidden = self.runner.forward(input_ids, column["positions"], metadata)  # [size, hidden]
         logits = self.runner.model.compute_logits(hidden)  # [size, vocab_size]
-        # 温度是 float64，按位当作整数和别的整数一起送来，省一次拷贝。
-        # Temperatures travel among the integers as the bits of a float64, which saves a copy.
-        temperatures = column["temperatures"].view(torch.float64)
-        self.kernels.sample(logits, temperatures, column["seeds"], column["output_indices"], out=self.sampled[:size])
-        return logits
+        columns, it = self.inputs[_FIRST_SAMPLING:-1, :size], self.sampler
+        # 选中的 token 写在 `self.sampled`，返回的是对数概率的报告。
+        # The chosen tokens go to `self.sampled`; what is returned are the reports of log-probabilities.
+        return it.kernels.sample(logits, columns, it.counts, it.masks, MAX_LOGPROBS, self.sampled[:size])[1]
 
     @torch.inference_mode()
     def _capture(self) -> None:
@@ -137,7 +139,7 @@ class DecodeGraphs:
         Record from large to small, so that small graphs reuse the pool of large ones. Each runs once before recording,
         as nothing may be compiled during a capture.
         """
-        self.inputs[_COLUMNS.index("slots")] = -1
+        self.inputs[_COLUMNS.index("slots")] = self.inputs[_COLUMNS.index("places")] = -1
         pool = None
         # 与 `ModelRunner.execute` 一样，不受外面的 autocast 影响。
         # Like `ModelRunner.execute`, out of reach of a caller's autocast.
@@ -147,7 +149,7 @@ class DecodeGraphs:
                 torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    self.logits[size] = self._forward(size)
+                    self.reports[size] = self._forward(size)
                 self.graphs[size] = graph
                 pool = pool or graph.pool()
 
@@ -209,7 +211,8 @@ class DecodeGraphs:
         Fill in the inputs and replay a graph, without waiting for it.
 
         Returns:
-            tokens [rows] int64, logits [rows, vocab_size]，下一步会覆盖两者；both overwritten by the next step
+            tokens [rows] int64, reports [rows, 1 + MAX_LOGPROBS, 2]，下一步会覆盖两者；
+                both overwritten by the next step
             摊平的这一步，其中的 `logits_indices` 是有用的行；the flat step, whose `logits_indices` are what counts
         """
         step = flatten(schedule, self.block_size)
@@ -238,28 +241,23 @@ class DecodeGraphs:
         # 这份缓冲区上次用在两步之前，那一步的结果已经取回，它的拷贝自然也早就完成，可以覆盖。
         # This buffer was last used two steps ago; that step has been collected, so its copy is done, and it may be
         # overwritten.
-        staging = self.staging[self.turn]
-        self.turn ^= 1
+        staging, self.turn = self.staging[self.turn], self.turn ^ 1
         # 与 `staging` 是同一块内存：往 NumPy 数组里填一个列表，比调用一次 torch 便宜。
         # The same memory as `staging`: to fill a list into a NumPy array costs less than a call of torch.
         host = staging.numpy()
+        # 补齐的行全是 0，长度也是 0，槽位是 -1。不采样的行在图里也走一遍采样，结果没有人用：
+        # 参数都是 0（贪心、不报告）最省，`places` 是 -1 就不计数。
+        # Padded rows hold 0 for all, the length included, and slot -1. Rows that do not sample go through sampling in
+        # the graph all the same, unused: parameters of 0 (greedy, no report) cost least; -1 in `places` counts nothing.
+        host[:, :size] = 0
+        host[_COLUMNS.index("slots"), count:size] = host[_COLUMNS.index("places"), :size] = -1
         for i, column in enumerate(columns):
             host[i, :count] = column
-        # 不采样的行也在图里走一遍采样，结果没有人用：温度 0 最省。
-        # Rows that do not sample go through sampling in the graph all the same, and nobody uses the result: temperature
-        # 0 costs least.
-        host[len(columns) :, :count] = 0
-        # 最后三列只填要采样的行；断点停在这里看 `host[:, :size]`，次序就是 `_COLUMNS`。
-        # The last three columns are filled for rows that sample; stop here and look at `host[:, :size]`, whose order is
-        # that of `_COLUMNS`.
-        seeds, output_indices, temperatures = sampling_columns(step.samples)
-        host[-3, step.logits_indices] = seeds
-        host[-2, step.logits_indices] = output_indices
-        host[-1].view("float64")[step.logits_indices] = temperatures
-        # 补齐的行：槽位 -1，其余都是 0，长度也是 0。
-        # Padded rows: slot -1, and 0 for all else, the length included.
-        host[:, count:size] = 0
-        host[_COLUMNS.index("slots"), count:size] = -1
+        # 采样的几列只填要采样的行；断点停在这里看 `host[:, :size]`，次序就是 `_COLUMNS`。
+        # The columns of sampling are filled for rows that sample; stop here and look at `host[:, :size]`, whose order
+        # is that of `_COLUMNS`.
+        if step.samples:
+            host[_FIRST_SAMPLING:, step.logits_indices] = self.sampler.columns(step.samples).numpy()
         # 一次拷贝送去全部的列，只留下最后一列不动：那里是上一步采到的 token，图马上要读。
         # One copy sends all columns but the last, which holds the tokens of the step before: the graph reads them.
         self.inputs[:-1].copy_(staging, non_blocking=True)
@@ -271,4 +269,4 @@ class DecodeGraphs:
         # 排进队列就返回：token 和 logits 此刻还没算出来，读它们的命令排在后面，自然读得到。
         # Queued, and back at once: tokens and logits are not there yet, but commands that read them stand behind it.
         self.graphs[size].replay()
-        return self.sampled[:count], self.logits[size][:count], step
+        return self.sampled[:count], self.reports[size][:count], step

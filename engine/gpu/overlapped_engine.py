@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from backends.kernels import FusedKernels
-from engine.batch import build_batch, on_device, sampling_rows
+from engine.batch import build_batch, sampling_rows
 from engine.config import EngineConfig, EngineSetup
-from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
+from engine.gpu.decode_graphs import DecodeGraphs
+from engine.gpu.kernel_sampler import KernelSampler
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
+from engine.sampler import Sampler, wanted_reports
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 
@@ -90,25 +92,36 @@ class OverlappedEngine(LLMEngine):
         self.graphs: DecodeGraphs | None = None
         runner = self.model_runner
         if records_graphs(runner.device, runner.backend.supports_cuda_graphs, runner.kernels):
-            self.graphs = DecodeGraphs(runner, self.pool, config.max_num_seqs)
+            assert isinstance(self.sampler, KernelSampler)
+            self.graphs = DecodeGraphs(runner, self.pool, self.sampler)
         elif runner.device.type == "cuda":
             logger.warning(
                 "backend '%s' cannot be recorded in CUDA graphs, its kernels are launched one by one "
-                "/ 后端 '%s' 录不了 CUDA graph，核函数逐个启动",
-                runner.backend.name, runner.backend.name,
+                "/ 这个后端录不了 CUDA graph，核函数逐个启动", runner.backend.name,
             )  # fmt: skip
 
-    def reserved_bytes(self, setup: EngineSetup) -> int:
-        """每张图都留着自己的 logits；录图在块池之后，先把它们的内存让出来。
+    def create_sampler(self, setup: EngineSetup) -> Sampler:
+        """有采样的核函数就用它，图内图外都是它：一行选中什么，不随这一步能不能用图而变。
 
-        Every graph keeps logits of its own; they are recorded after the pool, which leaves them their memory.
+        The kernel, where there is one, in graphs and outside: what a row chooses does not depend on whether its step
+        fits into a graph.
+        """
+        if setup.kernels is None or not setup.kernels.has_sampler:
+            return super().create_sampler(setup)
+        vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
+        return KernelSampler(setup.kernels, vocab_size, most, setup.device, self.tokenizer.decode_token)
+
+    def reserved_bytes(self, setup: EngineSetup) -> int:
+        """图的中间结果留在图里，不还给别人；各档的图轮流用同一块，够最大的一档就行。
+
+        What graphs compute on the way stays with them; all sizes take turns in the same memory, enough for the largest.
         """
         if not records_graphs(setup.device, setup.backend.supports_cuda_graphs, setup.kernels):
             return 0
-        # 例：Qwen3-0.6B，上限 256：各档共 4231 行，4231 * 151936 * 2 字节，约 1.3 GB。
-        # Example: Qwen3-0.6B with a cap of 256: 4231 rows over all sizes, 4231 * 151936 * 2 bytes, some 1.3 GB.
-        num_rows = sum(graph_sizes(setup.config.max_num_seqs))
-        return num_rows * setup.model_config.vocab_size * setup.dtype.itemsize
+        # 最大的是 logits，别的合起来也不比它大。例：Qwen3-0.6B，256 行：2 * 256 * 151936 * 2 字节，约 156 MB。
+        # The largest is the logits, and the rest together is no larger. Example: Qwen3-0.6B with 256 rows takes
+        # 2 * 256 * 151936 * 2 bytes, some 156 MB.
+        return 2 * setup.config.max_num_seqs * setup.model_config.vocab_size * setup.dtype.itemsize
 
     def has_unfinished(self) -> bool:
         """已发出的一步，也要取回结果才算完。
@@ -178,17 +191,8 @@ class OverlappedEngine(LLMEngine):
         """
         runner, graphs = self.model_runner, self.graphs
         if graphs is not None and graphs.can_run(schedule):
-            tokens, logits, step = graphs.run(schedule)
-            # 图里的采样不做过滤和惩罚；有行用到它们，或者要对数概率时，拿图算好的 logits 重采这几行。
-            # The graph samples without filters and penalties; rows that use them, or that ask for log-probabilities,
-            # are sampled again from its logits.
-            again = [pair for pair in zip(step.samples, step.logits_indices) if pair[0][0].needs_logits]
-            if not again:
-                return tokens, step.logits_indices, None
-            where = on_device([row for _, row in again], runner.device)
-            chosen, logprobs = self.sampler.draw([sample for sample, _ in again], logits[where])
-            tokens[where] = chosen
-            return tokens, step.logits_indices, logprobs
+            tokens, reports, step = graphs.run(schedule)
+            return tokens, step.logits_indices, wanted_reports(reports, step.logits_indices, step.samples)
         logits = runner.execute(build_batch(schedule, self.pool.block_size, runner.device, self.sampled))
         samples = sampling_rows(schedule)
         if not samples:

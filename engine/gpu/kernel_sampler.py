@@ -1,0 +1,81 @@
+"""用融合核函数选 token：参数按列送到设备上，从 logits 到 token 只有两次启动，所以能录进 CUDA graph。
+
+先读 `engine/sampler.py`：这里只换了“怎样算”，算什么、记什么都在那里。
+
+Choosing tokens with the fused kernel: parameters go to the device in columns, and from logits to tokens there are two
+launches, which fit into a CUDA graph. Read `engine/sampler.py` first: only how it is computed is different here; what
+is computed and kept is there.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from backends.kernels import FusedKernels
+from engine.batch import Sample, on_device
+from engine.sampler import Sampler, wanted_reports
+from engine.sampling_params import MAX_LOGPROBS
+from engine.sequence import Sequence
+
+
+class KernelSampler(Sampler):
+    """多一张禁用 token 的表，每个序列一行，与计数的行相同。
+
+    One more table, of banned tokens, with a row for each sequence as in the counts.
+
+    Attributes:
+        masks: [rows, ceil(vocab_size / 32)] int32，一个 token 一位，0 是禁用；a bit a token, 0 bans
+    """
+
+    def __init__(
+        self, kernels: FusedKernels, vocab_size: int, max_num_seqs: int, device: torch.device,
+        decode_token: Callable[[int], str],
+    ) -> None:
+        super().__init__(vocab_size, max_num_seqs, device, decode_token)
+        self.kernels = kernels
+        self.masks = torch.empty(max_num_seqs, (vocab_size + 31) // 32, dtype=torch.int32, device=device)
+
+    def columns(self, samples: list[Sample]) -> Tensor:
+        """各行的参数，一列一种，次序是 `SAMPLING_COLUMNS`。
+
+        The rows' parameters, a kind a column, in the order of `SAMPLING_COLUMNS`.
+
+        Returns:
+            [len(SAMPLING_COLUMNS), S] int64，在主机上；on the host
+        """
+        integers, floats = [], []
+        for seq, index in samples:
+            p = seq.params
+            # 用到惩罚或禁用的序列才占一行；`min_tokens` 到了，掩码就不用了。
+            # Only sequences that penalise or ban take a row; once `min_tokens` is reached, the mask is off.
+            place, reports = self._row(seq) if seq.edits_scores else -1, 0 if p.logprobs is None else 1 + p.logprobs
+            integers.append((seq.seed, index, place, index < p.min_tokens, max(p.top_k, 0), reports))
+            penalties = p.repetition_penalty, p.frequency_penalty, p.presence_penalty
+            floats.append((0.0 if p.greedy else p.temperature, p.top_p, p.min_p, *penalties))
+        # 浮点数按位当作整数，好放在同一个张量里。
+        # Floats go as the integers of their bits, to fit in the same tensor.
+        bits = torch.tensor(floats, dtype=torch.float64, device="cpu").view(torch.int64)
+        return torch.cat([torch.tensor(integers, dtype=torch.int64, device="cpu"), bits], dim=1).T.contiguous()
+
+    @torch.inference_mode()
+    def draw(self, samples: list[Sample], logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """与 `Sampler.draw` 相同，只是一次算完。
+
+        What `Sampler.draw` does, in one go.
+        """
+        columns = self.columns(samples).to(logits.device, non_blocking=True)
+        tokens, reports = self.kernels.sample(logits, columns, self.counts, self.masks, MAX_LOGPROBS)
+        return tokens, wanted_reports(reports, list(range(len(samples))), samples)
+
+    def _row(self, seq: Sequence) -> int:
+        """新占一行时，也写好它的掩码：停止 token 的位是 0。
+
+        When a row is taken, its mask is written, too: the bits of stop tokens are 0.
+        """
+        if seq not in self.rows:
+            row, words = super()._row(seq), self.masks.shape[1]
+            allowed = torch.ones(words * 32, dtype=torch.int64, device=self.masks.device)
+            allowed.index_fill_(0, on_device(sorted(seq.stop_token_ids), self.masks.device), 0)
+            self.masks[row] = (allowed.view(words, 32) << torch.arange(32, device=self.masks.device)).sum(1)
+        return self.rows[seq]
