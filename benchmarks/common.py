@@ -20,6 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from engine.config import EngineConfig  # noqa: E402
 from mini_llama import LLM  # noqa: E402
 
 
@@ -51,6 +52,14 @@ def make_llm(args: argparse.Namespace, **options: Any) -> LLM:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(ROOT / "assets" / "tiny-llama" / name, folder)
         return LLM(folder, load_format="dummy", **common)
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """结果属于哪个模型：文件名或文件夹名。
+
+    Which model the results are of: the name of the file or of the folder.
+    """
+    return Path(args.config).stem if args.config else EngineConfig(args.model).resolve_model_folder().name
 
 
 def random_prompts(rng: random.Random, lengths: Sequence[int], vocab_size: int) -> list[list[int]]:
