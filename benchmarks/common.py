@@ -23,6 +23,11 @@ sys.path.insert(0, str(ROOT))
 from engine.config import EngineConfig  # noqa: E402
 from mini_llama import LLM  # noqa: E402
 
+# 随机权重的模型借用内置模型的分词器，测速只用 token id。
+# Models with random weights borrow the embedded model's tokenizer; benchmarks use token ids only.
+EMBEDDED_MODEL = ROOT / "assets" / "tiny-llama"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """所有脚本都有的选项。
@@ -45,12 +50,12 @@ def make_llm(args: argparse.Namespace, **options: Any) -> LLM:
     common = {"backend": args.backend, "max_model_len": args.max_model_len, **options}
     if args.config is None:
         return LLM(args.model, **common)
-    # 引擎要一个完整的文件夹：配置来自 FILE，分词器借内置模型的，测速只用 token id。
-    # The engine wants a whole folder: the configuration from FILE, the embedded model's tokenizer; only ids are used.
+    # 引擎要一个完整的文件夹：配置来自 FILE，再加上分词器。
+    # The engine wants a whole folder: the configuration from FILE, and a tokenizer.
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(args.config, Path(folder) / "config.json")
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(ROOT / "assets" / "tiny-llama" / name, folder)
+        for name in TOKENIZER_FILES:
+            shutil.copy(EMBEDDED_MODEL / name, folder)
         return LLM(folder, load_format="dummy", **common)
 
 

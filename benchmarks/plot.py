@@ -23,6 +23,10 @@ COLORS = dict(zip(MODELS, ("#4c78a8", "#f58518", "#54a24b")))
 
 
 def text(x: float, y: float, content: str, size: int = 13) -> str:
+    """一行字。
+
+    A line of text.
+    """
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}">{content}</text>'
 
 

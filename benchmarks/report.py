@@ -146,11 +146,14 @@ def compare_hf() -> list[str]:
         where = f"{card(result)}, {NAMES[result['model']]}, {result['environment']['dtype'].removeprefix('torch.')}"
         for row in result["results"]:
             pairs = [
-                " / ".join(f"{row[side + key]:,.{digits}f}" for side in ("ours_", "theirs_") if side + key in row) or "–"
+                " / ".join(f"{row[s + key]:,.{digits}f}" for s in ("ours_", "theirs_") if s + key in row) or "–"
                 for key, digits in (("tok_per_s", 0), ("ttft_ms", 1), ("tpot_ms", 1), ("peak_gb", 2))
             ]
-            rows.append([where, row["workload"], pairs[0], f"{row['ratio']['median']:.2f}", *pairs[1:]])
-    return table(["where", "workload", "tok/s", "ratio", "first token ms", "ms a token", "peak GB"], rows)
+            equal = f"{row['equal_tokens']:.0%}" if "equal_tokens" in row else "–"
+            rows.append([where, row["workload"], pairs[0], f"{row['ratio']['median']:.2f}", *pairs[1:], equal])
+    return table(
+        ["where", "workload", "tok/s", "ratio", "first token ms", "ms a token", "peak GB", "equal tokens"], rows
+    )
 
 
 TABLES: dict[str, Callable[[], list[str]]] = {each.__name__: each for each in (workloads, first, attention, compare_hf)}
