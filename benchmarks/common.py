@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def environment(llm: LLM | None = None) -> dict[str, Any]:
-    """设备、版本等，随结果一起保存。
+    """设备、版本、日期等，随结果一起保存。
 
-    Device and versions, kept with the results.
+    Device, versions and date, kept with the results.
     """
+    on_gpu = torch.cuda.is_available() if llm is None else llm.engine.model_runner.device.type == "cuda"
     info: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "date": date.today().isoformat(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

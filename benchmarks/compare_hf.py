@@ -159,6 +159,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.backend == "flash":
         parser.error("flash needs blocks of 256, this comparison counts memory in blocks of 16")
+    if args.output_tokens < 2:
+        parser.error(f"--output-tokens {args.output_tokens}: the time of a token after the first needs at least 2")
     workloads = make_workloads(args.output_tokens)
     if unknown := set(args.only or ()) - workloads.keys():
         parser.error(f"no workload {', '.join(sorted(unknown))}: use {'; '.join(workloads)}")
@@ -208,15 +210,16 @@ def compare(args: argparse.Namespace, workloads: dict[str, list[tuple[int, int]]
         for repeat in range(args.repeats + 1):
             prompts = [[rng.randrange(vocab_size) for _ in range(width)] for width, _ in shape]
             ones = [1] * len(prompts)
-            (ours, our_tokens), our_peak = measure(partial(time_ours, llm, prompts, lengths), device, ours_static)
-            (theirs, tokens), peak = measure(partial(time_theirs, model, prompts, lengths), device, theirs_static)
-            first = time_ours(llm, prompts, ones)[0], time_theirs(model, prompts, ones)[0]
+            run_ours, run_theirs = partial(time_ours, llm, prompts), partial(time_theirs, model, prompts)
+            (ours, our_tokens), our_peak = measure(partial(run_ours, lengths), device, ours_static)
+            (theirs, their_tokens), their_peak = measure(partial(run_theirs, lengths), device, theirs_static)
+            first = run_ours(ones)[0], run_theirs(ones)[0]
             if repeat > 0:
                 row = {"ours": ours, "theirs": theirs, "ours_first": first[0], "theirs_first": first[1]}
                 for key, value in (row | {"ratio": theirs / ours}).items():
                     times[key].append(value)
-                peaks = {"ours": max(peaks["ours"], our_peak), "theirs": max(peaks["theirs"], peak)}
-                equal = min(equal, equal_tokens(our_tokens, tokens))
+                peaks = {"ours": max(peaks["ours"], our_peak), "theirs": max(peaks["theirs"], their_peak)}
+                equal = min(equal, equal_tokens(our_tokens, their_tokens))
         spreads = {key: spread(values) for key, values in times.items()}
         total, later = sum(lengths), max(lengths) - 1
         results.append(
@@ -247,7 +250,7 @@ def compare(args: argparse.Namespace, workloads: dict[str, list[tuple[int, int]]
             f"{pairs['ttft_ms']:>18}{pairs['tpot_ms']:>16}{pairs.get('peak_gb', '-'):>16}{result['equal_tokens']:>7.1%}"
         )
     versions = environment(llm) | {"transformers": transformers_version, "threads": torch.get_num_threads()}
-    return {"environment": versions, "results": results}
+    return {"environment": versions, "repeats": args.repeats, "results": results}
 
 
 if __name__ == "__main__":

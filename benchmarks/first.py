@@ -83,7 +83,7 @@ def main() -> None:
     if args.started is not None:
         print(json.dumps(in_this_process(args)))
         return
-    report: dict[str, Any] = {"model": model_name(args)}
+    report: dict[str, Any] = {"model": model_name(args), "repeats": args.repeats}
     with tempfile.TemporaryDirectory() as folder:
         for cache in ("empty", "warm"):
             # `monotonic` 在同一台机器的各进程里是同一个钟，所以导入 Python 的包也算在启动里。

@@ -17,6 +17,7 @@ from plot import MODELS, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
 # 每个数怎样叫，几位小数。
 # What each figure is called, and its decimals.
 METRICS = {
@@ -27,6 +28,7 @@ METRICS = {
     "tpot_ms": ("TPOT ms", 3),
     "itl_p99_ms": ("ITL p99 ms", 3),
 }
+CEILINGS = {"copy_tb_per_s": ("copy", "TB/s"), "bf16_tflop_per_s": ("bf16 product", "TFLOP/s")}
 NAMES = {model: name for model, (name, _, _) in MODELS.items()} | {"tiny-llama": "embedded model"}
 
 
@@ -35,8 +37,8 @@ def load(kind: str) -> list[Any]:
 
     All results of this kind, in the order of their file names.
     """
-    files = sorted((ROOT / "benchmarks" / "results").glob(f"{kind}-*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    files = sorted(RESULTS.glob(f"{kind}-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) | {"file": path.name} for path in files]
 
 
 def card(result: Any) -> str:
@@ -80,6 +82,20 @@ def by_card() -> dict[str, dict[str, Any]]:
     return cards
 
 
+def setting() -> list[str]:
+    """每份结果是在什么条件下得到的。
+
+    The conditions under which each file of results was made.
+    """
+    keys = ("torch", "transformers", "python", "backend", "dtype", "date")
+    rows = [
+        [f"`{result['file']}`", card(result), str(result.get("repeats", "–"))]
+        + [result["environment"].get(key, "–").removeprefix("torch.") for key in keys]
+        for result in load("*")
+    ]
+    return table(["results", "on", "runs", *keys], rows)
+
+
 def workloads() -> list[str]:
     """每块卡一张表：一行是一个负载的一个数，一列是一个模型。
 
@@ -120,7 +136,12 @@ def attention() -> list[str]:
 
     Attention kernels.
     """
+    results = load("attention")
+    ceilings = [(result, key, value) for result in results for key, value in result["ceilings"].items()]
     rows = [
+        [card(result), "ceiling", "–", CEILINGS[key][0], "–", f"{value:.2f} {CEILINGS[key][1]}", "100%"]
+        for result, key, value in ceilings
+    ] + [
         [
             card(result),
             row["backend"],
@@ -130,7 +151,7 @@ def attention() -> list[str]:
             f"{row['rate']:.2f} {row['unit']}",
             f"{row['share_of_ceiling']:.0%}",
         ]
-        for result in load("attention")
+        for result in results
         for row in result["results"]
     ]
     return table(["card", "backend", "block", "case", "µs", "rate", "share"], rows)
@@ -149,14 +170,15 @@ def compare_hf() -> list[str]:
                 " / ".join(f"{row[s + key]:,.{digits}f}" for s in ("ours_", "theirs_") if s + key in row) or "–"
                 for key, digits in (("tok_per_s", 0), ("ttft_ms", 1), ("tpot_ms", 1), ("peak_gb", 2))
             ]
+            span = f"{row['ratio']['min']:.2f}–{row['ratio']['max']:.2f}"
             equal = f"{row['equal_tokens']:.0%}" if "equal_tokens" in row else "–"
-            rows.append([where, row["workload"], pairs[0], f"{row['ratio']['median']:.2f}", *pairs[1:], equal])
+            rows.append([where, row["workload"], pairs[0], f"{row['ratio']['median']:.2f} ({span})", *pairs[1:], equal])
     return table(
         ["where", "workload", "tok/s", "ratio", "first token ms", "ms a token", "peak GB", "equal tokens"], rows
     )
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {each.__name__: each for each in (workloads, first, attention, compare_hf)}
+TABLES: tuple[Callable[[], list[str]], ...] = (setting, workloads, first, attention, compare_hf)
 
 
 def rewrite(chapter: str) -> str:
@@ -164,8 +186,8 @@ def rewrite(chapter: str) -> str:
 
     A chapter with the tables between its marks replaced by the results that are there now.
     """
-    for name, make in TABLES.items():
-        mark = f"<!-- benchmarks/report.py: {name} -->"
+    for make in TABLES:
+        mark = f"<!-- benchmarks/report.py: {make.__name__} -->"
         new = "\n".join([mark, "", *make(), "", "<!-- end -->"])
         chapter, count = re.subn(rf"{re.escape(mark)}.*?<!-- end -->", lambda _, new=new: new, chapter, flags=re.S)
         if count != 1:
@@ -181,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="结果的表和图 / tables and plot of the results")
     parser.add_argument("--write", action="store_true", help="写进文档 / write them into the docs")
     if not parser.parse_args().write:
-        for make in TABLES.values():
+        for make in TABLES:
             print("\n".join([*make(), ""]))
         return
     for language in ("en", "zh"):
