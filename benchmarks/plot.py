@@ -51,7 +51,7 @@ def draw(cards: dict[str, dict[str, Any]]) -> str:
             raise ValueError(f"no bandwidth is known for {card}: add it to BANDWIDTH in benchmarks/plot.py")
         for metric, title in (
             ("output_tok_per_s", f"{card}: output tokens/s"),
-            ("tpot_ms", f"{card}: ms per output token; line: weights and KV cache read at {BANDWIDTH[card]:.1e} B/s"),
+            ("tpot_ms", f"{card}: ms per output token; line: weights and KV cache read at {BANDWIDTH[card] / 1e12} TB/s"),
         ):
             rows = [
                 (model, work, figures[metric])
