@@ -13,9 +13,9 @@ MODELS = {
     "llama-3.2-1b-instruct": ("Llama-3.2-1B", 2.47e9, 32768),
     "llama-3.2-3b-instruct": ("Llama-3.2-3B", 6.43e9, 114688),
 }
-# 拷贝的带宽，由 `attention.py` 测得，往下取整。
-# The bandwidth of a copy, measured by `attention.py` and rounded down.
-BANDWIDTH = {"H100 80GB HBM3": 3.0e12, "H200": 4.2e12}
+# 拷贝的带宽，单位 TB/s，由 `attention.py` 测得，往下取整。
+# The bandwidth of a copy in TB/s, measured by `attention.py` and rounded down.
+BANDWIDTH = {"H100 80GB HBM3": 3.0, "H200": 4.2}
 # 各负载解码时有几行，平均的上下文有多长：提示词加上输出的一半。
 # How many rows each workload decodes, and their mean context: the prompt and half of the output.
 CONTEXT = {"n=1": (1, 384), "n=1, top_p": (1, 384), "n=8": (8, 384), "n=64": (64, 384), "8x16384": (8, 16448)}
@@ -51,7 +51,7 @@ def draw(cards: dict[str, dict[str, Any]]) -> str:
             raise ValueError(f"no bandwidth is known for {card}: add it to BANDWIDTH in benchmarks/plot.py")
         for metric, title in (
             ("output_tok_per_s", f"{card}: output tokens/s"),
-            ("tpot_ms", f"{card}: ms per output token; line: weights and KV cache read at {BANDWIDTH[card] / 1e12} TB/s"),
+            ("tpot_ms", f"{card}: ms per output token; line: weights and KV cache read at {BANDWIDTH[card]} TB/s"),
         ):
             rows = [
                 (model, work, figures[metric])
@@ -69,7 +69,7 @@ def draw(cards: dict[str, dict[str, Any]]) -> str:
                 parts += bar(y, f"{name}, {work}", best / longest, value, COLORS[model])
                 if metric == "tpot_ms":
                     count, context = CONTEXT[work]
-                    x = 250 + 300 * (weights + count * context * kv) / BANDWIDTH[card] * 1e3 / longest
+                    x = 250 + 300 * (weights + count * context * kv) / BANDWIDTH[card] / 1e9 / longest
                     line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 2:.1f}" y2="{y + 18:.1f}"'
                     parts.append(f'{line} stroke="black" stroke-width="2"/>')
                 y += 22
