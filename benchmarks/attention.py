@@ -170,7 +170,7 @@ def main() -> None:
                     f"{rate / ceiling:6.0%}",
                     flush=True,
                 )
-    report = {"benchmark": "attention", "environment": environment(), "results": rows}
+    report = {"environment": environment(), "results": rows}
     write_report(args.json, report | {"ceilings": {"copy_tb_per_s": bandwidth, "bf16_tflop_per_s": arithmetic}})
 
 

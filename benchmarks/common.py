@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from engine.config import EngineConfig  # noqa: E402
 from mini_llama import LLM  # noqa: E402
+
+# 随机权重的模型借用内置模型的分词器，测速只用 token id。
+# Models with random weights borrow the embedded model's tokenizer; benchmarks use token ids only.
+EMBEDDED_MODEL = ROOT / "assets" / "tiny-llama"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +51,21 @@ def make_llm(args: argparse.Namespace, **options: Any) -> LLM:
     common = {"backend": args.backend, "max_model_len": args.max_model_len, **options}
     if args.config is None:
         return LLM(args.model, **common)
-    # 引擎要一个完整的文件夹：配置来自 FILE，分词器借内置模型的，测速只用 token id。
-    # The engine wants a whole folder: the configuration from FILE, the embedded model's tokenizer; only ids are used.
+    # 引擎要一个完整的文件夹：配置来自 FILE，再加上分词器。
+    # The engine wants a whole folder: the configuration from FILE, and a tokenizer.
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(args.config, Path(folder) / "config.json")
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(ROOT / "assets" / "tiny-llama" / name, folder)
+        for name in TOKENIZER_FILES:
+            shutil.copy(EMBEDDED_MODEL / name, folder)
         return LLM(folder, load_format="dummy", **common)
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """结果属于哪个模型：文件名或文件夹名。
+
+    Which model the results are of: the name of the file or of the folder.
+    """
+    return Path(args.config).stem if args.config else EngineConfig(args.model).resolve_model_folder().name
 
 
 def random_prompts(rng: random.Random, lengths: Sequence[int], vocab_size: int) -> list[list[int]]:
@@ -71,12 +86,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def environment(llm: LLM | None = None) -> dict[str, Any]:
-    """设备、版本等，随结果一起保存。
+    """设备、版本、日期等，随结果一起保存。
 
-    Device and versions, kept with the results.
+    Device, versions and date, kept with the results.
     """
+    on_gpu = torch.cuda.is_available() if llm is None else llm.engine.model_runner.device.type == "cuda"
     info: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "date": date.today().isoformat(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

@@ -458,12 +458,3 @@ def test_debugger_stops_in_a_chapter(language: str) -> None:
     configuration = {**launch_configurations()[2], "args": [str(path)]}
     with stopped_at(configuration, path, line) as (_, _, shown):
         assert shown["scale"] == str(8**-0.5) and shown["acc"].startswith("Tensor[8] float32 cpu | ")
-
-
-def test_the_plot_shows_the_results_that_are_there() -> None:
-    # 重新画一遍，与文档里的图逐字节相同：换了结果，就要重画。
-    # Drawn again it is byte for byte the picture in the docs: new results need a new picture.
-    drawn = subprocess.run(
-        [sys.executable, "benchmarks/plot.py", "/dev/stdout"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert drawn == (ROOT / "docs" / "performance.svg").read_text(encoding="utf-8")
