@@ -216,7 +216,7 @@ class TritonBackend(AttentionBackend):
         # 长度要变成累计长度：[3, 5] 得到 [0, 3, 8]。
         # Lengths become running sums: [3, 5] gives [0, 3, 8].
         cu_seqlens_k = torch.nn.functional.pad(cache_seqlens.cumsum(0, dtype=torch.int32), (1, 0))
-        flat = q.reshape(-1, num_heads, head_dim)
+        flat = q.reshape(-1, num_heads, head_dim).contiguous()
         out = prefill_attention(
             flat, k_cache, v_cache, starts * num_queries, cu_seqlens_k, num_queries, scale, causal, block_table
         )
