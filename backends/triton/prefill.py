@@ -166,7 +166,7 @@ def prefill_kernel(
 
 @triton.jit(do_not_specialize=["cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "block_table_ptr", "table_stride"])
 def prefill_hopper_kernel(
-    q_desc, k_desc, v_desc, out_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, block_table_ptr, scale_log2, table_stride,
+    q_ptr, k_desc, v_desc, out_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, block_table_ptr, scale_log2, table_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -195,10 +195,16 @@ def prefill_hopper_kernel(
     k_len = tl.load(cu_seqlens_k_ptr + seq + 1) - tl.load(cu_seqlens_k_ptr + seq)
     first, shift = tile * BLOCK_M, k_len - q_len
     m_offsets = first + tl.arange(0, BLOCK_M)
-    # `load_ragged` 读“从第 `q_start` 行起、长 `q_len` 的一段”，段外的行由硬件填 0，读不到别的序列。
-    # `load_ragged` reads from "the `q_len` rows that begin at `q_start`"; for rows past them the hardware gives 0, and
-    # no other sequence is read.
-    q = load_ragged(q_desc, q_start, q_len, [first, head * HEAD_DIM])  # [BLOCK_M, D]
+    # q 的描述符在这里现做：编译器要把它对半分给 A、B，CPU 上做好的改不了。最后一个累计长度是总行数。
+    # q's descriptor is made here: the compiler halves it for A and B, and could not change one made on the CPU. The
+    # last running sum is the number of all rows.
+    rows = tl.load(cu_seqlens_q_ptr + tl.num_programs(2))
+    q_desc = tl.make_tensor_descriptor(
+        q_ptr, [rows, NUM_HEADS * HEAD_DIM], [NUM_HEADS * HEAD_DIM, 1], [BLOCK_M, HEAD_DIM]
+    )
+    # 序列结尾之后的行属于下一条序列：照算，不写回；总行数之外的读成 0。
+    # Rows past the sequence's end are the next one's: computed along and never written; rows past all read as 0.
+    q = q_desc.load([q_start + first, head * HEAD_DIM])  # [BLOCK_M, D]
 
     # 最大值从 float32 的下限（而不是 -inf）开始：什么都没看到的行算 -inf - `m`，得 -inf 而不是 NaN。
     # The maximum starts at float32's lower limit, not at -inf: a row that sees nothing computes -inf - `m`, which is
@@ -226,8 +232,9 @@ def prefill_hopper_kernel(
         shrink = tl.exp2(m - m_new)
         p = tl.exp2(scores * scale_log2 - m_new[:, None])
         total = total * shrink + tl.sum(p, 1)
-        # 序列结尾之后的槽位可能是 NaN，而 0 × NaN 还是 NaN；`load_ragged` 把它们读成 0。
-        # Slots past the sequence's end may hold NaN, and 0 × NaN is NaN; `load_ragged` reads them as 0.
+        # 结尾之后的槽位可能是 NaN，而 0 × NaN 还是 NaN；`load_ragged` 只读 `k_len - n` 行，其余由硬件填 0。
+        # Slots past the end may hold NaN, and 0 × NaN is NaN; `load_ragged` reads `k_len - n` rows and no more, for the
+        # others the hardware gives 0.
         v = load_ragged(v_desc, slot, k_len - n, [0, kv_head * HEAD_DIM])
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
         m = m_new
@@ -278,11 +285,14 @@ def prefill_attention(
     scale_log2 = softmax_scale * 1.4426950408889634
     if block_table is not None and suits_hopper(q, page_size, max_seqlen_q, softmax_scale, causal):
         block_n = min(page_size, 128)
+        # 核函数里现做的描述符每个 128 字节，放在显存里，由 Triton 启动时向这个函数要。
+        # A descriptor made in the kernel takes 128 bytes of device memory, for which Triton asks this at launch.
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
         prefill_hopper_kernel[(triton.cdiv(max_seqlen_q, 128), num_heads, num_seqs)](
-            # 描述符把 [T, Hq, D] 看成 [T, Hq * D]，每次取 128 行、一个头的 D 列；K、V 缓存也是这样，一行一个槽位。
-            # The descriptor views [T, Hq, D] as [T, Hq * D], of which 128 rows and one head's D columns are taken at a
-            # time; so with the K and V caches, a slot a row.
-            create_ragged_descriptor(q.flatten(1), [128, head_dim]),
+            q,
+            # 描述符把缓存看成一行一个槽位的 [slots, Hkv * D]，每次取 `block_n` 行、一个头的 D 列。
+            # To the descriptors the caches are [slots, Hkv * D], a slot a row, of which `block_n` rows and one head's D
+            # columns are taken at a time.
             *(create_ragged_descriptor(x.flatten(0, 1).flatten(1), [block_n, head_dim]) for x in (k, v)),
             out,
             cu_seqlens_q,
