@@ -141,6 +141,10 @@ class TritonBackend(AttentionBackend):
 
     name = "triton"
     supports_cuda_graphs = True
+    # Hopper 的预填充核函数一次从一个块里取 128 个 key，块至少要有这么多，见 `prefill.py`。
+    # The prefill kernel for Hopper takes 128 keys of one block at a time, and blocks must hold as many; see
+    # `prefill.py`.
+    default_block_size = 128
 
     @classmethod
     def why_unusable(cls, device: torch.device) -> str | None:
