@@ -69,6 +69,8 @@ def picked_for_the_interpreter(case: Case) -> bool:
         (1, 1, 32, 8, True, torch.float32),
         (2, 1, 256, 16, True, torch.float32),
         (6, 2, 64, 16, True, torch.float16),
+        (6, 2, 64, 256, True, torch.float16),
+        (8, 2, 128, 256, True, torch.float16),
     }
 
 

@@ -214,6 +214,24 @@ def test_empty_sequences_give_zeros_although_every_slot_is_nan(target: Target) -
 
 
 @pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_a_nan_stays_in_its_sequence_in_large_blocks_and_half_precision(target: Target, where: str) -> None:
+    # 块大、query 多、半精度：Hopper 的预填充核函数走的就是这条路。序列 1 的 query 从第 70 行起，key 从第 90 行起。
+    # Large blocks, many queries, half precision: the way of the prefill kernel for Hopper. Sequence 1 has its queries
+    # from row 70 and its keys from row 90 on.
+    case = Case(2, 1, 64, 256, causal=True, dtype=torch.float16)
+    lengths_q, lengths_k = [70, 130, 66], [90, 300, 66]
+    problem = make_problem(case, lengths_q, lengths_k)
+    position = {"q": 70 + 100, "k": 90 + 40, "v": 90 + 40}[where]
+    getattr(problem, where)[position, 0, 5] = NAN
+    k_cache, v_cache, table = page(problem.k, problem.v, lengths_k, 256, case.generator())
+    reference = attention_oracle(problem.q, problem.k, problem.v, lengths_q, lengths_k, case.scale(), causal=True)
+    problem = replace(problem, k_cache=k_cache, v_cache=v_cache, block_table=table, reference=reference)
+    out = run_varlen(target, problem).cpu()
+    assert torch.equal(torch.isnan(out), torch.isnan(reference))
+    torch.testing.assert_close(out.double(), reference, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v"])
 @pytest.mark.parametrize("paged", [False, True])
 def test_a_true_nan_stays_visible_and_stays_in_its_sequence(target: Target, where: str, paged: bool) -> None:
     case = small_case(target, causal=False)

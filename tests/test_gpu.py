@@ -65,6 +65,9 @@ def make_llm(folder: Path | None, **options: Any) -> LLM:
         "seed": 5,
         "max_model_len": MAX_LEN,
         "max_num_seqs": 64,
+        # 下面的池都按每块 16 个 token 数块数。
+        # The pools below count blocks of 16 tokens.
+        "kvcache_block_size": 16,
         "num_kvcache_blocks": BIG_POOL,
         **options,
     }

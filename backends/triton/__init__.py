@@ -142,6 +142,10 @@ class TritonBackend(AttentionBackend):
 
     name = "triton"
     supports_cuda_graphs = True
+    # Hopper 的预填充核函数一次从一个块里取 128 个 key，块至少要有这么多，见 `prefill.py`。
+    # The prefill kernel for Hopper takes 128 keys of one block at a time, and blocks must hold as many; see
+    # `prefill.py`.
+    default_block_size = 128
 
     @classmethod
     def why_unusable(cls, device: torch.device) -> str | None:
@@ -217,7 +221,7 @@ class TritonBackend(AttentionBackend):
         # 长度要变成累计长度：[3, 5] 得到 [0, 3, 8]。
         # Lengths become running sums: [3, 5] gives [0, 3, 8].
         cu_seqlens_k = torch.nn.functional.pad(cache_seqlens.cumsum(0, dtype=torch.int32), (1, 0))
-        flat = q.reshape(-1, num_heads, head_dim)
+        flat = q.reshape(-1, num_heads, head_dim).contiguous()
         out = prefill_attention(
             flat, k_cache, v_cache, starts * num_queries, cu_seqlens_k, num_queries, scale, causal, block_table
         )

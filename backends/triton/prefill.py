@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.ragged_tma import create_ragged_descriptor, load_ragged
 
 
 @triton.jit
@@ -45,7 +46,7 @@ def kv_rows(
     return (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "block_table_ptr", "table_stride"])
 def prefill_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, block_table_ptr, scale_log2, table_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
@@ -163,13 +164,107 @@ def prefill_kernel(
     tl.store(out_ptr + q_row[:, None] + d[None, :], out.to(out_ptr.dtype.element_ty), mask=real_query[:, None])
 
 
+@triton.jit(do_not_specialize=["cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "block_table_ptr", "table_stride"])
+def prefill_hopper_kernel(
+    q_ptr, k_desc, v_desc, out_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, block_table_ptr, scale_log2, table_stride,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """与上面相同的计算，为 Hopper 写的：分页、因果、半精度。
+
+    描述符（tensor descriptor）记着一个张量的地址、形状和步长。有了它，一个线程发一条指令，搬运单元（TMA）就把整个 tile
+    搬进共享内存；上面的核函数要所有线程逐个算地址。空出来的线程由 `warp_specialize` 分工，三组 warp 同时干活：
+
+        搬运    | K0 V0 | K1 V1 | K2 V2 | ...      把后面的 tile 搬来
+        计算 A          | tile 0 | tile 1 | ...    前 64 个 query：张量核心算乘积时，B 正在算 exp2
+        计算 B          | tile 0 | tile 1 | ...    后 64 个 query：反过来
+
+    The same computation as above, made for Hopper: paged, causal, half precision.
+
+    A tensor descriptor holds a tensor's address, shape and strides. With it one thread gives one instruction, and the
+    copy engine (TMA) moves a whole tile into shared memory; in the kernel above all threads compute addresses one by
+    one. `warp_specialize` shares out the freed threads, three groups of warps at work at once, as drawn above: one
+    brings the tiles to come, two compute 64 queries each, and while the tensor cores multiply for A, B takes its exp2.
+    Source: Shah et al. 2024, "FlashAttention-3", section 3.1.
+    """
+    seq, head = tl.program_id(2), tl.program_id(1)
+    kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    q_start = tl.load(cu_seqlens_q_ptr + seq)
+    q_len = tl.load(cu_seqlens_q_ptr + seq + 1) - q_start
+    k_len = tl.load(cu_seqlens_k_ptr + seq + 1) - tl.load(cu_seqlens_k_ptr + seq)
+    first, shift = tile * BLOCK_M, k_len - q_len
+    m_offsets = first + tl.arange(0, BLOCK_M)
+    # q 的描述符在这里现做：编译器要把它对半分给 A、B，CPU 上做好的改不了。最后一个累计长度是总行数。
+    # q's descriptor is made here: the compiler halves it for A and B, and could not change one made on the CPU. The
+    # last running sum is the number of all rows.
+    rows = tl.load(cu_seqlens_q_ptr + tl.num_programs(2))
+    q_desc = tl.make_tensor_descriptor(
+        q_ptr, [rows, NUM_HEADS * HEAD_DIM], [NUM_HEADS * HEAD_DIM, 1], [BLOCK_M, HEAD_DIM]
+    )
+    # 序列结尾之后的行属于下一条序列：照算，不写回；总行数之外的读成 0。
+    # Rows past the sequence's end are the next one's: computed along and never written; rows past all read as 0.
+    q = q_desc.load([q_start + first, head * HEAD_DIM])  # [BLOCK_M, D]
+
+    # 最大值从 float32 的下限（而不是 -inf）开始：什么都没看到的行算 -inf - `m`，得 -inf 而不是 NaN。
+    # The maximum starts at float32's lower limit, not at -inf: a row that sees nothing computes -inf - `m`, which is
+    # -inf and not NaN.
+    m = tl.full([BLOCK_M], -3.4e38, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    # 编译器只会给唯一一个循环分工：所以不分两段，每个 tile 都用掩码；也不能提前退出，多出来的程序走 0 轮。
+    # The compiler shares out the work of a single loop only: so there are no two parts, and each tile is masked; nor
+    # may a program leave early, and those past the end make 0 rounds.
+    end = tl.where(first < q_len, tl.minimum(first + BLOCK_M + shift, k_len), 0)
+    table = block_table_ptr + seq.to(tl.int64) * table_stride
+    for n in tl.range(0, end, BLOCK_N, warp_specialize=True):
+        # `BLOCK_N` 整除块大小，所以一个 tile 只在一个块里，查一次块表就够。
+        # `BLOCK_N` divides the block size, so a tile lies within one block, and the block table is read once.
+        slot = tl.load(table + n // PAGE_SIZE) * PAGE_SIZE + n % PAGE_SIZE
+        k = load_ragged(k_desc, slot, k_len - n, [0, kv_head * HEAD_DIM])  # [BLOCK_N, D]
+        scores = tl.dot(q, k.T)  # [BLOCK_M, BLOCK_N]
+        token = n + tl.arange(0, BLOCK_N)
+        scores = tl.where(token[None, :] <= m_offsets[:, None] + shift, scores, float("-inf"))
+        # 缩放大于 0，最大值先求再缩放也一样；乘和减就合成一条指令。
+        # The scale is above 0, so the maximum may be scaled after it is found; multiply and subtract become one
+        # instruction.
+        m_new = tl.maximum(m, tl.max(scores, 1) * scale_log2)
+        shrink = tl.exp2(m - m_new)
+        p = tl.exp2(scores * scale_log2 - m_new[:, None])
+        total = total * shrink + tl.sum(p, 1)
+        # 结尾之后的槽位可能是 NaN，而 0 × NaN 还是 NaN；`load_ragged` 只读 `k_len - n` 行，其余由硬件填 0。
+        # Slots past the end may hold NaN, and 0 × NaN is NaN; `load_ragged` reads `k_len - n` rows and no more, for the
+        # others the hardware gives 0.
+        v = load_ragged(v_desc, slot, k_len - n, [0, kv_head * HEAD_DIM])
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+        m = m_new
+
+    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    row = ((q_start + m_offsets).to(tl.int64) * NUM_HEADS + head) * HEAD_DIM
+    out_ptrs = out_ptr + row[:, None] + tl.arange(0, HEAD_DIM)[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(m_offsets < q_len)[:, None])
+
+
+def suits_hopper(q: Tensor, page_size: int, max_seqlen_q: int, softmax_scale: float, causal: bool) -> bool:
+    """是否用 `prefill_hopper_kernel`；解释模式也用它，好让测试走到。
+
+    Whether to use `prefill_hopper_kernel`; the interpreter uses it, too, so that the tests reach it.
+
+    Args:
+        page_size: 块大小，打包时为 0；the block size, 0 if packed
+    """
+    hopper = q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] == 9
+    half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] in (64, 128)
+    return hopper and half and causal and page_size >= 64 and max_seqlen_q > 64 and softmax_scale > 0
+
+
 def prefill_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
     softmax_scale: float, causal: bool, block_table: Tensor | None,
 ) -> Tensor:
-    """启动上面的核函数。
+    """启动上面两个核函数中的一个。
 
-    Launch the kernel above.
+    Launch one of the two kernels above.
 
     Args:
         q: [T, Hq, D]，内存连续；contiguous
@@ -183,6 +278,38 @@ def prefill_attention(
     if num_seqs == 0 or max_seqlen_q == 0:
         return out
     num_heads, head_dim = q.shape[1:]
+    page_size = 0 if block_table is None else k.shape[1]
+    # 1.4427 是 log2(e)，乘进缩放里，softmax 就能用 exp2：硬件直接算的是 2 的幂，exp(1) = 2 ** 1.4427 = 2.718。
+    # 1.4427 is log2(e); folded into the scale it lets softmax use exp2, as powers of 2 are what the hardware
+    # computes: exp(1) = 2 ** 1.4427 = 2.718.
+    scale_log2 = softmax_scale * 1.4426950408889634
+    if block_table is not None and suits_hopper(q, page_size, max_seqlen_q, softmax_scale, causal):
+        block_n = min(page_size, 128)
+        # 核函数里现做的描述符每个 128 字节，放在显存里，由 Triton 启动时向这个函数要。
+        # A descriptor made in the kernel takes 128 bytes of device memory, for which Triton asks this at launch.
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+        prefill_hopper_kernel[(triton.cdiv(max_seqlen_q, 128), num_heads, num_seqs)](
+            q,
+            # 描述符把缓存看成一行一个槽位的 [slots, Hkv * D]，每次取 `block_n` 行、一个头的 D 列。
+            # To the descriptors the caches are [slots, Hkv * D], a slot a row, of which `block_n` rows and one head's D
+            # columns are taken at a time.
+            *(create_ragged_descriptor(x.flatten(0, 1).flatten(1), [block_n, head_dim]) for x in (k, v)),
+            out,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            block_table,
+            scale_log2,
+            block_table.stride(0),
+            NUM_HEADS=num_heads,
+            NUM_KV_HEADS=k.shape[-2],
+            HEAD_DIM=head_dim,
+            PAGE_SIZE=page_size,
+            BLOCK_M=128,
+            BLOCK_N=block_n,
+            num_warps=4,
+            num_stages=2,
+        )
+        return out
     # H200 上量过 16 × 1024、head_dim 128：小块 64 × 64 用 397 微秒，128 × 64 用 458 微秒。query 很少时 16 行就够。
     # Measured on an H200, 16 × 1024, head_dim 128: tiles of 64 × 64 take 397 µs, 128 × 64 take 458.
     # With few queries 16 rows do.
@@ -201,15 +328,12 @@ def prefill_attention(
         # Packed K and V have no block table, and any tensor stands in: the kernel compiled for `PAGE_SIZE` 0 never
         # reads it.
         cu_seqlens_q if block_table is None else block_table,
-        # 1.4427 是 log2(e)，乘进缩放里，softmax 就能用 exp2：硬件直接算的是 2 的幂，exp(1) = 2 ** 1.4427 = 2.718。
-        # 1.4427 is log2(e); folded into the scale it lets softmax use exp2, as powers of 2 are what the hardware
-        # computes: exp(1) = 2 ** 1.4427 = 2.718.
-        softmax_scale * 1.4426950408889634,
+        scale_log2,
         0 if block_table is None else block_table.stride(0),
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=k.shape[-2],
         HEAD_DIM=head_dim,
-        PAGE_SIZE=0 if block_table is None else k.shape[1],
+        PAGE_SIZE=page_size,
         CAUSAL=causal,
         BLOCK_M=block_m,
         BLOCK_N=64,
