@@ -188,7 +188,7 @@ def test_qk_norm_rope_store(
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("in_features, out_features", [(64, 96), (1, 1), (37, 5), (1030, 7), (3100, 3)])
+@pytest.mark.parametrize("in_features, out_features", [(64, 96), (1, 1), (37, 5), (1030, 7), (3100, 3), (8200, 3)])
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 def test_skinny_linear(
     triton_kernels: FusedKernels, place: Place, rows: int, in_features: int, out_features: int, with_bias: bool

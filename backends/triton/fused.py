@@ -25,7 +25,6 @@ def add_rms_norm_kernel(
 
     One program: one row.
     """
-    await_inputs(EARLY)
     # 一整行交给一个程序：求均方要用到整行，放在同一个程序里，中间结果就一直留在寄存器里。
     # A whole row goes to one program: the mean square needs all of it, and within one program what lies between stays
     # in registers.
@@ -35,6 +34,8 @@ def add_rms_norm_kernel(
     # 例：`SIZE` = 3072 时 `BLOCK` = 4096，多出的 1024 个位置读成 0，平方和不受影响。
     # Example: `SIZE` = 3072 has `BLOCK` = 4096, and the 1024 positions beyond read as 0, which adds nothing to the
     # squares.
+    weight = tl.load(weight_ptr + i, mask=inside, other=0.0)
+    await_inputs(EARLY)
     x = tl.load(x_ptr + row + i, mask=inside, other=0.0)
     if HAS_RESIDUAL:
         # 先按原精度相加再存回，和不融合时逐位相同。
@@ -48,7 +49,6 @@ def add_rms_norm_kernel(
     # `tl.sum` adds across threads, and the compiler arranges their exchange; `tl.rsqrt(x)` is 1 over the square root of
     # x.
     scale = tl.rsqrt(tl.sum(x32 * x32, 0) / SIZE + eps)
-    weight = tl.load(weight_ptr + i, mask=inside, other=0.0)
     nearly_done(EARLY)
     tl.store(normed_ptr + row + i, (x32 * scale).to(x.dtype) * weight, mask=inside)
 

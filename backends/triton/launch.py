@@ -33,9 +33,10 @@ OFF, AT_START, NEAR_END = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def await_inputs(EARLY: tl.constexpr):
-    """放在第一次读写显存之前：等前面的全部结束，才去碰它们写出的数据。
+    """等前面的核函数全部结束，才去碰它们写出的数据；权重从不改变，只有它可以在这之前就读。
 
-    Stands before a kernel first touches memory: wait until all before it have ended, then touch what they wrote.
+    Wait until all kernels before have ended, and only then touch what they wrote; weights never change, and they alone
+    may be read earlier.
     """
     if EARLY == AT_START:
         gdc_launch_dependents()
