@@ -329,6 +329,17 @@ def test_no_rows(kernels: FusedKernels, place: Place) -> None:
         assert kernels.sample(empty(0, 100), empty(0, dtype=torch.float32), ids, ids).shape == (0,)
 
 
+@pytest.mark.parametrize("lengths", [[5, 9, 5], [0, 0, 3], [1] * 7, [*range(20)], [3, 300, 0, 299, 300]])
+def test_the_longest_sequences_start_first(triton_kernels: FusedKernels, place: Place, lengths: list[int]) -> None:
+    from backends.triton.decode import longest_first
+
+    order = longest_first(torch.tensor(lengths, dtype=torch.int32, device=place.device))
+    # 一样长的保持原来的先后。
+    # Those of one length keep their order.
+    assert order is not None and order.tolist() == sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    assert longest_first(order[:1]) is None
+
+
 def test_choose_num_splits() -> None:
     pytest.importorskip("triton")
     from backends.triton.decode import choose_num_splits

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
+from backends.base import AttentionBackend, AttentionMetadata, check_kvcache_args, check_store_args, check_varlen_args
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache
 from backends.triton import fused, sample
-from backends.triton.decode import decode_attention
+from backends.triton.decode import decode_attention, longest_first
 from backends.triton.gemv import gemv
 from backends.triton.launch import MAX_SKINNY_ROWS
 from backends.triton.prefill import prefill_attention
@@ -168,6 +168,17 @@ class TritonBackend(AttentionBackend):
         # The number of multiprocessors decides the splits; the interpreter takes an H200's 132, to run the same code.
         properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self.num_processors = properties.multi_processor_count if properties else 132
+        # 切段时每（序列，KV 头）一个计数器；切段的只有程序数不到流式多处理器 2 倍的批。
+        # With splits, a counter for each (sequence, KV head); only batches with fewer than 2 programs a multiprocessor
+        # are split.
+        self.arrived = torch.zeros(2 * self.num_processors, dtype=torch.int32, device=device)
+
+    def prepare(self, metadata: AttentionMetadata) -> Tensor | None:
+        """解码行从长到短的次序，各层共用。
+
+        The decode rows from long to short, for all layers.
+        """
+        return longest_first(metadata.cache_seqlens)
 
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
@@ -209,7 +220,7 @@ class TritonBackend(AttentionBackend):
         if num_queries == 1:
             squeezed = q.squeeze(1).contiguous()
             out = decode_attention(
-                squeezed, k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors
+                squeezed, k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors, self.arrived, plan
             )
             return out.unsqueeze(1)
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
