@@ -116,10 +116,18 @@ def test_add_rms_norm(kernels: FusedKernels, place: Place, num_tokens: int, size
     assert torch.equal(x, before[0]) and torch.equal(residual, before[1])
 
 
-@pytest.mark.parametrize("num_tokens, size", [(1, 32), (3, 96), (2, 1500)])
-def test_silu_and_mul(kernels: FusedKernels, place: Place, num_tokens: int, size: int) -> None:
-    gate_up = 4 * place.random(num_tokens, 2 * size)
-    place.close(kernels.silu_and_mul(gate_up), silu_and_mul(gate_up))
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("num_tokens, size", [(1, 32), (1, 1), (3, 97), (2, 1500), (16, 33), (200, 40)])
+def test_gated_linear(kernels: FusedKernels, place: Place, num_tokens: int, size: int, with_bias: bool) -> None:
+    x, weight = place.random(num_tokens, 48), place.random(2 * size, 48, seed=1) / 2
+    bias = place.random(2 * size, seed=2) if with_bias else None
+    out = kernels.gated_linear(x, weight, bias, kernels.pack(weight))
+    assert out.shape == (num_tokens, size)
+    # 半精度时，gate 和 up 在相乘之前各舍入过一次。
+    # In half precision gate and up have each been rounded before they are multiplied.
+    expected = silu_and_mul(x.double() @ weight.double().T + (0 if bias is None else bias.double()))
+    limit = 4 * TOLERANCE[place.dtype] * max(1.0, float(expected.abs().max()))
+    assert out.dtype == place.dtype and float((out.double() - expected).abs().max()) < limit
 
 
 @pytest.mark.parametrize("half", [8, 64])
@@ -319,8 +327,8 @@ def test_no_rows(kernels: FusedKernels, place: Place) -> None:
     weight, ids = place.random(48), empty(0, dtype=torch.int64)
     for delta in (empty(0, 48), None):
         assert [x.shape for x in kernels.add_rms_norm(empty(0, 48), delta, weight, EPS)] == [(0, 48), (0, 48)]
-    assert kernels.silu_and_mul(empty(0, 48)).shape == (0, 24)
     matrix = place.random(6, 48)
+    assert kernels.gated_linear(empty(0, 48), matrix, None, kernels.pack(matrix)).shape == (0, 3)
     assert kernels.linear(empty(0, 48), matrix, None, kernels.pack(matrix)).shape == (0, 6)
     angles = kernels.rotary(ids, make_rotary(16, place).inv_freq)
     cache = KVCache(place.random(2, 8, 1, 16), place.random(2, 8, 1, 16))

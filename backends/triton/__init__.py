@@ -92,12 +92,28 @@ class TritonKernels(FusedKernels):
         `gemv.py` for 1 row, `skinny.py` for 2 to 16, cuBLAS for more: general products are made for many rows and leave
         bandwidth unused at few.
         """
+        out = self._few_rows(x, weight, bias, gated=False)
+        return F.linear(x, weight, bias) if out is None else out
+
+    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        """行少时，同一个核函数乘完就做门控；行多时接着用 `fused.py`。
+
+        With few rows the kernel that multiplies also gates; with many, `fused.py` follows.
+        """
+        out = self._few_rows(x, weight, bias, gated=True)
+        return fused.silu_and_mul(F.linear(x, weight, bias)) if out is None else out
+
+    def _few_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool) -> Tensor | None:
+        """行少时的乘法；行多（或没有行）时返回 None。
+
+        The product for few rows; None for many, or none at all.
+        """
         num_rows = x.shape[0]
         if num_rows == 1:
-            return gemv(x, weight, bias)
+            return gemv(x, weight, bias, gated)
         if 1 < num_rows <= MAX_SKINNY_ROWS:
-            return skinny_linear(x, weight, bias, self.arrived)
-        return F.linear(x, weight, bias)
+            return skinny_linear(x, weight, bias, self.arrived, gated)
+        return None
 
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
         """见 `fused.py`。
@@ -105,13 +121,6 @@ class TritonKernels(FusedKernels):
         See `fused.py`.
         """
         return fused.rotary(positions, inv_freq)
-
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """见 `fused.py`。
-
-        See `fused.py`.
-        """
-        return fused.silu_and_mul(gate_up)
 
     def qk_norm_rope_store(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,

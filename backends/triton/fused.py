@@ -82,6 +82,16 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
 
 
 @triton.jit
+def gate_values(gate, up):
+    """silu(gate) * up：silu 在 float32 里算，转回原精度之后再乘，与不融合时一致。
+
+    silu(gate) * up: silu in float32, cast back, then multiply, as the unfused steps do.
+    """
+    gate32 = gate.to(tl.float32)
+    return (gate32 * tl.sigmoid(gate32)).to(gate.dtype) * up
+
+
+@triton.jit
 def silu_and_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """一个程序：一行里的 BLOCK 个通道。
 
@@ -98,11 +108,8 @@ def silu_and_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.cons
     # A row has 2 * SIZE numbers: first SIZE of gate, then SIZE of up, so the address of up has one more SIZE.
     gate = tl.load(gate_up_ptr + row * 2 * SIZE + i, mask=inside, other=0.0)
     up = tl.load(gate_up_ptr + row * 2 * SIZE + SIZE + i, mask=inside, other=0.0)
-    gate32 = gate.to(tl.float32)
     nearly_done(EARLY)
-    # silu 在 float32 里算，转回原精度之后再乘，与不融合时一致。
-    # silu in float32, cast back, then multiply, as the unfused steps do.
-    tl.store(out_ptr + row * SIZE + i, (gate32 * tl.sigmoid(gate32)).to(gate.dtype) * up, mask=inside)
+    tl.store(out_ptr + row * SIZE + i, gate_values(gate, up), mask=inside)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:

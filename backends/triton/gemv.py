@@ -19,13 +19,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.triton.fused import gate_values
 from backends.triton.launch import await_inputs, early
 
 
 @triton.jit
 def gemv_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, num_rows,
-    SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, GATED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：`BLOCK_N` 个输出。
 
@@ -39,12 +41,16 @@ def gemv_kernel(
     # Where the outputs are no multiple of `BLOCK_N`, the last program runs past the end; the mask hides those rows,
     # which read as 0 and are not written back.
     inside = n < num_rows
+    # 门控时，gate 的行与对应的 up 的行交替着读，一个程序两样齐全。例：共 6 行，次序是 0、3、1、4、2、5。
+    # With a gate, rows of gate take turns with their rows of up, so that a program has both. Example: 6 rows are read
+    # in the order 0, 3, 1, 4, 2, 5.
+    row = n // 2 + n % 2 * (num_rows // 2) if GATED else n
     # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
     # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
     # 行 [BLOCK_N, 1] 加列 [1, BLOCK_K]，广播成一张二维的地址表；相邻的列在显存里也相邻，一次能取一整段。
     # Rows [BLOCK_N, 1] plus columns [1, BLOCK_K] broadcast to a table of addresses; neighbouring columns are neighbours
     # in memory, too, and are fetched together.
-    weights = weight_ptr + n.to(tl.int64)[:, None] * SIZE + k[None, :]  # [BLOCK_N, BLOCK_K]
+    weights = weight_ptr + row.to(tl.int64)[:, None] * SIZE + k[None, :]  # [BLOCK_N, BLOCK_K]
     # 权重从不改变，不必等前一个核函数：等它的工夫，权重已在路上；x 是它写的，要等。
     # Weights never change and need not wait for the kernel before: they are on their way meanwhile; x is what it wrote,
     # and waits.
@@ -71,13 +77,19 @@ def gemv_kernel(
     # `HAS_BIAS` 在编译时就已知：没有偏置的那份核函数里，根本没有下面这一行。
     # `HAS_BIAS` is known at compile time: the kernel without a bias does not contain the next line at all.
     if HAS_BIAS:
-        out += tl.load(bias_ptr + n, mask=inside, other=0.0).to(tl.float32)
+        out += tl.load(bias_ptr + row, mask=inside, other=0.0).to(tl.float32)
     # `out_ptr.dtype.element_ty` 是输出张量的 dtype：全部加完，才从 float32 舍入一次。
     # `out_ptr.dtype.element_ty` is the output's dtype: float32 is rounded once, after all has been added.
-    tl.store(out_ptr + n, out.to(out_ptr.dtype.element_ty), mask=inside)
+    out = out.to(out_ptr.dtype.element_ty)
+    if GATED:
+        gate, up = tl.split(tl.reshape(out, [BLOCK_N // 2, 2]))
+        n = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        tl.store(out_ptr + n, gate_values(gate, up), mask=n < num_rows // 2)
+    else:
+        tl.store(out_ptr + n, out, mask=inside)
 
 
-def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) -> Tensor:
     """启动上面的核函数。
 
     Launch the kernel above.
@@ -85,20 +97,23 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         x: [1, in_features]
         weight: [out_features, in_features]，内存连续；contiguous
+        gated: 前一半输出是 gate，后一半是 up，只要 silu(gate) * up；
+            outputs are gate, then up, and silu(gate) * up is wanted
 
     Returns:
-        [1, out_features]
+        [1, out_features]，`gated` 时减半；half as many if `gated`
     """
     num_rows, size = weight.shape
-    out = torch.empty(1, num_rows, dtype=x.dtype, device=x.device)
+    out = torch.empty(1, num_rows // 2 if gated else num_rows, dtype=x.dtype, device=x.device)
     block_n, block_k = choose_tile(size)
+    block_n = max(2, block_n) if gated else block_n
     # `triton.cdiv` 是向上取整的除法：7 个输出、每个程序 2 个，要 4 个程序。
     # `triton.cdiv` divides and rounds up: 7 outputs at 2 a program take 4 programs.
     # 没有偏置时传 x 占位：指针总得给一个，而核函数不会去读它。
     # Without a bias, x stands in: there must be some pointer, and the kernel never reads it.
     gemv_kernel[(triton.cdiv(num_rows, block_n),)](
         x, weight, x if bias is None else bias, out, num_rows,
-        SIZE=size, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, num_warps=4,
+        SIZE=size, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, GATED=gated, num_warps=4,
         **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.triton.fused import gate_values
 from backends.triton.launch import MAX_SKINNY_ROWS, await_inputs, early, nearly_done
 
 
@@ -20,7 +21,7 @@ from backends.triton.launch import MAX_SKINNY_ROWS, await_inputs, early, nearly_
 def skinny_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, partial_ptr, arrived_ptr, num_rows, num_outputs, SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NUM_SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
+    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：所有行的 `BLOCK_N` 个输出，输入维的一段。
 
@@ -35,7 +36,10 @@ def skinny_kernel(
     inside_m, inside_n = m < num_rows, n < num_outputs
     # 越过末尾的输出改读最后一行权重：读了不用，比给每次读取加掩码便宜。
     # Outputs past the end read the last row of the weight instead: cheaper to read and ignore than to mask every load.
-    weight_row = weight_ptr + tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * SIZE  # [BLOCK_N, 1]
+    # 门控时 gate 与 up 的行交替，见 `gemv.py`。
+    # With a gate, rows of gate and up take turns, see `gemv.py`.
+    row = n // 2 + n % 2 * (num_outputs // 2) if GATED else n
+    weight_row = weight_ptr + tl.minimum(row, num_outputs - 1).to(tl.int64)[:, None] * SIZE  # [BLOCK_N, 1]
     x_row = x_ptr + m[:, None] * SIZE  # [BLOCK_M, 1]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     # 输入维分给各段：3072 列、每次 128 列、4 段，就是每段 6 次循环。
@@ -72,12 +76,21 @@ def skinny_kernel(
                 acc += tl.load(partial_ptr + other * BLOCK_M * BLOCK_N + part, cache_modifier=".cg")
     if last:
         if HAS_BIAS:
-            acc += tl.load(bias_ptr + n, mask=inside_n, other=0.0).to(tl.float32)[None, :]
-        target = out_ptr + m[:, None] * num_outputs + n[None, :]
-        tl.store(target, acc.to(out_ptr.dtype.element_ty), mask=inside_m[:, None] & inside_n[None, :])
+            acc += tl.load(bias_ptr + row, mask=inside_n, other=0.0).to(tl.float32)[None, :]
+        out = acc.to(out_ptr.dtype.element_ty)
+        if GATED:
+            gate, up = tl.split(tl.reshape(out, [BLOCK_M, BLOCK_N // 2, 2]))
+            n = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            mask = inside_m[:, None] & (n < num_outputs // 2)[None, :]
+            tl.store(out_ptr + m[:, None] * (num_outputs // 2) + n[None, :], gate_values(gate, up), mask=mask)
+        else:
+            mask = inside_m[:, None] & inside_n[None, :]
+            tl.store(out_ptr + m[:, None] * num_outputs + n[None, :], out, mask=mask)
 
 
-def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tensor) -> Tensor:
+def skinny_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tensor, gated: bool = False
+) -> Tensor:
     """启动上面的核函数。
 
     Launch the kernel above.
@@ -86,12 +99,13 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tenso
         x: [M, in_features]，内存连续，M 不超过 16；contiguous, M at most 16
         weight: [out_features, in_features]，内存连续；contiguous
         arrived: [128] int32，值为 0 的计数器，用完又是 0；counters of value 0; they are 0 again afterwards
+        gated: 同 `gemv`；as in `gemv`
 
     Returns:
-        [M, out_features]
+        [M, out_features]，`gated` 时减半；half as many if `gated`
     """
     num_outputs, size = weight.shape
-    out = torch.empty(x.shape[0], num_outputs, dtype=x.dtype, device=x.device)
+    out = torch.empty(x.shape[0], num_outputs // 2 if gated else num_outputs, dtype=x.dtype, device=x.device)
     block_n, block_k, num_splits, num_warps, num_stages = choose_tiles(num_outputs, size)
     tiles = triton.cdiv(num_outputs, block_n)
     partial = out
@@ -100,7 +114,7 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tenso
     skinny_kernel[(tiles, num_splits)](
         x, weight, x if bias is None else bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size,
         BLOCK_M=MAX_SKINNY_ROWS, BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, HAS_BIAS=bias is not None,
-        num_warps=num_warps, num_stages=num_stages, **early(x.device, x.shape[0]),
+        GATED=gated, num_warps=num_warps, num_stages=num_stages, **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
 
