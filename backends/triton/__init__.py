@@ -1,12 +1,12 @@
 """Triton 后端：自己写的 GPU 核函数，一个文件一类。
 
 store（写缓存）、decode（解码）、prefill（预填充）、fused（融合）、gemv（1 行的线性层）、
-skinny（2 到 16 行的线性层）、sample（采样）；launch 是它们共用的启动选项。
+skinny（2 到 64 行的线性层）、sample（采样）；launch 是它们共用的启动选项。
 
 `TRITON_INTERPRET=1` 时，同一份核函数在 CPU 上逐个程序地解释执行：慢，但可以打断点，测试也靠它。
 
 The Triton backend: our own GPU kernels, a file for each kind: store, decode, prefill, fused, gemv (linear
-layers at 1 row), skinny (at 2 to 16), sample; launch has the launch options that they share.
+layers at 1 row), skinny (at 2 to 64), sample; launch has the launch options that they share.
 
 With `TRITON_INTERPRET=1` the same kernels are interpreted on the CPU, program by program: slow, but a breakpoint works
 in them, and the tests use it.
@@ -87,9 +87,9 @@ class TritonKernels(FusedKernels):
         return fused.add_rms_norm(x, residual, weight, eps)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
-        """1 行用 `gemv.py`，2 到 16 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
+        """1 行用 `gemv.py`，2 到 64 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
 
-        `gemv.py` for 1 row, `skinny.py` for 2 to 16, cuBLAS for more: general products are made for many rows and leave
+        `gemv.py` for 1 row, `skinny.py` for 2 to 64, cuBLAS for more: general products are made for many rows and leave
         bandwidth unused at few.
         """
         out = self._few_rows(x, weight, bias, gated=False)
@@ -111,7 +111,9 @@ class TritonKernels(FusedKernels):
         num_rows = x.shape[0]
         if num_rows == 1:
             return gemv(x, weight, bias, gated)
-        if 1 < num_rows <= MAX_SKINNY_ROWS:
+        # float32 用不上张量核心，行再多就不如 cuBLAS。
+        # float32 has no use for tensor cores: with more rows cuBLAS is better.
+        if 1 < num_rows <= (MAX_SKINNY_ROWS if x.element_size() == 2 else 16):
             return skinny_linear(x, weight, bias, self.arrived, gated)
         return None
 
