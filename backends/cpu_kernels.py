@@ -126,12 +126,12 @@ class CPUKernels(FusedKernels):
         cos, sin = angles.cos(), angles.sin()  # [T, D // 2]
         return torch.cat((cos, cos), dim=-1).unsqueeze(1), torch.cat((-sin, sin), dim=-1).unsqueeze(1)  # [T, 1, D]
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
         """原地相乘，省一次分配。
 
         Multiply in place, which saves an allocation.
         """
-        gate, up = gate_up.chunk(2, dim=-1)  # [T, size]
+        gate, up = self.linear(x, weight, bias, packed).chunk(2, dim=-1)  # [T, size]
         return F.silu(gate).mul_(up)  # [T, size]
 
     def qk_norm_rope_store(

@@ -117,13 +117,16 @@ class FusedKernels(ABC):
         """
 
     @abstractmethod
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """门控激活；朴素实现是 `layers/activation.py`。
+    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        """线性层加门控激活；朴素实现是 `LlamaMLP.forward` 里的 `silu_and_mul(self.gate_up_proj(x))`。
 
-        The gated activation; the twin is `layers/activation.py`.
+        A linear layer and the gated activation; the twin is the `silu_and_mul(self.gate_up_proj(x))` in
+        `LlamaMLP.forward`.
 
         Args:
-            gate_up: [T, 2 * size]
+            x: [T, in_features]
+            weight: [2 * size, in_features]，先 gate 后 up；gate before up
+            packed: `pack` 为这个权重返回的；what `pack` returned for this weight
 
         Returns:
             [T, size]

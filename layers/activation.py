@@ -6,10 +6,8 @@ The SwiGLU activation: the gate inside the MLP; `models/llama.py` calls it.
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.kernels import FusedKernels
 
-
-def silu_and_mul(gate_up: Tensor, kernels: FusedKernels | None = None) -> Tensor:
+def silu_and_mul(gate_up: Tensor) -> Tensor:
     """SwiGLU：silu(gate) * up，其中 silu(x) = x * sigmoid(x)。
 
     例：1 个 token，`intermediate_size` 为 2，`gate_up` 这一行是 [1, -3, 10, 10]：
@@ -25,15 +23,10 @@ def silu_and_mul(gate_up: Tensor, kernels: FusedKernels | None = None) -> Tensor
 
     Args:
         gate_up: [T, 2 * intermediate_size]，同一次拼接乘法得到的两半；both halves from one stacked product
-        kernels: 融合核函数，没有则为 None；the fused kernels, if there are any
 
     Returns:
         [T, intermediate_size]
     """
-    # 融合步骤算的东西完全一样；在 GPU 上把下面 2 次启动并成 1 次（`chunk` 不启动核函数）。
-    # A fused step computes the same; on a GPU it is 1 launch instead of the 2 below (`chunk` launches nothing).
-    if kernels is not None:
-        return kernels.silu_and_mul(gate_up)  # [T, intermediate_size]
     # 前一半是 gate，后一半是 up：gate 接近 0 的通道就被关掉。
     # The first half is the gate, the second the gated value: a channel whose gate is near 0 is shut.
     # 顺序由 `LlamaMLP` 里的 `sizes` 决定：gate 在前。写反了形状照样对得上，不会报错，只是输出全成胡话。

@@ -141,7 +141,14 @@ class LlamaMLP(nn.Module):
         """
         # 1B 的宽度变化：2048 -> 16384（gate 与 up 各 8192）-> 8192 -> 2048。
         # Widths in the 1B: 2048 -> 16384 (gate and up, 8192 each) -> 8192 -> 2048.
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x), self.kernels))  # [T, hidden]
+        gate_up = self.gate_up_proj
+        # 融合步骤算的东西完全一样，只是 2 * intermediate 那么宽的中间结果不必写出来再读回去。
+        # A fused step computes the same, but what lies between, 2 * intermediate wide, is not written and read back.
+        if self.kernels is not None:
+            gated = self.kernels.gated_linear(x, gate_up.weight, gate_up.bias, gate_up.packed)  # [T, intermediate]
+        else:
+            gated = silu_and_mul(gate_up(x))  # [T, intermediate]
+        return self.down_proj(gated)  # [T, hidden]
 
 
 class LlamaDecoderLayer(nn.Module):

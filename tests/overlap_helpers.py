@@ -187,8 +187,8 @@ class PlainKernels(FusedKernels):
         angles = positions[:, None].float() * inv_freq
         return angles.cos(), angles.sin()
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        return silu_and_mul(gate_up)
+    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        return silu_and_mul(self.linear(x, weight, bias, packed))
 
     def qk_norm_rope_store(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,

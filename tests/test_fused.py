@@ -115,10 +115,18 @@ def test_add_rms_norm(kernels: FusedKernels, place: Place, num_tokens: int, size
     assert torch.equal(x, before[0]) and torch.equal(residual, before[1])
 
 
-@pytest.mark.parametrize("num_tokens, size", [(1, 32), (3, 96), (2, 1500)])
-def test_silu_and_mul(kernels: FusedKernels, place: Place, num_tokens: int, size: int) -> None:
-    gate_up = 4 * place.random(num_tokens, 2 * size)
-    place.close(kernels.silu_and_mul(gate_up), silu_and_mul(gate_up))
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("num_tokens, size", [(1, 32), (1, 1), (3, 97), (2, 1500), (16, 33), (40, 33), (200, 40)])
+def test_gated_linear(kernels: FusedKernels, place: Place, num_tokens: int, size: int, with_bias: bool) -> None:
+    x, weight = place.random(num_tokens, 48), place.random(2 * size, 48, seed=1) / 2
+    bias = place.random(2 * size, seed=2) if with_bias else None
+    out = kernels.gated_linear(x, weight, bias, kernels.pack(weight))
+    assert out.shape == (num_tokens, size)
+    # 半精度时，gate 和 up 在相乘之前各舍入过一次。
+    # In half precision gate and up have each been rounded before they are multiplied.
+    expected = silu_and_mul(x.double() @ weight.double().T + (0 if bias is None else bias.double()))
+    limit = 4 * TOLERANCE[place.dtype] * max(1.0, float(expected.abs().max()))
+    assert out.dtype == place.dtype and float((out.double() - expected).abs().max()) < limit
 
 
 @pytest.mark.parametrize("half", [8, 64])
@@ -187,8 +195,8 @@ def test_qk_norm_rope_store(
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("in_features, out_features", [(64, 96), (1, 1), (37, 5), (1030, 7), (3100, 3)])
-@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("in_features, out_features", [(64, 96), (1, 1), (37, 5), (1030, 7), (3100, 3), (8200, 3)])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 64])
 def test_skinny_linear(
     triton_kernels: FusedKernels, place: Place, rows: int, in_features: int, out_features: int, with_bias: bool
 ) -> None:
@@ -214,7 +222,7 @@ def test_a_linear_layer_takes_the_kernel_for_few_rows_only(
     linear, twin = Linear(64, 24), Linear(64, 24)
     linear.weight.data = twin.weight.data = place.random(24, 64)
     linear.kernels, linear.packed = triton_kernels, triton_kernels.pack(linear.weight)
-    most = module.MAX_SKINNY_ROWS
+    most = 16 if place.dtype == torch.float32 else module.MAX_SKINNY_ROWS
     for count, expected in {0: [], 1: ["gemv"], 2: ["skinny_linear"], most: ["skinny_linear"], most + 1: []}.items():
         x = place.random(count, 64)
         torch.testing.assert_close(linear(x), twin(x), rtol=5e-2, atol=5e-2)
@@ -255,12 +263,23 @@ def test_no_rows(kernels: FusedKernels, place: Place) -> None:
     weight, ids = place.random(48), empty(0, dtype=torch.int64)
     for delta in (empty(0, 48), None):
         assert [x.shape for x in kernels.add_rms_norm(empty(0, 48), delta, weight, EPS)] == [(0, 48), (0, 48)]
-    assert kernels.silu_and_mul(empty(0, 48)).shape == (0, 24)
     matrix = place.random(6, 48)
+    assert kernels.gated_linear(empty(0, 48), matrix, None, kernels.pack(matrix)).shape == (0, 3)
     assert kernels.linear(empty(0, 48), matrix, None, kernels.pack(matrix)).shape == (0, 6)
     angles = kernels.rotary(ids, make_rotary(16, place).inv_freq)
     cache = KVCache(place.random(2, 8, 1, 16), place.random(2, 8, 1, 16))
     assert kernels.qk_norm_rope_store(empty(0, 96), *angles, None, EPS, cache, ids).shape == (0, 4, 16)
+
+
+@pytest.mark.parametrize("lengths", [[5, 9, 5], [0, 0, 3], [1] * 7, [*range(20)], [3, 300, 0, 299, 300]])
+def test_the_longest_sequences_start_first(triton_kernels: FusedKernels, place: Place, lengths: list[int]) -> None:
+    from backends.triton.decode import longest_first
+
+    order = longest_first(torch.tensor(lengths, dtype=torch.int32, device=place.device))
+    # 一样长的保持原来的先后。
+    # Those of one length keep their order.
+    assert order is not None and order.tolist() == sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    assert longest_first(order[:1]) is None
 
 
 def test_choose_num_splits() -> None:

@@ -1,12 +1,12 @@
 """Triton 后端：自己写的 GPU 核函数，一个文件一类。
 
 store（写缓存）、decode（解码）、prefill（预填充）、fused（融合）、gemv（1 行的线性层）、
-skinny（2 到 16 行的线性层）、sample（采样）；launch 是它们共用的启动选项。
+skinny（2 到 64 行的线性层）、sample（采样）；launch 是它们共用的启动选项。
 
 `TRITON_INTERPRET=1` 时，同一份核函数在 CPU 上逐个程序地解释执行：慢，但可以打断点，测试也靠它。
 
 The Triton backend: our own GPU kernels, a file for each kind: store, decode, prefill, fused, gemv (linear
-layers at 1 row), skinny (at 2 to 16), sample; launch has the launch options that they share.
+layers at 1 row), skinny (at 2 to 64), sample; launch has the launch options that they share.
 
 With `TRITON_INTERPRET=1` the same kernels are interpreted on the CPU, program by program: slow, but a breakpoint works
 in them, and the tests use it.
@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
+from backends.base import AttentionBackend, AttentionMetadata, check_kvcache_args, check_store_args, check_varlen_args
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache
 from backends.triton import fused, sample
-from backends.triton.decode import decode_attention
+from backends.triton.decode import decode_attention, longest_first
 from backends.triton.gemv import gemv
 from backends.triton.launch import MAX_SKINNY_ROWS
 from backends.triton.prefill import prefill_attention
@@ -87,17 +87,35 @@ class TritonKernels(FusedKernels):
         return fused.add_rms_norm(x, residual, weight, eps)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
-        """1 行用 `gemv.py`，2 到 16 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
+        """1 行用 `gemv.py`，2 到 64 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
 
-        `gemv.py` for 1 row, `skinny.py` for 2 to 16, cuBLAS for more: general products are made for many rows and leave
+        `gemv.py` for 1 row, `skinny.py` for 2 to 64, cuBLAS for more: general products are made for many rows and leave
         bandwidth unused at few.
+        """
+        out = self._few_rows(x, weight, bias, gated=False)
+        return F.linear(x, weight, bias) if out is None else out
+
+    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        """行少时，同一个核函数乘完就做门控；行多时接着用 `fused.py`。
+
+        With few rows the kernel that multiplies also gates; with many, `fused.py` follows.
+        """
+        out = self._few_rows(x, weight, bias, gated=True)
+        return fused.silu_and_mul(F.linear(x, weight, bias)) if out is None else out
+
+    def _few_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool) -> Tensor | None:
+        """行少时的乘法；行多（或没有行）时返回 None。
+
+        The product for few rows; None for many, or none at all.
         """
         num_rows = x.shape[0]
         if num_rows == 1:
-            return gemv(x, weight, bias)
-        if 1 < num_rows <= MAX_SKINNY_ROWS:
-            return skinny_linear(x, weight, bias, self.arrived)
-        return F.linear(x, weight, bias)
+            return gemv(x, weight, bias, gated)
+        # float32 用不上张量核心，行再多就不如 cuBLAS。
+        # float32 has no use for tensor cores: with more rows cuBLAS is better.
+        if 1 < num_rows <= (MAX_SKINNY_ROWS if x.element_size() == 2 else 16):
+            return skinny_linear(x, weight, bias, self.arrived, gated)
+        return None
 
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
         """见 `fused.py`。
@@ -105,13 +123,6 @@ class TritonKernels(FusedKernels):
         See `fused.py`.
         """
         return fused.rotary(positions, inv_freq)
-
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """见 `fused.py`。
-
-        See `fused.py`.
-        """
-        return fused.silu_and_mul(gate_up)
 
     def qk_norm_rope_store(
         self, qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float,
@@ -173,6 +184,17 @@ class TritonBackend(AttentionBackend):
         # The number of multiprocessors decides the splits; the interpreter takes an H200's 132, to run the same code.
         properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self.num_processors = properties.multi_processor_count if properties else 132
+        # 切段时每（序列，KV 头）一个计数器；切段的只有程序数不到流式多处理器 2 倍的批。
+        # With splits, a counter for each (sequence, KV head); only batches with fewer than 2 programs a multiprocessor
+        # are split.
+        self.arrived = torch.zeros(2 * self.num_processors, dtype=torch.int32, device=device)
+
+    def prepare(self, metadata: AttentionMetadata) -> Tensor | None:
+        """解码行从长到短的次序，各层共用。
+
+        The decode rows from long to short, for all layers.
+        """
+        return longest_first(metadata.cache_seqlens)
 
     def store_kvcache(
         self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
@@ -214,7 +236,7 @@ class TritonBackend(AttentionBackend):
         if num_queries == 1:
             squeezed = q.squeeze(1).contiguous()
             out = decode_attention(
-                squeezed, k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors
+                squeezed, k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors, self.arrived, plan
             )
             return out.unsqueeze(1)
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)

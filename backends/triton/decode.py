@@ -25,26 +25,58 @@ from torch import Tensor
 from backends.triton.launch import await_inputs, early, nearly_done
 
 
+@triton.jit
+def merge_splits(partial_ptr, lse_ptr, out_ptr, row, parts, HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr):
+    """合并一个（序列，query 头）的各段：out = Σ w_i * out_i / Σ w_i，其中 w_i = 2 ** lse_i。
+
+    Merge the splits of a (sequence, query head): out = Σ w_i * out_i / Σ w_i with w_i = 2 ** lse_i.
+    """
+    s = tl.arange(0, NUM_SPLITS)
+    d = tl.arange(0, HEAD_DIM)
+    real = s < parts
+    # 例：两段的 lse 是 3 和 2，权重就是 1 和 0.5：第 1 段占三分之二。
+    # Example: splits with lse 3 and 2 have weights 1 and 0.5, so split 1 counts for two thirds.
+    # `.cg` 绕过本处理器的 L1：别的处理器写的数在 L2 里。
+    # `.cg` passes by this multiprocessor's L1: what others wrote is in L2.
+    lse = tl.load(lse_ptr + row * NUM_SPLITS + s, mask=real, other=float("-inf"), cache_modifier=".cg")
+    weight = tl.exp2(lse - tl.max(lse, 0))  # [NUM_SPLITS]
+    partial = tl.load(
+        partial_ptr + (row * NUM_SPLITS + s[:, None]) * HEAD_DIM + d[None, :], mask=real[:, None], other=0.0,
+        cache_modifier=".cg",
+    )  # fmt: skip
+    out = tl.sum(partial * weight[:, None], 0) / tl.sum(weight, 0)
+    tl.store(out_ptr + row * HEAD_DIM + d, out.to(out_ptr.dtype.element_ty))
+
+
 # 张量进了核函数只剩指针，大写的 `tl.constexpr` 参数在编译时就已知；GPU 的基本概念见 `store.py` 的注释。
 # Inside a kernel a tensor is a mere pointer, and the `tl.constexpr` arguments in capitals are known at compile time;
 # for the basics of a GPU see the comments in `store.py`.
 @triton.jit
 def decode_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cache_seqlens_ptr, block_table_ptr, scale_log2, table_stride,
+    q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, order_ptr, cache_seqlens_ptr, block_table_ptr,
+    scale_log2, table_stride,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr, EARLY: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr, HAS_ORDER: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """一个程序：一条序列、一个 KV 头、历史的一段。
 
     One program: one sequence, one KV head, one split of the history.
     """
     await_inputs(EARLY)
-    # 网格有 3 维：序列、KV 头、段。例：1 条序列、8 个 KV 头、32 段，共 256 个程序，132 个流式多处理器都能分到。
-    # The grid has 3 dimensions: sequence, KV head, split. Example: 1 sequence, 8 KV heads and 32 splits are 256
+    # 网格有 3 维：KV 头、序列、段。例：8 个 KV 头、1 条序列、32 段，共 256 个程序，132 个流式多处理器都能分到。
+    # The grid has 3 dimensions: KV head, sequence, split. Example: 8 KV heads, 1 sequence and 32 splits are 256
     # programs, enough for all 132 multiprocessors.
-    seq = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
+    # 程序按这个次序开工，第 1 维变得最快：同一个 token 的各个 KV 头在显存里相邻，也就差不多同时去读。
+    # Programs start in this order, dimension 1 changing fastest: a token's KV heads are neighbours in memory and are
+    # read at about the same time.
+    kv_head = tl.program_id(0)
+    seq = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
+    # 最长的先开工，见 `order_kernel`。
+    # The longest start first, see `order_kernel`.
+    if HAS_ORDER:
+        seq = tl.load(order_ptr + seq).to(tl.int64)
 
     # 长度在设备上读，不是启动参数：同一张 CUDA graph 才能服务所有长度。
     # The length is read on the device and is no launch argument, so that one CUDA graph serves all lengths.
@@ -58,6 +90,12 @@ def decode_kernel(
     # and the last has 24 tokens.
     start = split * split_len
     end = tl.minimum(start + split_len, length)
+    # 短的历史分不满：2 个 tile 切 4 段，后 2 段是空的，直接退出；长度 0 也留 1 段，由它写出 0。
+    # A short history does not fill all splits: with 2 tiles for 4 of them, the last 2 are empty and leave; at length 0
+    # there is still 1, to write zeros.
+    parts = tl.maximum(tl.cdiv(length, tl.maximum(split_len, 1)), 1)
+    if split >= parts:
+        return
 
     # 同组的 G 个 query 头拼成一个小矩阵，补到 16 行：`tl.dot` 至少要 16 行才用得上张量核心。
     # The group's G query heads form a small matrix, padded to 16 rows: `tl.dot` needs 16 to use tensor cores.
@@ -150,49 +188,32 @@ def decode_kernel(
         acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         m = m_new
 
-    # 空的一段（或长度为 0）里 total 是 0：除以 1，输出就是 0，而不是 0 / 0。
-    # In an empty split (or at length 0) total is 0: divide by 1, so the output is 0 and not 0 / 0.
+    # 长度为 0 时 total 是 0：除以 1，输出就是 0，而不是 0 / 0。
+    # At length 0 total is 0: divide by 1, so the output is 0 and not 0 / 0.
     empty = total == 0.0
     nearly_done(EARLY)
     out = acc / tl.where(empty, 1.0, total)[:, None]
-    out_row = ((seq * (NUM_KV_HEADS * GROUP) + q_head) * NUM_SPLITS + split) * HEAD_DIM
-    # 不切段时直接写出结果；切了段，这里是 float32 的部分结果，由 `merge_kernel` 合并。
-    # With one split this is the result itself; with several it is a float32 part, for `merge_kernel` to combine.
-    tl.store(out_ptr + out_row[:, None] + d[None, :], out.to(out_ptr.dtype.element_ty), mask=real_head[:, None])
-    if NUM_SPLITS > 1:
-        # 各段的“总权重”以 log2 记下，合并时按它加权；空段记 -inf，权重就是 0。
-        # Each split's total weight is kept as its log2 for the merge; an empty split's -inf means weight 0.
-        lse = tl.where(empty, float("-inf"), m + tl.log2(tl.where(empty, 1.0, total)))
-        lse_row = (seq * (NUM_KV_HEADS * GROUP) + q_head) * NUM_SPLITS + split
-        tl.store(lse_ptr + lse_row, lse, mask=real_head)
-
-
-@triton.jit
-def merge_kernel(partial_ptr, lse_ptr, out_ptr, HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr, EARLY: tl.constexpr):
-    """合并各段：out = Σ w_i * out_i / Σ w_i，其中 w_i = 2 ** lse_i。一个程序管一个（序列，query 头）。
-
-    Merge the splits: out = Σ w_i * out_i / Σ w_i with w_i = 2 ** lse_i. One program a (sequence, query head).
-    """
-    await_inputs(EARLY)
-    row = tl.program_id(0).to(tl.int64)
-    s = tl.arange(0, NUM_SPLITS)
-    d = tl.arange(0, HEAD_DIM)
-    # 例：两段的 lse 是 3 和 2，权重就是 1 和 0.5：第 1 段占三分之二。
-    # Example: splits with lse 3 and 2 have weights 1 and 0.5, so split 1 counts for two thirds.
-    lse = tl.load(lse_ptr + row * NUM_SPLITS + s)  # [NUM_SPLITS]
-    # 全是空段时最大值是 -inf，换成 0 再减，避免 -inf - (-inf) = NaN。
-    # If all splits are empty the maximum is -inf; subtract 0 instead, as -inf - (-inf) = NaN.
-    largest = tl.max(lse, 0)
-    weight = tl.exp2(lse - tl.where(largest == float("-inf"), 0.0, largest))
-    # 权重为 0 的段不必读：序列短时大多数段都是空的。
-    # A split of weight 0 is not read: with short sequences most are empty.
-    partial = tl.load(
-        partial_ptr + (row * NUM_SPLITS + s[:, None]) * HEAD_DIM + d[None, :], mask=(weight != 0.0)[:, None], other=0.0
-    )
-    total = tl.sum(weight, 0)
-    nearly_done(EARLY)
-    out = tl.sum(partial * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
-    tl.store(out_ptr + row * HEAD_DIM + d, out.to(out_ptr.dtype.element_ty))
+    out_type = out_ptr.dtype.element_ty
+    # 只有 1 段时直接写出结果；否则先写下 float32 的部分结果，由最后到达的程序合并。
+    # 1 part is the result itself; else it is kept in float32, for the program that arrives last to merge.
+    if parts == 1:
+        tl.store(out_ptr + q_row[:, None] + d[None, :], out.to(out_type), mask=real_head[:, None])
+    elif NUM_SPLITS > 1:
+        part = q_row // HEAD_DIM * NUM_SPLITS + split
+        tl.store(partial_ptr + part[:, None] * HEAD_DIM + d[None, :], out, mask=real_head[:, None])
+        # 各段的“总权重”以 log2 记下，合并时按它加权。
+        # Each split's total weight is kept as its log2, by which the merge weighs it.
+        tl.store(lse_ptr + part, m + tl.log2(total), mask=real_head)
+        # 与 `skinny.py` 一样签到：栅栏等本程序的线程都写完，计数说明谁最后到达。
+        # Sign in as in `skinny.py`: the barrier waits until this program's threads have written, and the count tells
+        # who is last.
+        tl.debug_barrier()
+        counter = arrived_ptr + seq * NUM_KV_HEADS + kv_head
+        if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
+            tl.store(counter, 0)
+            for i in range(GROUP):
+                merge_splits(partial_ptr, lse_ptr, out_ptr, seq * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + i, parts,
+                             HEAD_DIM, NUM_SPLITS)  # fmt: skip
 
 
 def choose_num_splits(batch: int, num_kv_heads: int, num_processors: int) -> int:
@@ -215,19 +236,75 @@ def choose_num_splits(batch: int, num_kv_heads: int, num_processors: int) -> int
     return splits
 
 
+@triton.jit(do_not_specialize=["batch"])
+def order_kernel(cache_seqlens_ptr, order_ptr, batch, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    """一个程序：一条序列的名次，即有几条比它长；一样长的，编号小的在前。
+
+    One program: the rank of a sequence, that is how many are longer; among equals the smaller number comes first.
+    """
+    await_inputs(EARLY)
+    seq = tl.program_id(0)
+    i = tl.arange(0, BLOCK)
+    # 例：长度 [5, 9, 5]：序列 0 前面有 1 条，序列 1 没有，序列 2 有 2 条，次序是 [1, 0, 2]。
+    # Example: lengths [5, 9, 5]: 1 precedes sequence 0, none precedes 1, and 2 precede 2; the order is [1, 0, 2].
+    own = tl.load(cache_seqlens_ptr + seq)
+    lengths = tl.load(cache_seqlens_ptr + i, mask=i < batch, other=-1)
+    rank = tl.sum(((lengths > own) | ((lengths == own) & (i < seq))).to(tl.int32), 0)
+    tl.store(order_ptr + rank, seq)
+
+
+def longest_first(cache_seqlens: Tensor) -> Tensor | None:
+    """各序列开工的次序，长的在前：短的最后填空，各流式多处理器才差不多同时收工。
+
+    The order in which sequences start, the longest first: short ones fill the gaps at the end, so that all
+    multiprocessors finish at about the same time.
+
+    Args:
+        cache_seqlens: [B] int32
+
+    Returns:
+        [B] int32，只有 1 条时不必排，是 None；None where there is only 1
+    """
+    batch = cache_seqlens.shape[0]
+    if batch <= 1:
+        return None
+    order = torch.empty_like(cache_seqlens)
+    order_kernel[(batch,)](
+        cache_seqlens, order, batch, BLOCK=triton.next_power_of_2(batch), num_warps=1,
+        **early(cache_seqlens.device, batch),
+    )  # fmt: skip
+    return order
+
+
+def choose_tile(programs: int, num_processors: int) -> tuple[int, int, int]:
+    """一个 tile 几个 token，几个 warp，几级流水线；3 级最多提前 2 个 tile 取数。
+
+    Tokens of a tile, warps, and pipeline stages; 3 stages load up to 2 tiles ahead.
+    """
+    # H200 上量过：64 条序列，tile 为 64、2 个 warp 用 31.9 微秒，128、4 个 warp 用 33.8；
+    # 200 条时反过来，是 163.4 对 154.5：程序够多时，大的 tile 少算几次地址。
+    # Measured on an H200: 64 sequences take 31.9 µs with tiles of 64 and 2 warps, 33.8 with 128 and 4;
+    # at 200 it is 163.4 against 154.5: with enough programs, large tiles compute fewer addresses.
+    if programs >= 6 * num_processors:
+        return 128, 4, 3
+    return 64, 2, 3
+
+
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor, softmax_scale: float,
-    num_processors: int,
+    num_processors: int, arrived: Tensor, order: Tensor | None = None,
 ) -> Tensor:
-    """启动上面两个核函数。
+    """启动上面的核函数。
 
-    Launch the two kernels above.
+    Launch the kernel above.
 
     Args:
         q: [B, Hq, D]，内存连续；contiguous
         k_cache, v_cache: [num_blocks, block_size, Hkv, D]
         cache_seqlens: [B] int32
         block_table: [B, max_blocks] int32，每行内存连续；rows contiguous
+        arrived: [2 * num_processors] int32，值为 0 的计数器，用完又是 0；counters of value 0, and 0 again afterwards
+        order: `longest_first` 的结果，None 则按编号；what `longest_first` returned; None: by their numbers
 
     Returns:
         [B, Hq, D]
@@ -239,34 +316,21 @@ def decode_attention(
         return out
     group = num_heads // num_kv_heads
     num_splits = choose_num_splits(batch, num_kv_heads, num_processors)
-    # 只有 1 段时不必合并：核函数直接写 `out`，`lse` 用不到，传谁都行。
-    # With 1 split there is nothing to merge: the kernel writes `out` itself, and `lse` is not used, whatever it is.
-    if num_splits == 1:
-        partial, lse = out, out
-    else:
+    # 只有 1 段时，核函数直接写 `out`，部分结果用不到，传谁都行。
+    # With 1 split the kernel writes `out` itself; parts are not used, whatever they are.
+    partial = lse = out
+    if num_splits > 1:
         partial = torch.empty(batch, num_heads, num_splits, head_dim, dtype=torch.float32, device=q.device)
         lse = torch.empty(batch, num_heads, num_splits, dtype=torch.float32, device=q.device)
-    # H200 上量过：64 条序列，tile 为 64、2 个 warp 用 31.9 微秒，128、4 个 warp 用 33.8；
-    # 200 条时反过来，是 163.4 对 154.5：程序够多时，大的 tile 少算几次地址。
-    # Measured on an H200: 64 sequences take 31.9 µs with tiles of 64 and 2 warps, 33.8 with 128 and 4;
-    # at 200 it is 163.4 against 154.5: with enough programs, large tiles compute fewer addresses.
-    block_n, num_warps = (128, 4) if batch * num_kv_heads >= 6 * num_processors else (64, 2)
-    decode_kernel[(batch, num_kv_heads, num_splits)](
-        q, k_cache, v_cache, partial, lse, cache_seqlens, block_table,
+    block_n, num_warps, num_stages = choose_tile(batch * num_kv_heads, num_processors)
+    decode_kernel[(num_kv_heads, batch, num_splits)](
+        q, k_cache, v_cache, out, partial, lse, arrived, cache_seqlens if order is None else order, cache_seqlens,
+        block_table,
         # exp(x) = 2 ** (x * log2(e))：硬件只有 2 的幂，先把常数乘进缩放里。
         # exp(x) = 2 ** (x * log2(e)): the hardware has powers of 2 only, so fold the constant into the scale.
         softmax_scale * 1.4426950408889634, block_table.stride(0),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, BLOCK_G=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
-        PAGE_SIZE=page_size, BLOCK_N=block_n, NUM_SPLITS=num_splits,
-        # 3 级流水线，最多提前 2 个 tile 取数。
-        # A pipeline of 3 stages loads up to 2 tiles ahead.
-        num_warps=num_warps, num_stages=3, **early(q.device, batch),
+        PAGE_SIZE=page_size, BLOCK_N=block_n, NUM_SPLITS=num_splits, HAS_ORDER=order is not None,
+        num_warps=num_warps, num_stages=num_stages, **early(q.device, batch),
     )
-    # 程序之间不能互相等待，所以合并是另一次启动；同一条流上的启动按次序执行，合并时各段一定已经写完。
-    # Programs cannot wait for each other, so merging is a launch of its own; launches on one stream run in order, and
-    # all splits are written when it starts.
-    if num_splits > 1:
-        merge_kernel[(batch * num_heads,)](
-            partial, lse, out, HEAD_DIM=head_dim, NUM_SPLITS=num_splits, num_warps=4, **early(q.device, batch)
-        )
     return out

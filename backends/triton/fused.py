@@ -25,7 +25,6 @@ def add_rms_norm_kernel(
 
     One program: one row.
     """
-    await_inputs(EARLY)
     # 一整行交给一个程序：求均方要用到整行，放在同一个程序里，中间结果就一直留在寄存器里。
     # A whole row goes to one program: the mean square needs all of it, and within one program what lies between stays
     # in registers.
@@ -35,6 +34,8 @@ def add_rms_norm_kernel(
     # 例：`SIZE` = 3072 时 `BLOCK` = 4096，多出的 1024 个位置读成 0，平方和不受影响。
     # Example: `SIZE` = 3072 has `BLOCK` = 4096, and the 1024 positions beyond read as 0, which adds nothing to the
     # squares.
+    weight = tl.load(weight_ptr + i, mask=inside, other=0.0)
+    await_inputs(EARLY)
     x = tl.load(x_ptr + row + i, mask=inside, other=0.0)
     if HAS_RESIDUAL:
         # 先按原精度相加再存回，和不融合时逐位相同。
@@ -48,7 +49,6 @@ def add_rms_norm_kernel(
     # `tl.sum` adds across threads, and the compiler arranges their exchange; `tl.rsqrt(x)` is 1 over the square root of
     # x.
     scale = tl.rsqrt(tl.sum(x32 * x32, 0) / SIZE + eps)
-    weight = tl.load(weight_ptr + i, mask=inside, other=0.0)
     nearly_done(EARLY)
     tl.store(normed_ptr + row + i, (x32 * scale).to(x.dtype) * weight, mask=inside)
 
@@ -82,6 +82,16 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
 
 
 @triton.jit
+def gate_values(gate, up):
+    """silu(gate) * up：silu 在 float32 里算，转回原精度之后再乘，与不融合时一致。
+
+    silu(gate) * up: silu in float32, cast back, then multiply, as the unfused steps do.
+    """
+    gate32 = gate.to(tl.float32)
+    return (gate32 * tl.sigmoid(gate32)).to(gate.dtype) * up
+
+
+@triton.jit
 def silu_and_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     """一个程序：一行里的 BLOCK 个通道。
 
@@ -98,11 +108,8 @@ def silu_and_mul_kernel(gate_up_ptr, out_ptr, SIZE: tl.constexpr, BLOCK: tl.cons
     # A row has 2 * SIZE numbers: first SIZE of gate, then SIZE of up, so the address of up has one more SIZE.
     gate = tl.load(gate_up_ptr + row * 2 * SIZE + i, mask=inside, other=0.0)
     up = tl.load(gate_up_ptr + row * 2 * SIZE + SIZE + i, mask=inside, other=0.0)
-    gate32 = gate.to(tl.float32)
     nearly_done(EARLY)
-    # silu 在 float32 里算，转回原精度之后再乘，与不融合时一致。
-    # silu in float32, cast back, then multiply, as the unfused steps do.
-    tl.store(out_ptr + row * SIZE + i, (gate32 * tl.sigmoid(gate32)).to(gate.dtype) * up, mask=inside)
+    tl.store(out_ptr + row * SIZE + i, gate_values(gate, up), mask=inside)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:

@@ -3,15 +3,15 @@
 等价的 PyTorch：`F.linear(x, weight, bias)`，其中 x 是 [1, in_features]。
 
 单个请求解码时，一步的时间几乎全花在这里。通用的矩阵乘法是为“多行”准备的，只有 1 行时吃不满带宽；
-这里每个程序负责几行权重，沿着输入维一小块一小块地读，乘加都在寄存器里。
+这里每个程序负责几行权重，多半一次读完整行，乘加都在寄存器里。
 
 Matrix times vector: a linear layer whose input has 1 row; its limit is the time to read the weight once.
 
 The plain PyTorch: `F.linear(x, weight, bias)` with x of [1, in_features].
 
 With a single request decoding, almost all of a step is spent here. General matrix products are made for many rows and
-leave bandwidth unused at 1; here each program takes a few rows of the weight and reads along the inputs tile by tile,
-with all sums in registers.
+leave bandwidth unused at 1; here each program takes a few rows of the weight, mostly reads them whole at once, and has
+all sums in registers.
 """
 
 import torch
@@ -19,13 +19,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.triton.fused import gate_values
 from backends.triton.launch import await_inputs, early
 
 
 @triton.jit
 def gemv_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, num_rows,
-    SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, GATED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：`BLOCK_N` 个输出。
 
@@ -39,42 +41,55 @@ def gemv_kernel(
     # Where the outputs are no multiple of `BLOCK_N`, the last program runs past the end; the mask hides those rows,
     # which read as 0 and are not written back.
     inside = n < num_rows
+    # 门控时，gate 的行与对应的 up 的行交替着读，一个程序两样齐全。例：共 6 行，次序是 0、3、1、4、2、5。
+    # With a gate, rows of gate take turns with their rows of up, so that a program has both. Example: 6 rows are read
+    # in the order 0, 3, 1, 4, 2, 5.
+    row = n // 2 + n % 2 * (num_rows // 2) if GATED else n
     # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
     # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
-    rows = weight_ptr + n.to(tl.int64)[:, None] * SIZE
+    # 行 [BLOCK_N, 1] 加列 [1, BLOCK_K]，广播成一张二维的地址表；相邻的列在显存里也相邻，一次能取一整段。
+    # Rows [BLOCK_N, 1] plus columns [1, BLOCK_K] broadcast to a table of addresses; neighbouring columns are neighbours
+    # in memory, too, and are fetched together.
+    weights = weight_ptr + row.to(tl.int64)[:, None] * SIZE + k[None, :]  # [BLOCK_N, BLOCK_K]
+    # 权重从不改变，不必等前一个核函数：等它的工夫，权重已在路上；x 是它写的，要等。
+    # Weights never change and need not wait for the kernel before: they are on their way meanwhile; x is what it wrote,
+    # and waits.
+    w = tl.load(weights, mask=inside[:, None] & (k < SIZE)[None, :], other=0.0)
     await_inputs(EARLY)
     # 每个线程先攒自己那几列的和，循环结束才跨线程求和：跨线程比乘加贵得多。
     # Each thread sums its own columns first, and threads are added up once at the end: that costs far more.
-    # 累加要用 float32：bf16 只有 8 位有效数字，256 + 1 还是 256，加上几千项之后，小的项全丢了。
-    # Sums want float32: bf16 keeps 8 significant bits, 256 + 1 is still 256, and over thousands of terms the small ones
-    # are lost.
+    # 累加要用 float32：bf16 只有 8 位有效数字，256 + 1 还是 256。
+    # Sums want float32: bf16 keeps 8 significant bits, and 256 + 1 is still 256.
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    # x 会被每个程序重读一遍，但它只有几 KB，读第 2 遍起多半在 GPU 的缓存里；贵的是权重，每个元素只读 1 遍。
-    # Every program reads x again, but it is a few KB and mostly in the GPU's caches from pass 2 on; the weight is what
-    # costs, and each of its elements is read 1 time.
+    # 每个程序都要读 x，但它只有几 KB，多半在 GPU 的缓存里；贵的是权重。
+    # Every program reads x, but it is a few KB and mostly in the GPU's caches; the weight is what costs.
     for start in range(0, SIZE, BLOCK_K):
-        column = start + k
-        real = column < SIZE
-        x = tl.load(x_ptr + column, mask=real, other=0.0).to(tl.float32)
-        # 行 [BLOCK_N, 1] 加列 [1, BLOCK_K]，广播成一张二维的地址表；相邻的列在显存里也相邻，一次能取一整段。
-        # Rows [BLOCK_N, 1] plus columns [1, BLOCK_K] broadcast to a table of addresses; neighbouring columns are
-        # neighbours in memory, too, and are fetched together.
-        w = tl.load(rows + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
+        x = tl.load(x_ptr + start + k, mask=start + k < SIZE, other=0.0).to(tl.float32)
         # 1 行输入用不上张量核心（它要成块的行），逐个乘加就够：时间花在等数据上，不在算。
         # 1 row of input has no use for tensor cores, which want blocks of rows; plain products do, as the time goes
         # into waiting for data and not into arithmetic.
         acc += w.to(tl.float32) * x[None, :]
+        # 下一轮的权重；多半一轮就是一整行，这时掩码全为假，什么也不读。
+        # The weights of the next round; mostly a round is a whole row, and the mask, false all over, reads nothing.
+        real = start + BLOCK_K + k < SIZE
+        w = tl.load(weights + start + BLOCK_K, mask=inside[:, None] & real[None, :], other=0.0)
     out = tl.sum(acc, 1)
     # `HAS_BIAS` 在编译时就已知：没有偏置的那份核函数里，根本没有下面这一行。
     # `HAS_BIAS` is known at compile time: the kernel without a bias does not contain the next line at all.
     if HAS_BIAS:
-        out += tl.load(bias_ptr + n, mask=inside, other=0.0).to(tl.float32)
+        out += tl.load(bias_ptr + row, mask=inside, other=0.0).to(tl.float32)
     # `out_ptr.dtype.element_ty` 是输出张量的 dtype：全部加完，才从 float32 舍入一次。
     # `out_ptr.dtype.element_ty` is the output's dtype: float32 is rounded once, after all has been added.
-    tl.store(out_ptr + n, out.to(out_ptr.dtype.element_ty), mask=inside)
+    out = out.to(out_ptr.dtype.element_ty)
+    if GATED:
+        gate, up = tl.split(tl.reshape(out, [BLOCK_N // 2, 2]))
+        n = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        tl.store(out_ptr + n, gate_values(gate, up), mask=n < num_rows // 2)
+    else:
+        tl.store(out_ptr + n, out, mask=inside)
 
 
-def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) -> Tensor:
     """启动上面的核函数。
 
     Launch the kernel above.
@@ -82,23 +97,39 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         x: [1, in_features]
         weight: [out_features, in_features]，内存连续；contiguous
+        gated: 前一半输出是 gate，后一半是 up，只要 silu(gate) * up；
+            outputs are gate, then up, and silu(gate) * up is wanted
 
     Returns:
-        [1, out_features]
+        [1, out_features]，`gated` 时减半；half as many if `gated`
     """
     num_rows, size = weight.shape
-    out = torch.empty(1, num_rows, dtype=x.dtype, device=x.device)
-    # H200 上量过：输入维够大时，一个程序 1 行、一次 512 列最快；输入维小，循环太短，改成 2 行、1024 列。
-    # Measured on an H200: with large inputs 1 row a program and 512 columns at a time are fastest; with small ones the
-    # loop is too short, so take 2 rows and 1024 columns.
-    block_n, block_k = (1, 512) if size >= 3072 else (2, 1024)
+    out = torch.empty(1, num_rows // 2 if gated else num_rows, dtype=x.dtype, device=x.device)
+    block_n, block_k = choose_tile(size)
+    block_n = max(2, block_n) if gated else block_n
     # `triton.cdiv` 是向上取整的除法：7 个输出、每个程序 2 个，要 4 个程序。
     # `triton.cdiv` divides and rounds up: 7 outputs at 2 a program take 4 programs.
     # 没有偏置时传 x 占位：指针总得给一个，而核函数不会去读它。
     # Without a bias, x stands in: there must be some pointer, and the kernel never reads it.
     gemv_kernel[(triton.cdiv(num_rows, block_n),)](
         x, weight, x if bias is None else bias, out, num_rows,
-        SIZE=size, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, num_warps=4,
+        SIZE=size, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, GATED=gated, num_warps=4,
         **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
+
+
+def choose_tile(size: int) -> tuple[int, int]:
+    """每个程序几行权重，一次几列。
+
+    一次就读完整行：等前一个核函数时，整行都已在路上。一个线程一次取 16 字节，4 个 warp 是 1024 列 bf16，列数不少于它。
+
+    Rows of the weight a program has, and columns at a time.
+    A whole row at once: all of it is on its way while the kernel before is awaited. A thread fetches 16 bytes at once,
+    which makes 1024 columns of bf16 for 4 warps, so columns are no fewer.
+    """
+    # 例：1024 列用 4 行，2048 列 2 行，3072 列（补到 4096）和 8192 列 1 行；更宽的分几轮读，一个线程只存得下 64 个数。
+    # Example: 1024 columns take 4 rows, 2048 take 2, 3072 (padded to 4096) and 8192 take 1; wider ones are read in
+    # rounds, as a thread has room for 64 numbers.
+    block_k = min(8192, max(1024, triton.next_power_of_2(size)))
+    return max(1, 4096 // block_k), block_k

@@ -1,11 +1,11 @@
-"""行数很少（2 到 16）的线性层：速度的上限仍是读一遍权重的时间，但每个权重要乘好几行，得用张量核心。
+"""行数很少（2 到 64）的线性层：速度的上限仍是读一遍权重的时间，但每个权重要乘好几行，得用张量核心。
 
-等价的 PyTorch：`F.linear(x, weight, bias)`，其中 x 是 [M, in_features]，M 不超过 16。
+等价的 PyTorch：`F.linear(x, weight, bias)`，其中 x 是 [M, in_features]，M 不超过 64。
 
-A linear layer with few rows (2 to 16): its limit is still the time to read the weight once, but each weight multiplies
+A linear layer with few rows (2 to 64): its limit is still the time to read the weight once, but each weight multiplies
 several rows, which takes tensor cores.
 
-The plain PyTorch: `F.linear(x, weight, bias)` with x of [M, in_features] and M at most 16.
+The plain PyTorch: `F.linear(x, weight, bias)` with x of [M, in_features] and M at most 64.
 """
 
 import torch
@@ -13,34 +13,57 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.triton.launch import MAX_SKINNY_ROWS, await_inputs, early, nearly_done
+from backends.triton.fused import gate_values
+from backends.triton.launch import await_inputs, early, nearly_done
+
+
+@triton.jit
+def prefetch(pointers, num_bytes):
+    """让 L2 去取各个指针起的 `num_bytes` 字节，不等它取到；地址和字节数都要是 16 的倍数。
+
+    Have L2 fetch `num_bytes` bytes from each pointer, without waiting; addresses and bytes are multiples of 16.
+    """
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [pointers, num_bytes], dtype=tl.int32,
+        is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
 def skinny_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, partial_ptr, arrived_ptr, num_rows, num_outputs, SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NUM_SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, EARLY: tl.constexpr,
+    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, PREFETCH: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：所有行的 `BLOCK_N` 个输出，输入维的一段。
 
     One program: `BLOCK_N` outputs of all rows, over one split of the inputs.
     """
-    # x 固定补到 `BLOCK_M` = 16 行：张量核心一次就处理 16 行，少于 16 行也是这个价。
-    # x is always padded to `BLOCK_M` = 16 rows: tensor cores handle 16 at a time, and fewer cost the same.
+    # x 补到 `BLOCK_M` 行，16、32 或 64：张量核心一次处理 16 行，少于 16 行也是这个价。
+    # x is padded to `BLOCK_M` rows, 16, 32 or 64: tensor cores handle 16 at a time, and fewer cost the same.
     tile, split = tl.program_id(0), tl.program_id(1)
-    await_inputs(EARLY)
     n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     inside_m, inside_n = m < num_rows, n < num_outputs
     # 越过末尾的输出改读最后一行权重：读了不用，比给每次读取加掩码便宜。
     # Outputs past the end read the last row of the weight instead: cheaper to read and ignore than to mask every load.
-    weight_row = weight_ptr + tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * SIZE  # [BLOCK_N, 1]
-    x_row = x_ptr + m[:, None] * SIZE  # [BLOCK_M, 1]
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # 门控时 gate 与 up 的行交替，见 `gemv.py`。
+    # With a gate, rows of gate and up take turns, see `gemv.py`.
+    row = n // 2 + n % 2 * (num_outputs // 2) if GATED else n
+    weight_row = weight_ptr + tl.minimum(row, num_outputs - 1).to(tl.int64)[:, None] * SIZE  # [BLOCK_N, 1]
     # 输入维分给各段：3072 列、每次 128 列、4 段，就是每段 6 次循环。
     # The inputs are shared among the splits: 3072 columns, 128 at a time and 4 splits make 6 rounds each.
     STEPS: tl.constexpr = (SIZE + BLOCK_K * NUM_SPLITS - 1) // (BLOCK_K * NUM_SPLITS)
+    # 权重从不改变：等前一个核函数时，先让它们进 L2；不占共享内存，也就不妨碍正在跑的。
+    # Weights never change: into L2 with them while the kernel before is awaited; this takes no shared memory, of which
+    # those at work need all.
+    if PREFETCH:
+        width: tl.constexpr = STEPS * BLOCK_K
+        prefetch(weight_row + split * width, width * weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    await_inputs(EARLY)
+    x_row = x_ptr + m[:, None] * SIZE  # [BLOCK_M, 1]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(STEPS):
         k = ((split * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
         if SIZE % (BLOCK_K * NUM_SPLITS) == 0:
@@ -72,40 +95,55 @@ def skinny_kernel(
                 acc += tl.load(partial_ptr + other * BLOCK_M * BLOCK_N + part, cache_modifier=".cg")
     if last:
         if HAS_BIAS:
-            acc += tl.load(bias_ptr + n, mask=inside_n, other=0.0).to(tl.float32)[None, :]
-        target = out_ptr + m[:, None] * num_outputs + n[None, :]
-        tl.store(target, acc.to(out_ptr.dtype.element_ty), mask=inside_m[:, None] & inside_n[None, :])
+            acc += tl.load(bias_ptr + row, mask=inside_n, other=0.0).to(tl.float32)[None, :]
+        out = acc.to(out_ptr.dtype.element_ty)
+        if GATED:
+            gate, up = tl.split(tl.reshape(out, [BLOCK_M, BLOCK_N // 2, 2]))
+            pair = (tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2))[None, :]
+            target = out_ptr + m[:, None] * (num_outputs // 2) + pair
+            tl.store(target, gate_values(gate, up), mask=inside_m[:, None] & (pair < num_outputs // 2))
+        else:
+            target = out_ptr + m[:, None] * num_outputs + n[None, :]
+            tl.store(target, out, mask=inside_m[:, None] & inside_n[None, :])
 
 
-def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tensor) -> Tensor:
+def skinny_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tensor, gated: bool = False
+) -> Tensor:
     """启动上面的核函数。
 
     Launch the kernel above.
 
     Args:
-        x: [M, in_features]，内存连续，M 不超过 16；contiguous, M at most 16
+        x: [M, in_features]，内存连续，M 不超过 64；contiguous, M at most 64
         weight: [out_features, in_features]，内存连续；contiguous
         arrived: [128] int32，值为 0 的计数器，用完又是 0；counters of value 0; they are 0 again afterwards
+        gated: 同 `gemv`；as in `gemv`
 
     Returns:
-        [M, out_features]
+        [M, out_features]，`gated` 时减半；half as many if `gated`
     """
     num_outputs, size = weight.shape
-    out = torch.empty(x.shape[0], num_outputs, dtype=x.dtype, device=x.device)
-    block_n, block_k, num_splits, num_warps, num_stages = choose_tiles(num_outputs, size)
+    out = torch.empty(x.shape[0], num_outputs // 2 if gated else num_outputs, dtype=x.dtype, device=x.device)
+    block_m = max(16, triton.next_power_of_2(x.shape[0]))
+    block_n, block_k, num_splits, num_warps, num_stages = choose_tiles(num_outputs, size, block_m)
     tiles = triton.cdiv(num_outputs, block_n)
     partial = out
     if num_splits > 1:
-        partial = torch.empty(tiles * num_splits * MAX_SKINNY_ROWS * block_n, dtype=torch.float32, device=x.device)
+        partial = torch.empty(tiles * num_splits * block_m * block_n, dtype=torch.float32, device=x.device)
+    # 提前启动的 GPU（计算能力 9.0 起）才有这条预取指令。
+    # The GPUs that launch early (compute capability 9.0 and up) are those with this prefetch instruction.
+    options = early(x.device, x.shape[0])
+    prefetch = "launch_pdl" in options and size % (block_k * num_splits) == 0
     skinny_kernel[(tiles, num_splits)](
         x, weight, x if bias is None else bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size,
-        BLOCK_M=MAX_SKINNY_ROWS, BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, HAS_BIAS=bias is not None,
-        num_warps=num_warps, num_stages=num_stages, **early(x.device, x.shape[0]),
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, HAS_BIAS=bias is not None,
+        GATED=gated, PREFETCH=prefetch, num_warps=num_warps, num_stages=num_stages, **options,
     )  # fmt: skip
     return out
 
 
-def choose_tiles(num_outputs: int, size: int) -> tuple[int, int, int, int, int]:
+def choose_tiles(num_outputs: int, size: int, block_m: int = 16) -> tuple[int, int, int, int, int]:
     """每个程序管几个输出、一次几列、输入切几段、几个 warp、几级流水线。
 
     How many outputs a program has, columns at a time, splits of the inputs, warps, and pipeline stages.
@@ -113,11 +151,11 @@ def choose_tiles(num_outputs: int, size: int) -> tuple[int, int, int, int, int]:
     # 输出很多时（gate_up、输出头），程序已经够多，tile 大些，x 就少读几遍。
     # With many outputs (gate_up, the output head) there are programs enough; larger tiles read x less often.
     if num_outputs >= 16384:
-        return 64, 128, 1, 4, 4
+        return (64, 128, 1, 4, 4) if block_m == 16 else (64, 64, 1, 4, 5)
     # 输出少时，把输入也切开，凑到 128 个程序以上，132 个流式多处理器才都有事做。
     # With few outputs the inputs are cut, too, for 128 programs or more, or the 132 multiprocessors are not all busy.
     #     3072 outputs: 96 tiles, 2 splits, 192 programs     1024 outputs: 32 tiles, 4 splits, 128 programs
     # H200 上量过，8 行：3072 × 8192 的权重用 16.0 微秒，不切是 18.4；1024 × 3072 用 4.7，不切是 7.7。
     # Measured on an H200, 8 rows: a weight of 3072 × 8192 takes 16.0 µs, 18.4 uncut; 1024 × 3072 takes 4.7, uncut 7.7.
-    splits = triton.cdiv(128, triton.cdiv(num_outputs, 32))
-    return 32, 128, min(splits, triton.cdiv(size, 128)), 2, 5
+    splits = min(triton.cdiv(128, triton.cdiv(num_outputs, 32)), triton.cdiv(size, 128))
+    return (32, 128, splits, 2, 5) if block_m == 16 else (32, 128, splits, 4, 4)
