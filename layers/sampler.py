@@ -235,12 +235,14 @@ def sample(logits: Tensor, inputs: SamplingInputs | None) -> Tensor:
         #     ahead          [0.00, 0.50, 0.80, 0.95]     top_p = 0.7 -> ranks 0, 1
         probabilities = scores.softmax(dim=-1)  # [S, vocab_size]
         # 常见的错误是拿累加和（0.50、0.80）去与 p 比：p = 0.7 时会丢掉越过 p 的那个 token，p = 0.4 时一个不剩。
-        # A common bug compares the running sum (0.50, 0.80) with p:
-        # p = 0.7 loses the token that crosses p, p = 0.4 loses all.
+        # A common bug compares the running sum (0.50, 0.80): p = 0.7 loses the token that crosses it, p = 0.4 all.
         ahead = probabilities.cumsum(dim=-1) - probabilities  # [S, vocab_size]
         # 名次 0 永远保留：它前面的概率和是 0，而 p 大于 0；p = 1 要显式放行，累加的舍入误差可能略超过 1。
         # Rank 0 always stays, nothing is ahead of it; p = 1 passes all, as rounding may push the sum past 1.
-        scores = scores.masked_fill((ahead >= inputs.top_ps) & (inputs.top_ps < 1.0), float("-inf"))
+        # p 略微降低，“正好等于 p”才不由舍入误差决定：10 个等概率的 token，p = 0.3 总是留 3 个。
+        # p is lowered a little, or rounding would decide what is just p: 10 equal tokens, p = 0.3, and 3 always stay.
+        border = inputs.top_ps * (1 - 1e-5)  # [S, 1]
+        scores = scores.masked_fill((ahead >= border) & (inputs.top_ps < 1.0), float("-inf"))
         # 分数已按名次排好，噪声也要换到同样的次序；选出名次后，再经 `order` 换回 token id。
         # Scores are in rank order, so noise must be put in the same order;
         # the chosen rank then becomes a token id by `order`.

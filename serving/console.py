@@ -119,17 +119,19 @@ def generation_progress(engine: LLMEngine, sequences: list[Sequence], enabled: b
 
 @contextmanager
 def loading_progress() -> Iterator[Callable[[int, int], None]]:
-    """加载权重时的进度条，给出加载器的 `on_progress` 回调；不是终端就不显示。
+    """启动时的进度条：加载权重，在 GPU 上还要编译核函数、录图；给出 `on_progress` 回调；不是终端就不显示。
 
-    A bar while weights load, as the loader's `on_progress` callback; nothing where the output is no terminal.
+    A bar while the engine starts: weights load and, on a GPU, kernels are compiled and graphs recorded. It is the
+    `on_progress` callback; nothing where the output is no terminal.
     """
     console = Console(file=sys.stderr)
     with Progress(
-        TextColumn("loading 加载权重"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console, transient=True,
+        TextColumn("starting 启动中"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console, transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        # 权重按张量计数而不是按字节：读到哪个张量都知道，字节数却要先把文件头全扫一遍。
-        # Counted in tensors, not bytes: the loader meets them one by one, bytes would need all file headers first.
+        # 权重按张量计数而不是按字节：读到哪个张量都知道，字节数却要先把文件头全扫一遍；之后是图，按张数。
+        # Weights are counted in tensors, not bytes: the loader meets them one by one, bytes would need all file headers
+        # first; then come the graphs, counted one by one.
         # 总数此刻还不知道，要等加载器第一次回调；None 让进度条先来回滚动。
         # The total is unknown until the loader first calls back; None lets the bar pulse until then.
         task = progress.add_task("", total=None)

@@ -52,7 +52,7 @@ ROOMS: Final = (
         ),
     ),
     Room("serving", 900, ("serving/*.py",)),
-    Room("engine/gpu", 260, ("engine/gpu/*.py",)),
+    Room("engine/gpu", 320, ("engine/gpu/*.py",)),
     Room("fast kernels", 1600, (*_in("backends", "sdpa cpu_kernels flash"), "backends/triton/*.py")),
     Room("mini_llama.py", 200, ("mini_llama.py",)),
     # 可选的功能各有各的文件，现在还没有的也先留好位置。

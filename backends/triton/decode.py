@@ -51,7 +51,7 @@ def merge_splits(partial_ptr, lse_ptr, out_ptr, row, parts, HEAD_DIM: tl.constex
 # 张量进了核函数只剩指针，大写的 `tl.constexpr` 参数在编译时就已知；GPU 的基本概念见 `store.py` 的注释。
 # Inside a kernel a tensor is a mere pointer, and the `tl.constexpr` arguments in capitals are known at compile time;
 # for the basics of a GPU see the comments in `store.py`.
-@triton.jit
+@triton.jit(do_not_specialize=["cache_seqlens_ptr", "block_table_ptr", "table_stride"])
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, order_ptr, cache_seqlens_ptr, block_table_ptr,
     scale_log2, table_stride,

@@ -134,7 +134,9 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+# `position_ptr` 是一个大张量的切片，对不对齐随 token 数而变；不为它分别编译。
+# `position_ptr` is a slice of a larger tensor, aligned or not by the number of tokens: no variant for each.
+@triton.jit(do_not_specialize=["position_ptr"])
 def rotary_kernel(position_ptr, inv_freq_ptr, cos_ptr, sin_ptr, HALF: tl.constexpr, EARLY: tl.constexpr):
     """一个程序：一个 token 的角度。
 
@@ -169,7 +171,7 @@ def rotary(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
     return cos, sin
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slot_mapping_ptr"])
 def qk_norm_rope_store_kernel(
     qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slot_mapping_ptr, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,

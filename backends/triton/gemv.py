@@ -122,14 +122,10 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) ->
 def choose_tile(size: int) -> tuple[int, int]:
     """每个程序几行权重，一次几列。
 
-    一次就读完整行：等前一个核函数时，整行都已在路上。一个线程一次取 16 字节，4 个 warp 是 1024 列 bf16，列数不少于它。
-
     Rows of the weight a program has, and columns at a time.
-    A whole row at once: all of it is on its way while the kernel before is awaited. A thread fetches 16 bytes at once,
-    which makes 1024 columns of bf16 for 4 warps, so columns are no fewer.
     """
-    # 例：1024 列用 4 行，2048 列 2 行，3072 列（补到 4096）和 8192 列 1 行；更宽的分几轮读，一个线程只存得下 64 个数。
-    # Example: 1024 columns take 4 rows, 2048 take 2, 3072 (padded to 4096) and 8192 take 1; wider ones are read in
-    # rounds, as a thread has room for 64 numbers.
-    block_k = min(8192, max(1024, triton.next_power_of_2(size)))
-    return max(1, 4096 // block_k), block_k
+    # 窄的一次读完整行，宽的一次 2048 列：等前一个核函数时，第一批权重都已在路上。
+    # Narrow ones take a whole row at once, wide ones 2048 columns: the first of the weights are on their way while the
+    # kernel before is awaited.
+    block_k = min(2048, max(1024, triton.next_power_of_2(size)))
+    return (2 if size > 2048 else 8192 // block_k), block_k

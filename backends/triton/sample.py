@@ -169,7 +169,9 @@ def has_filter(line):
     return some & (number(line, TEMPERATURE) > 0.0)
 
 
-@triton.jit(do_not_specialize=["stride"])
+# 每一步都可能不同的，不为它们分别编译：第一次遇到时要等编译器。
+# No variants for what may differ in every step: whoever meets one first would wait for the compiler.
+@triton.jit(do_not_specialize=["columns_ptr", "stride"])
 def score_kernel(
     logits_ptr, columns_ptr, counts_ptr, masks_ptr, best_ptr, token_ptr, tops_ptr, stride, plane, VOCAB: tl.constexpr,
     BLOCK: tl.constexpr, FAST: tl.constexpr, EARLY: tl.constexpr,
@@ -401,6 +403,9 @@ def draw_filtered(
     The token drawn with the filters; `token` is the one drawn without.
     """
     k, top_p = integer(line, TOP_K), number(line, TOP_P)
+    # 门槛略微降低，与 `layers/sampler.py` 一样。
+    # The border is lowered a little, as in `layers/sampler.py`.
+    border = top_p * (1 - 1e-5)
     k = tl.where((k <= 0) | (k > VOCAB), VOCAB, k)
     i = tl.arange(0, WIDTH)
     tops = tl.load(top_ptr + i, mask=i < SEGMENTS, other=float("-inf"))
@@ -418,7 +423,7 @@ def draw_filtered(
     if (k == VOCAB) & (score >= floor):
         if top_p < 1.0:
             whole, ahead = masses(floor, highest, score, token, line, VOCAB, CHUNK * SEGMENT)
-        refused = ahead >= top_p * whole
+        refused = ahead >= border * whole
         floor = tl.where(refused, score, floor)
     if refused:
         count, floor = list_segments(tops, highest, floor, k, list_ptr, SEGMENTS, WIDTH)
@@ -439,7 +444,7 @@ def draw_filtered(
                 # 前面的概率已经够了 top_p，就不留它，门槛移到它的前面：剩下的越来越少，总会停下，第一名前面什么也没有。
                 # With top_p's worth of probability ahead it is not kept, and the threshold moves ahead of it: fewer
                 # are left each time, and it ends, as nothing is ahead of the first.
-                refused = mass(key + 1, highest, count, list_ptr, line, VOCAB, CHUNK) >= top_p * whole
+                refused = mass(key + 1, highest, count, list_ptr, line, VOCAB, CHUNK) >= border * whole
                 cut = tl.where(refused, key + 1, cut)
     return token_of(key).to(tl.int32)
 
@@ -486,7 +491,7 @@ def report(
         tl.store(report_ptr + 3 + 2 * place, token_of(last).to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["stride"])
+@triton.jit(do_not_specialize=["columns_ptr", "out_ptr", "stride"])
 def choose_kernel(
     logits_ptr, columns_ptr, counts_ptr, masks_ptr, best_ptr, token_ptr, tops_ptr, list_ptr, out_ptr, report_ptr,
     stride, plane, report_size, VOCAB: tl.constexpr, TILES: tl.constexpr, TILE_WIDTH: tl.constexpr,

@@ -18,23 +18,10 @@ from backends.triton.launch import await_inputs, early, nearly_done
 
 
 @triton.jit
-def prefetch(pointers, num_bytes):
-    """让 L2 去取各个指针起的 `num_bytes` 字节，不等它取到；地址和字节数都要是 16 的倍数。
-
-    Have L2 fetch `num_bytes` bytes from each pointer, without waiting; addresses and bytes are multiples of 16.
-    """
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [pointers, num_bytes], dtype=tl.int32,
-        is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def skinny_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, partial_ptr, arrived_ptr, num_rows, num_outputs, SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NUM_SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, PREFETCH: tl.constexpr,
-    EARLY: tl.constexpr,
+    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：所有行的 `BLOCK_N` 个输出，输入维的一段。
 
@@ -55,12 +42,6 @@ def skinny_kernel(
     # 输入维分给各段：3072 列、每次 128 列、4 段，就是每段 6 次循环。
     # The inputs are shared among the splits: 3072 columns, 128 at a time and 4 splits make 6 rounds each.
     STEPS: tl.constexpr = (SIZE + BLOCK_K * NUM_SPLITS - 1) // (BLOCK_K * NUM_SPLITS)
-    # 权重从不改变：等前一个核函数时，先让它们进 L2；不占共享内存，也就不妨碍正在跑的。
-    # Weights never change: into L2 with them while the kernel before is awaited; this takes no shared memory, of which
-    # those at work need all.
-    if PREFETCH:
-        width: tl.constexpr = STEPS * BLOCK_K
-        prefetch(weight_row + split * width, width * weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
     await_inputs(EARLY)
     x_row = x_ptr + m[:, None] * SIZE  # [BLOCK_M, 1]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -131,14 +112,10 @@ def skinny_linear(
     partial = out
     if num_splits > 1:
         partial = torch.empty(tiles * num_splits * block_m * block_n, dtype=torch.float32, device=x.device)
-    # 提前启动的 GPU（计算能力 9.0 起）才有这条预取指令。
-    # The GPUs that launch early (compute capability 9.0 and up) are those with this prefetch instruction.
-    options = early(x.device, x.shape[0])
-    prefetch = "launch_pdl" in options and size % (block_k * num_splits) == 0
     skinny_kernel[(tiles, num_splits)](
         x, weight, x if bias is None else bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, HAS_BIAS=bias is not None,
-        GATED=gated, PREFETCH=prefetch, num_warps=num_warps, num_stages=num_stages, **options,
+        GATED=gated, num_warps=num_warps, num_stages=num_stages, **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
 

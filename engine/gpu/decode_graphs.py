@@ -13,6 +13,7 @@ in fixed buffers whose contents change, and there is a graph for each of several
 next. Padded rows: slot -1 (stores nothing), length 0 (attention gives 0), and a table of valid block ids.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +80,10 @@ class DecodeGraphs:
             the tokens of the latest step; the next step reads its input ids from here
     """
 
-    def __init__(self, runner: ModelRunner, pool: KVPool, sampler: KernelSampler) -> None:
+    def __init__(
+        self, runner: ModelRunner, pool: KVPool, sampler: KernelSampler,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.runner, self.sampler, self.block_size = runner, sampler, pool.block_size
         max_num_seqs = len(sampler.masks)
         self.sizes = graph_sizes(max_num_seqs)
@@ -105,7 +109,7 @@ class DecodeGraphs:
         self.free_lanes = list(range(max_num_seqs))
         self.reports: dict[int, Tensor] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._capture()
+        self._capture(on_progress or (lambda done, total: None))
 
     def _forward(self, size: int) -> Tensor:
         """图里的内容：取输入、前向、采样，把 token 留给下一步。
@@ -134,7 +138,7 @@ class DecodeGraphs:
         return it.kernels.sample(logits, columns, it.counts, it.masks, MAX_LOGPROBS, self.sampled[:size])[1]
 
     @torch.inference_mode()
-    def _capture(self) -> None:
+    def _capture(self, on_progress: Callable[[int, int], None]) -> None:
         """从大到小录：小图复用大图的内存池。录之前先真跑一遍，因为录制期间不能触发编译。
 
         Record from large to small, so that small graphs reuse the pool of large ones. Each runs once before recording,
@@ -153,6 +157,7 @@ class DecodeGraphs:
                     self.reports[size] = self._forward(size)
                 self.graphs[size] = graph
                 pool = pool or graph.pool()
+                on_progress(len(self.graphs), len(self.sizes))
 
     def _lane(self, seq: Sequence, cells: list[int], blocks: list[int]) -> int:
         """序列在设备块表里的那一条；还没送过的表项，把位置记进 `cells`，块编号记进 `blocks`。

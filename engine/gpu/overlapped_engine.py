@@ -29,6 +29,7 @@ from engine.batch import build_batch, sampling_rows
 from engine.config import EngineConfig, EngineSetup
 from engine.gpu.decode_graphs import DecodeGraphs
 from engine.gpu.kernel_sampler import KernelSampler
+from engine.gpu.warm_up import warm_up
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
 from engine.sampler import Sampler, wanted_reports
@@ -93,12 +94,15 @@ class OverlappedEngine(LLMEngine):
         runner = self.model_runner
         if records_graphs(runner.device, runner.backend.supports_cuda_graphs, runner.kernels):
             assert isinstance(self.sampler, KernelSampler)
-            self.graphs = DecodeGraphs(runner, self.pool, self.sampler)
+            self.graphs = DecodeGraphs(runner, self.pool, self.sampler, on_progress)
         elif runner.device.type == "cuda":
             logger.warning(
                 "backend '%s' cannot be recorded in CUDA graphs, its kernels are launched one by one "
                 "/ 这个后端录不了 CUDA graph，核函数逐个启动", runner.backend.name,
             )  # fmt: skip
+
+        if runner.device.type == "cuda":
+            warm_up(self, self.graphs, self._forward_and_sample)
 
     def create_sampler(self, setup: EngineSetup) -> Sampler:
         """有采样的核函数就用它，图内图外都是它：一行选中什么，不随这一步能不能用图而变。

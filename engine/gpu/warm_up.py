@@ -1,0 +1,60 @@
+"""启动时先跑几步假的：要编译、要加载的都在这里完成，第一个请求不必替大家等编译器。
+
+解码步录图时已经跑过；这里补上逐个启动核函数的几种：长提示词、许多提示词一起、长提示词的一小截尾巴、和解码混在一步里。
+
+Run a few pretended steps at start: what has to be compiled or loaded is done here, and the first request does not wait
+for the compiler on behalf of all.
+Decode steps have run when their graphs were recorded; here are those whose kernels are launched one by one: a long
+prompt, several at once, the short rest of a long one, and prompts beside decodes.
+"""
+
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+
+from engine.block_manager import num_blocks_needed
+from engine.gpu.decode_graphs import DecodeGraphs
+from engine.llm_engine import LLMEngine
+from engine.sampling_params import SamplingParams
+from engine.scheduler import ScheduledSequence
+from engine.sequence import Sequence
+
+# 一步里各序列已算的和新的 token 数；只有 1 个新 token 的在前，与调度器的约定一样。
+# The tokens computed before and new of each sequence in a step; rows with 1 new token come first, as the scheduler
+# promises.
+_STEPS = (
+    [(0, 300)], [(0, 600)], [(0, 1000)] * 2, [(0, 2048)], [(0, 2048)] * 4, [(0, 8192)], [(0, 500)] * 16,
+    [(99, 1)] * 5 + [(0, 300)], [(99, 1)] * 100 + [(0, 2048)] * 2, [(8000, 14)], [(2048, 64)] * 64,
+)  # fmt: skip
+
+
+def warm_up(
+    engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[ScheduledSequence]], object]
+) -> None:
+    """跑 `_STEPS` 里这个引擎会遇到的；块池此刻是空的，写进去的没有人会读。
+
+    Run those of `_STEPS` that this engine can meet; the pool is empty, and nobody will read what they write.
+
+    Args:
+        run: 前向并采样，不记账；forward and sample, with nothing recorded
+    """
+    pool, size = engine.pool, engine.pool.block_size
+    everything = SamplingParams(top_k=2, top_p=0.5, min_p=0.5, presence_penalty=1.0, logprobs=1, min_tokens=1, seed=0)
+    for step in _STEPS:
+        blocks = [num_blocks_needed(sum(lengths), size) for lengths in step]
+        too_many = len(step) > engine.scheduler.max_num_seqs or sum(blocks) > pool.num_blocks
+        too_many |= sum(new for _, new in step) > engine.scheduler.max_num_batched_tokens
+        if too_many or max(map(sum, step)) > pool.max_model_len:
+            continue
+        schedule = []
+        for (computed, new), last, count in zip(step, accumulate(blocks), blocks):
+            seq = Sequence("", [0] * (computed + new), computed + new, everything, num_computed_tokens=computed)
+            seq.block_table = list(range(last - count, last))
+            schedule.append(ScheduledSequence(seq, new, 1))
+        run(schedule)
+        for row in schedule:
+            engine.sampler.release(row.seq)
+            if graphs is not None:
+                graphs.release(row.seq)
+    torch.cuda.synchronize()
