@@ -257,8 +257,8 @@ def suits_hopper(q: Tensor, page_size: int, num_seqs: int, softmax_scale: float,
     Args:
         page_size: 块大小，打包时为 0；the block size, 0 if packed
     """
-    # H100 上量过（32 个头、8 个 KV 头，TFLOP/s）：4 条 2048 是 414，另一个核函数 350；64 条 100 到 1024 的是 214 和 247，
-    # 反过来了：这个核函数不能提前退出，短序列末尾多出来的程序也要走完。
+    # H100 上量过（32 个头、8 个 KV 头，TFLOP/s）：4 条 2048 是 414，另一个核函数 350；64 条 100 到 1024 的反过来，
+    # 214 和 247：这个核函数不能提前退出，短序列末尾多出来的程序也要走完。
     # Measured on an H100 (32 heads, 8 KV heads, TFLOP/s): 4 of 2048 make 414, the other kernel 350; with 64 of 100 to
     # 1024 it is the reverse, 214 and 247: this kernel cannot leave early, and programs past a short one's end go on.
     long = q.shape[0] > HOPPER_QUERIES * num_seqs
