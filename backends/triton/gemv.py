@@ -124,8 +124,13 @@ def choose_tile(size: int) -> tuple[int, int]:
 
     Rows of the weight a program has, and columns at a time.
     """
-    # 窄的一次读完整行，宽的一次 2048 列：等前一个核函数时，第一批权重都已在路上。
-    # Narrow ones take a whole row at once, wide ones 2048 columns: the first of the weights are on their way while the
+    # 窄的一次读完整行，宽的一次 1024 列：等前一个核函数时，第一批权重都已在路上。
+    # Narrow ones take a whole row at once, wide ones 1024 columns: the first of the weights are on their way while the
     # kernel before is awaited.
-    block_k = min(2048, max(1024, triton.next_power_of_2(size)))
-    return (2 if size > 2048 else 8192 // block_k), block_k
+    # H200 上量过，一步的毫秒数：Llama-3.2-3B（3072 和 8192 列）1.90，一次 2048 列是 1.97，整行是 1.98。
+    # Measured on an H200, milliseconds a step: Llama-3.2-3B (3072 and 8192 columns) takes 1.90, with 2048 columns at a
+    # time 1.97, with whole rows 1.98.
+    if size > 2048:
+        return 2, 1024
+    block_k = max(1024, triton.next_power_of_2(size))
+    return 8192 // block_k, block_k
