@@ -245,8 +245,8 @@ def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> in
     num_rows = min(setup.config.max_num_seqs, batch.input_ids.shape[0])
     batch.logits_indices = torch.arange(num_rows, device=setup.device)
     logits = runner.execute(batch)  # [num_rows, vocab_size]
-    # 采样也算在峰值里：排序、噪声和惩罚都是 [S, vocab_size] 的临时张量，256 行时每个就有几百 MB。
-    # Sampling belongs to the peak: sort, noise and penalties are [S, vocab_size], hundreds of MB each at 256 rows.
+    # 采样也算在峰值里：不用核函数时，排序、噪声都是 [S, vocab_size] 的临时张量，256 行时每个就有几百 MB。
+    # Sampling belongs to the peak: without kernels sort and noise are [S, vocab_size], hundreds of MB each at 256 rows.
     sampling = [schedule[0].seq.sibling(index) for index in range(num_rows)]
     sampler.draw([(seq, 0) for seq in sampling], logits)
     # 核函数是异步执行的：在这里等它们跑完，出错就在这里报，而不是在后面某个无关的调用里。

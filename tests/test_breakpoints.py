@@ -231,7 +231,7 @@ WALKS = [
         Stop("layers/sampler.py::sample", {
             1: ["order[0, `(scores + noise.gather(-1, order))`.argmax()] == sampled",
                 "`(scores + noise)`.shape == logits.shape"],
-        }, "sampled = torch.where(sound"),
+        }, "return torch.where(sound, torch.where("),
     ], ["sample", "top_p"]),
     Walk("scheduler", "all", [
         Stop("engine/scheduler.py::Scheduler.schedule", {

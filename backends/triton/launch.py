@@ -1,6 +1,6 @@
 """提前启动（programmatic dependent launch）：前一个核函数快要结束时，下一个就先启动、等着。
 
-平时，同一条流上的核函数一个完全结束，下一个才启动，中间空出 1 微秒左右。解码一步有近三百个核函数，1 个请求时，
+平时，同一条流上的核函数一个完全结束，下一个才启动，中间空出 1 微秒左右。解码一步有两百多个核函数，1 个请求时，
 这些空当占一成多。提前启动的核函数先在流式多处理器（SM）上就位，等前面的全部结束，再去碰它们写出的数据。
 
     平时      |==== norm ====|  |==== matmul ====|  |==== rope ====|
@@ -9,7 +9,7 @@
 Early launch (programmatic dependent launch): when a kernel is about to end, the next comes on and stands by.
 
 Normally a kernel starts when the one before it on the stream has ended altogether, which leaves some 1 microsecond
-idle. A decode step has nearly three hundred kernels, and with 1 request these gaps are over a tenth of it. A kernel
+idle. A decode step has over two hundred kernels, and with 1 request these gaps are over a tenth of it. A kernel
 launched early takes its place on the multiprocessors, waits until all before it have ended, and only then touches what
 they wrote.
 Source: "Programmatic Dependent Launch" in the CUDA C++ Programming Guide; needs compute capability 9.0 (Hopper).

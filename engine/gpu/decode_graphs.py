@@ -277,7 +277,7 @@ class DecodeGraphs:
         if cells:
             where, ids = torch.from_numpy(np.array([cells, blocks])).to(self.inputs.device, non_blocking=True)
             self.tables.view(-1)[where] = ids.to(torch.int32)
-        # 排进队列就返回：token 和 logits 此刻还没算出来，读它们的命令排在后面，自然读得到。
-        # Queued, and back at once: tokens and logits are not there yet, but commands that read them stand behind it.
+        # 排进队列就返回：token 和报告此刻还没算出来，读它们的命令排在后面，自然读得到。
+        # Queued, and back at once: tokens and reports are not there yet, but commands that read them stand behind it.
         self.graphs[size].replay()
         return self.sampled[:count], self.reports[size][:count], step
