@@ -12,7 +12,7 @@ added.
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -204,9 +204,11 @@ class Requests:
         self._check_ids("stop token", params.stop_token_ids or ())
         return params
 
-    def _check_ids(self, what: str, ids: Iterable[int]) -> None:
-        bad = next((i for i in ids if not 0 <= i < self.vocab_size), None)
-        if bad is not None:
+    def _check_ids(self, what: str, ids: Collection[int]) -> None:
+        # `min` 和 `max` 比逐个判断快几倍，长提示词才检查得起。
+        # `min` and `max` are several times as fast as a test for each, which long prompts need.
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            bad = next(i for i in ids if not 0 <= i < self.vocab_size)
             raise ValueError(f"{what} id {bad} is not in the vocabulary of {self.vocab_size}")
 
     def open(self, seq: Sequence) -> list[Sequence]:

@@ -66,6 +66,7 @@ class Tokenizer:
         added = self.hf_tokenizer.added_tokens_decoder.items()
         self._special = {i for i, token in added if token.special} | set(self.hf_tokenizer.all_special_ids)
         self._backend = self.hf_tokenizer.backend_tokenizer
+        self._texts: dict[int, str] = {}
         # id 的写法，例如 "▁list"、"<0x0A>"；词表没有这个 id 就是 None。
         # How an id is written, "▁list" or "<0x0A>" say; None if the vocabulary has no such id.
         self._piece: Callable[[int], str | None] = lru_cache(1 << 16)(self._backend.id_to_token)
@@ -133,7 +134,12 @@ class Tokenizer:
         A single token as it reads amid text, special tokens included; one that is only part of a character gives a
         replacement mark.
         """
-        # 前面放一个 "a" 再去掉：放在全文开头，“▁list”的空格就没有了。
-        # An "a" is put in front and taken away again: at the very start, "▁list" would lose its space.
-        piece = self._piece(token_id)
-        return "" if piece is None else self._join(["a", piece])[1:]
+        # 记住答案：要对数概率的 256 行，每步要问一千多次，每次十几微秒就超过 GPU 的一步了。
+        # Answers are kept: 256 rows that ask for log-probabilities ask over a thousand times a step, and at some 10 µs
+        # each that would outlast the GPU's step.
+        if token_id not in self._texts:
+            # 前面放一个 "a" 再去掉：放在全文开头，“▁list”的空格就没有了。
+            # An "a" is put in front and taken away again: at the very start, "▁list" would lose its space.
+            piece = self._piece(token_id)
+            self._texts[token_id] = "" if piece is None else self._join(["a", piece])[1:]
+        return self._texts[token_id]

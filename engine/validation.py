@@ -22,7 +22,10 @@ def is_int(value: object) -> bool:
     """
     # Python 的 bool 是 int 的子类，不排除的话 `max_tokens=True` 就成了“最多输出 1 个”。
     # Python's bool is a subclass of int; without this, `max_tokens=True` would mean at most 1 token.
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    # 绝大多数就是 int，先问这个：`Integral` 是抽象类，问它要 1 微秒，十万个 token 的提示词就是 0.1 秒。
+    # Nearly all are plain int, so that comes first: `Integral` is an abstract class, which takes 1 µs to ask, 0.1 s for
+    # a prompt of a hundred thousand tokens.
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def is_number(value: object) -> bool:
