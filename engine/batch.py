@@ -69,7 +69,11 @@ def on_device(values: list[Any], device: torch.device, dtype: torch.dtype = torc
     """
     # 第一个 `device` 也要写明：进程可以另有默认设备，那样数就直接去了那里。
     # The first `device` is named as well: the process may have another default, and the numbers would go there.
-    return torch.tensor(values, dtype=dtype, device="cpu").to(device, non_blocking=True)
+    # 只有页锁定的内存才能边拷边走：从普通内存拷，要先等 GPU 做完手上的一整步。
+    # Only from pinned memory is a copy really left to itself: from ordinary memory it first waits for the whole step
+    # that the GPU is at.
+    on_host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)
 
 
 def _rectangle(tables: list[list[int]], device: torch.device) -> Tensor:
@@ -87,7 +91,7 @@ def _rectangle(tables: list[list[int]], device: torch.device) -> Tensor:
     rows = [table + [-1] * (width - len(table)) for table in tables]
     # `reshape` 是为空批准备的：没有解码行时 torch 给出的形状是 [0]，后端要的是 [0, 0]。
     # `reshape` is for no rows at all: without decodes torch makes the shape [0], and the backends want [0, 0].
-    return torch.tensor(rows, dtype=torch.int32, device=device).reshape(len(tables), width)
+    return on_device(rows, device, torch.int32).reshape(len(tables), width)
 
 
 @dataclass(slots=True)
@@ -187,7 +191,7 @@ def build_batch(
     # 同一种整数先接成一个张量，再切开：7 次小拷贝变成 2 次，拷到 GPU 时每次都要十几微秒。
     # Integers of a kind become one tensor, cut up afterwards: 2 copies instead of 7, of microseconds each to a GPU.
     def tensors(dtype: torch.dtype, *lists: list[int]) -> tuple[Tensor, ...]:
-        joined = torch.tensor(list(chain(*lists)), dtype=dtype, device=device)
+        joined = on_device(list(chain(*lists)), device, dtype)
         return joined.split_with_sizes([len(values) for values in lists])
 
     # 槽位用 int64：它还要乘每个槽位的元素数，大缓存里会超过 2**31；块表和长度用 int32，与 flash-attn 一致。

@@ -134,9 +134,9 @@ class Tokenizer:
         A single token as it reads amid text, special tokens included; one that is only part of a character gives a
         replacement mark.
         """
-        # 记住答案：要对数概率的 256 行，每步要问一千多次，每次十几微秒就超过 GPU 的一步了。
-        # Answers are kept: 256 rows that ask for log-probabilities ask over a thousand times a step, and at some 10 µs
-        # each that would outlast the GPU's step.
+        # 记住答案：256 行都要对数概率时，一步要问一千多次，每次都重算，就比 GPU 的一步还久。
+        # Answers are kept: where 256 rows ask for log-probabilities, over a thousand questions a step would outlast the
+        # GPU's step if each were worked out again.
         if token_id not in self._texts:
             # 前面放一个 "a" 再去掉：放在全文开头，“▁list”的空格就没有了。
             # An "a" is put in front and taken away again: at the very start, "▁list" would lose its space.

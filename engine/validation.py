@@ -16,15 +16,13 @@ NOT_FINITE = "scores became NaN or infinite: try dtype float32"
 
 
 def is_int(value: object) -> bool:
-    """整数，布尔不算；numpy 的整数也算，表格和数组里取出来的数往往是 `np.int64`。
+    """整数，布尔不算：`max_tokens=True` 不是“最多 1 个”；numpy 的整数也算，表格和数组里取出来的往往是 `np.int64`。
 
-    An integer; a bool does not count, numpy's integers do: numbers out of tables and arrays are often `np.int64`.
+    An integer; a bool does not count: `max_tokens=True` does not mean at most 1. numpy's integers do: numbers out of
+    tables and arrays are often `np.int64`.
     """
-    # Python 的 bool 是 int 的子类，不排除的话 `max_tokens=True` 就成了“最多输出 1 个”。
-    # Python's bool is a subclass of int; without this, `max_tokens=True` would mean at most 1 token.
-    # 绝大多数就是 int，先问这个：`Integral` 是抽象类，问它要 1 微秒，十万个 token 的提示词就是 0.1 秒。
-    # Nearly all are plain int, so that comes first: `Integral` is an abstract class, which takes 1 µs to ask, 0.1 s for
-    # a prompt of a hundred thousand tokens.
+    # bool 是 int 的子类，要排除；先问 `int`，是因为问抽象的 `Integral` 慢得多。
+    # bool is a subclass of int and is kept out; `int` comes first, as the abstract `Integral` takes far longer to ask.
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
