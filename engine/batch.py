@@ -67,11 +67,9 @@ def on_device(values: list[Any], device: torch.device, dtype: torch.dtype = torc
 
     Numbers of the host on the device, without waiting for the copy.
     """
-    # 第一个 `device` 也要写明：进程可以另有默认设备，那样数就直接去了那里。
-    # The first `device` is named as well: the process may have another default, and the numbers would go there.
-    # 只有页锁定的内存才能边拷边走：从普通内存拷，要先等 GPU 做完手上的一整步。
-    # Only from pinned memory is a copy really left to itself: from ordinary memory it first waits for the whole step
-    # that the GPU is at.
+    # `device` 要写明，进程可以另有默认设备；只有页锁定的内存才真的不用等，从普通内存拷，要等 GPU 做完手上那一步。
+    # `device` is named, as the process may have another default; only pinned memory really spares the wait: from
+    # ordinary memory a copy waits for the GPU's present step.
     on_host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
     return on_host.to(device, non_blocking=True)
 
