@@ -25,8 +25,9 @@ from common import add_model_options, environment, make_llm, model_name, random_
 
 from mini_llama import LLM, SamplingParams
 
-# 每种请求：提示词长度，采样参数。次序要紧：每种与前面的只差一样。
-# Each kind: its prompt length and sampling parameters. The order matters: each differs from those before in one thing.
+# 每种请求：提示词长度，采样参数。次序要紧：每种都用到前面还没用过的一样东西。
+# Each kind: its prompt length and sampling parameters. The order matters: each uses something that those
+# before have not.
 KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "8 tokens": (8, {"temperature": 0.0}),
     "300 tokens": (300, {"temperature": 0.0}),

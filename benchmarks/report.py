@@ -124,7 +124,7 @@ def first() -> list[str]:
     for result in load("first"):
         where = f"{card(result)}, {NAMES[result['model']]}"
         starts = [f"{result[cache]['start_s'] * 1e3:,.0f} / –" for cache in ("empty", "warm")]
-        rows.append([where, "process start to first step", *starts])
+        rows.append([where, "process start to ready", *starts])
         for kind in result["warm"]["kinds"]:
             pairs = [result[cache]["kinds"][kind]["first_token_ms"] for cache in ("empty", "warm")]
             rows.append([where, kind, *(f"{pair['first']:,.1f} / {pair['later']:,.1f}" for pair in pairs)])

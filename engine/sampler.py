@@ -137,8 +137,8 @@ class Sampler:
         # Counted at once, before the host reads it: in the overlapped loop the next step's penalties need it sooner.
         if penalized is not None:
             rows, places = penalized
-            # 每个序列一行，所以不会有两次加法落在同一个格子里。
-            # Every sequence has its own row, so no two additions meet in a cell.
+            # 每个序列一行，带惩罚的也不猜测，所以不会有两次加法落在同一个格子里。
+            # Every sequence has its own row and none with penalties has guesses, so no two additions meet in a cell.
             # int16 数到 32767 为止：那么多次之后，惩罚早已压倒任何分数；回绕成负数就成了奖励。
             # int16 counts up to 32767: after so many a penalty outweighs any score; wrapped to negative it would be a
             # reward.
@@ -238,8 +238,9 @@ class Sampler:
             # How often it stands in the prompt matters to nobody, only whether it does, so a 1 is enough; who gave up
             # its row has outputs to be counted again.
             self.counts[0, row].index_fill_(0, on_device(seq.prompt_token_ids, self.counts.device), 1)
-            for token, times in Counter(seq.output_token_ids).items():
-                self.counts[1, row, token] = min(times, torch.iinfo(torch.int16).max)
+            times, device = Counter(seq.output_token_ids), self.counts.device
+            most = [min(count, torch.iinfo(torch.int16).max) for count in times.values()]
+            self.counts[1, row].index_copy_(0, on_device([*times], device), on_device(most, device, torch.int16))
         return self.rows[seq]
 
 

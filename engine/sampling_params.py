@@ -157,14 +157,6 @@ class SamplingParams:
             object.__setattr__(self, "stop_token_ids", tuple(map(int, ids)))
 
     @property
-    def filters(self) -> bool:
-        """用到 top_k、top_p 或 min_p，采样前要先筛掉一部分 token。
-
-        Uses top_k, top_p or min_p, so tokens are filtered before sampling.
-        """
-        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
-
-    @property
     def penalizes(self) -> bool:
         """用到某种惩罚，要为它记下出现过哪些 token。
 

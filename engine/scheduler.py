@@ -248,7 +248,10 @@ class Scheduler:
         # Known tokens come first; if all are scheduled, there are at most as many guesses as tokens may still come,
         # less 1: the last one is drawn in any case and need not be guessed.
         room = min(seq.params.max_tokens - seq.num_output_tokens, self.max_model_len - seq.num_tokens) - 1
-        count = min(budget, room, len(seq.draft_ids)) if end == seq.num_tokens else 0
+        # 有惩罚的不猜：后一行的计数要看前一行选了什么，而它们同在一步里。
+        # None with penalties: a row's counts depend on what the row before chose, and they share a step.
+        free = end == seq.num_tokens and not seq.params.penalizes
+        count = min(budget, room, len(seq.draft_ids)) if free else 0
         while count > 0 and not self.block_manager.can_grow(seq, end + count):
             count -= 1
         seq.draft_ids = seq.draft_ids[: max(count, 0)]

@@ -82,7 +82,7 @@ def random_columns(rows: int, vocab: int, places: int, generator: torch.Generato
         "top_ks": whole(0, 0, 1, 2, 17, 50, 200, vocab - 1, vocab, 2 * vocab),
         "reports": whole(0, 0, 1, 2, 6, 21),
         "temperatures": pick(0.0, 0.1, 0.6, 0.8, 1.0, 2.0),
-        "top_ps": pick(1.0, 1.0, 0.95, 0.5, 0.1, 1e-6),
+        "top_ps": pick(1.0, 1.0, 0.95, 0.5, 0.1, 1e-6, 1e-46),
         "min_ps": pick(0.0, 0.0, 0.05, 0.3, 1.0),
         "repetition": pick(1.0, 1.1, 2.0, 0.7),
         "frequency": pick(0.0, 0.5, -1.0),

@@ -34,8 +34,8 @@ def merge_splits(partial_ptr, lse_ptr, out_ptr, row, parts, HEAD_DIM: tl.constex
     s = tl.arange(0, NUM_SPLITS)
     d = tl.arange(0, HEAD_DIM)
     real = s < parts
-    # 例：两段的 lse 是 3 和 2，权重就是 1 和 0.5：第 1 段占三分之二。
-    # Example: splits with lse 3 and 2 have weights 1 and 0.5, so split 1 counts for two thirds.
+    # 例：两段的 lse 是 3 和 2，权重就是 1 和 0.5：前一段占三分之二。
+    # Example: splits with lse 3 and 2 have weights 1 and 0.5, so the first counts for two thirds.
     # `.cg` 绕过本处理器的 L1：别的处理器写的数在 L2 里。
     # `.cg` passes by this multiprocessor's L1: what others wrote is in L2.
     lse = tl.load(lse_ptr + row * NUM_SPLITS + s, mask=real, other=float("-inf"), cache_modifier=".cg")
@@ -67,8 +67,8 @@ def decode_kernel(
     # 网格有 3 维：KV 头、序列、段。例：8 个 KV 头、1 条序列、32 段，共 256 个程序，132 个流式多处理器都能分到。
     # The grid has 3 dimensions: KV head, sequence, split. Example: 8 KV heads, 1 sequence and 32 splits are 256
     # programs, enough for all 132 multiprocessors.
-    # 程序按这个次序开工，第 1 维变得最快：同一个 token 的各个 KV 头在显存里相邻，也就差不多同时去读。
-    # Programs start in this order, dimension 1 changing fastest: a token's KV heads are neighbours in memory and are
+    # 程序按这个次序开工，第 0 维变得最快：同一个 token 的各个 KV 头在显存里相邻，也就差不多同时去读。
+    # Programs start in this order, dimension 0 changing fastest: a token's KV heads are neighbours in memory and are
     # read at about the same time.
     kv_head = tl.program_id(0)
     seq = tl.program_id(1).to(tl.int64)
@@ -174,8 +174,8 @@ def decode_kernel(
         # With v of 10 and 20, `acc` goes from 10 to 10 * 0.5 + 20 = 25, and 25 / 1.5 = 16.67 is what one full softmax
         # gives.
         m_new = tl.maximum(m, tl.max(scores, 1))
-        # 一段里的第 1 个 tile，m 还是 -inf，2 ** -inf = 0：空的累加器乘 0，仍是 0。
-        # At tile 1 of a split, m is still -inf, and 2 ** -inf = 0: empty accumulators times 0 stay 0.
+        # 一段刚开始时，m 还是 -inf，2 ** -inf = 0：空的累加器乘 0，仍是 0。
+        # At the start of a split, m is still -inf, and 2 ** -inf = 0: empty accumulators times 0 stay 0.
         shrink = tl.exp2(m - m_new)
         p = tl.exp2(scores - m_new[:, None])
         total = total * shrink + tl.sum(p, 1)
@@ -253,7 +253,7 @@ def order_kernel(cache_seqlens_ptr, order_ptr, batch, BLOCK: tl.constexpr, EARLY
     tl.store(order_ptr + rank, seq)
 
 
-def longest_first(cache_seqlens: Tensor) -> Tensor | None:
+def longest_first(cache_seqlens: Tensor) -> Tensor:
     """各序列开工的次序，长的在前：短的最后填空，各流式多处理器才差不多同时收工。
 
     The order in which sequences start, the longest first: short ones fill the gaps at the end, so that all
@@ -263,11 +263,9 @@ def longest_first(cache_seqlens: Tensor) -> Tensor | None:
         cache_seqlens: [B] int32
 
     Returns:
-        [B] int32，只有 1 条时不必排，是 None；None where there is only 1
+        [B] int32
     """
     batch = cache_seqlens.shape[0]
-    if batch <= 1:
-        return None
     order = torch.empty_like(cache_seqlens)
     order_kernel[(batch,)](
         cache_seqlens, order, batch, BLOCK=triton.next_power_of_2(batch), num_warps=1,

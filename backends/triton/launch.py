@@ -52,9 +52,10 @@ def await_inputs(EARLY: tl.constexpr):
 
 @triton.jit
 def nearly_done(EARLY: tl.constexpr):
-    """放在写出结果之前：数据都已读完，后面的可以启动了。
+    """放在大部分工作做完之后：后面的可以启动了。放早放晚只关乎速度，后面的总要等这里全部结束。
 
-    Stands before the results are written: all data has been read, and those behind may come on.
+    Stands where most of the work is done: those behind may come on. Where it stands is a matter of speed only, as they
+    wait for the end of this one in any case.
     """
     if EARLY == NEAR_END:
         gdc_launch_dependents()

@@ -84,8 +84,8 @@ def prefill_kernel(
 
     m_offsets = first + tl.arange(0, BLOCK_M)
     d = tl.arange(0, HEAD_DIM)
-    # 例：长 100 的序列用两个 64 行的 tile，第 2 个只有 36 行是真的；其余读成 0，照算但不写回，免得写到别的序列里。
-    # Example: a sequence of 100 takes tiles of 64 rows; tile 2 has 36 real ones. The others read as 0, are computed
+    # 例：长 100 的序列用两个 64 行的 tile，后一个只有 36 行是真的；其余读成 0，照算但不写回，免得写到别的序列里。
+    # Example: a sequence of 100 takes tiles of 64 rows; the latter has 36 real ones. The others read as 0, are computed
     # along and never written, as that place may be another sequence's.
     real_query = m_offsets < q_len
     q_row = ((q_start + m_offsets).to(tl.int64) * NUM_HEADS + head) * HEAD_DIM

@@ -5,7 +5,7 @@
 噪声是固定的，所以结果与“先过滤、再抽”完全相同。
 
     分数 [4, 3, 2, 1]，top_k = 2，噪声加上之后是 [4.1, 3.2, 5.0, 1.3]：
-    先抽到第 2 个，它前面有 2 个，不留；在第 0、1 个里再抽：第 0 个
+    先抽到 token 2，它前面有 2 个，不留；在 token 0、1 里再抽：token 0
 
 From logits to tokens: bans, penalties, filters, the draw and log-probabilities in two kernels, without a sort and
 without anything of [S, vocab] in between.
@@ -27,13 +27,23 @@ from backends.triton.launch import await_inputs, early, nearly_done
 
 # 各个参数在 `columns` 的第几列。
 # In which of the `columns` each parameter stands.
-SEED, INDEX, PLACE, MASKED, TOP_K, REPORTS = (tl.constexpr(i) for i in range(6))
-TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = (tl.constexpr(i) for i in range(6, len(SAMPLING_COLUMNS)))
+SEED = tl.constexpr(SAMPLING_COLUMNS.index("seeds"))
+INDEX = tl.constexpr(SAMPLING_COLUMNS.index("output_indices"))
+PLACE = tl.constexpr(SAMPLING_COLUMNS.index("places"))
+MASKED = tl.constexpr(SAMPLING_COLUMNS.index("masked"))
+TOP_K = tl.constexpr(SAMPLING_COLUMNS.index("top_ks"))
+REPORTS = tl.constexpr(SAMPLING_COLUMNS.index("reports"))
+TEMPERATURE = tl.constexpr(SAMPLING_COLUMNS.index("temperatures"))
+TOP_P = tl.constexpr(SAMPLING_COLUMNS.index("top_ps"))
+MIN_P = tl.constexpr(SAMPLING_COLUMNS.index("min_ps"))
+REPETITION = tl.constexpr(SAMPLING_COLUMNS.index("repetition"))
+FREQUENCY = tl.constexpr(SAMPLING_COLUMNS.index("frequency"))
+PRESENCE = tl.constexpr(SAMPLING_COLUMNS.index("presence"))
 # 词表分成段，一段 128 个 token；记下每段的最高分，要找最高的几个时，大多数段就不必再看。
 # The vocabulary in segments of 128 tokens: with each one's highest score noted, a search for the highest few need not
 # look at most of them again.
 SEGMENT = tl.constexpr(128)
-# 比任何名次的键都小。
+# 比所有键都小。
 # Smaller than any rank's key.
 LAST = tl.constexpr(-0x7FFFFFFFFFFFFFFF)
 
@@ -197,10 +207,10 @@ def score_kernel(
     # rows save the work of the noise.
     if number(line, TEMPERATURE) > 0.0:
         noisy = noisy_scores(score, line, token, FAST)
-    # 分数里有 NaN 或 +inf，这一行就坏了：记成 +inf，必被选中，`choose_kernel` 便看得到；好的分数到不了无穷大。
+    # 分数里有 NaN 或 +inf，这一行就坏了：记成 +inf，必被选中，`choose_kernel` 便看得到；好的分数不许到无穷大。
     # A NaN or +inf among the scores spoils the row: as +inf it is sure to win, where `choose_kernel` sees it; sound
-    # scores never become infinite.
-    noisy = tl.where((score != score) | (score == float("inf")), float("inf"), noisy)
+    # scores are kept below infinity.
+    noisy = tl.where((score != score) | (score == float("inf")), float("inf"), tl.minimum(noisy, 3e38))
     # 程序之间不能互相等待，所以每个程序只写下自己这一块的最大值；全局最大值由 `choose_kernel` 选出。
     # Programs cannot wait for each other, so each writes down the best of its own part; the overall best is chosen by
     # `choose_kernel`.
@@ -403,9 +413,10 @@ def draw_filtered(
     The token drawn with the filters; `token` is the one drawn without.
     """
     k, top_p = integer(line, TOP_K), number(line, TOP_P)
-    # 门槛略微降低，与 `layers/sampler.py` 一样。
-    # The border is lowered a little, as in `layers/sampler.py`.
-    border = top_p * (1 - 1e-5)
+    # 门槛略微降低，与 `layers/sampler.py` 一样；但总大于 0：小到 float32 里成了 0，第一名也会被拒，永远抽不完。
+    # The border is lowered a little, as in `layers/sampler.py`, yet stays above 0: one so small that it is 0 in float32
+    # would refuse the first rank as well, and the draws would never end.
+    border = tl.maximum(top_p, 1e-30) * (1 - 1e-5)
     k = tl.where((k <= 0) | (k > VOCAB), VOCAB, k)
     i = tl.arange(0, WIDTH)
     tops = tl.load(top_ptr + i, mask=i < SEGMENTS, other=float("-inf"))

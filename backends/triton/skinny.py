@@ -59,7 +59,7 @@ def skinny_kernel(
     last = True
     nearly_done(EARLY)
     if NUM_SPLITS > 1:
-        # 各段写下自己的部分和，再加一次计数；最后到达的一段负责合计，总是按段号相加，与先后无关，所以结果每次都一样。
+        # 各段写下自己的部分和，再签到；最后到达的一段负责合计，总是按段号相加，与先后无关，所以结果每次都一样。
         # Each split writes its partial sum and signs in, and the last to sign in adds up: always in the order of the
         # splits, whoever came first, so that the result is the same every time.
         part = (tile * NUM_SPLITS * BLOCK_M + m)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

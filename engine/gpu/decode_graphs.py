@@ -275,7 +275,9 @@ class DecodeGraphs:
         # When many long prompts begin to decode, it is 9000 cells at once: flat lists for NumPy take a 10th of the time
         # of tuples for torch.
         if cells:
-            where, ids = torch.from_numpy(np.array([cells, blocks])).to(self.inputs.device, non_blocking=True)
+            on_host = torch.from_numpy(np.array([cells, blocks]))
+            on_host = on_host.pin_memory() if self.inputs.is_cuda else on_host
+            where, ids = on_host.to(self.inputs.device, non_blocking=True)
             self.tables.view(-1)[where] = ids.to(torch.int32)
         # 排进队列就返回：token 和报告此刻还没算出来，读它们的命令排在后面，自然读得到。
         # Queued, and back at once: tokens and reports are not there yet, but commands that read them stand behind it.

@@ -44,13 +44,13 @@ class KernelSampler(Sampler):
         Returns:
             [len(SAMPLING_COLUMNS), S] int64，在主机上；on the host
         """
-        integers, floats = [], []
+        integers, floats, vocab_size = [], [], self.counts.shape[2]
         for seq, index in samples:
             p = seq.params
             # 用到惩罚或禁用的序列才占一行；`min_tokens` 到了，掩码就不用了。
             # Only sequences that penalise or ban take a row; once `min_tokens` is reached, the mask is off.
             place, reports = self._row(seq) if seq.edits_scores else -1, 0 if p.logprobs is None else 1 + p.logprobs
-            integers.append((seq.seed, index, place, index < p.min_tokens, max(p.top_k, 0), reports))
+            integers.append((seq.seed, index, place, index < p.min_tokens, min(max(p.top_k, 0), vocab_size), reports))
             penalties = p.repetition_penalty, p.frequency_penalty, p.presence_penalty
             floats.append((0.0 if p.greedy else p.temperature, p.top_p, p.min_p, *penalties))
         # 浮点数按位当作整数，好放在同一个张量里。
@@ -64,7 +64,10 @@ class KernelSampler(Sampler):
 
         What `Sampler.draw` does, in one go.
         """
-        columns = self.columns(samples).to(logits.device, non_blocking=True)
+        # 与 `on_device` 一样，从页锁定的内存拷。
+        # From pinned memory, as in `on_device`.
+        on_host = self.columns(samples)
+        columns = (on_host.pin_memory() if logits.is_cuda else on_host).to(logits.device, non_blocking=True)
         tokens, reports = self.kernels.sample(logits, columns, self.counts, self.masks, MAX_LOGPROBS)
         return tokens, wanted_reports(reports, list(range(len(samples))), samples)
 

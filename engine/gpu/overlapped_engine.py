@@ -204,9 +204,9 @@ class OverlappedEngine(LLMEngine):
         tokens, logprobs = self.sampler.draw(samples, logits)
         # 下一步若用图，要从图的缓冲区里读，所以也存一份到那里。
         # If the next step uses a graph, it reads from the graphs' buffer, so keep a copy there.
-        # 有猜测的一步可以采出更多行，装不下的不存：那一步先取回再安排下一步，没有人来这里读。
-        # A step with guesses may sample more rows than fit, and these are left out: it is collected before the next is
-        # planned, and nobody reads them here.
+        # 有猜测的一步可以采出更多行，装不下的不存：谁加了猜测，就要先取回这一步再安排下一步，没有人来这里读。
+        # A step with guesses may sample more rows than fit, and these are left out: whoever adds guesses has to collect
+        # the step before the next is planned, and nobody reads them here.
         if graphs is not None:
             graphs.sampled[: len(tokens)] = tokens[: len(graphs.sampled)]
         return tokens, list(range(len(samples))), logprobs

@@ -42,10 +42,13 @@ def warm_up(
     pool, size = engine.pool, engine.pool.block_size
     everything = SamplingParams(top_k=2, top_p=0.5, min_p=0.5, presence_penalty=1.0, logprobs=1, min_tokens=1, seed=0)
     for step in _STEPS:
+        # 上限小的引擎，长度截到上限：短一些，走的还是同样的核函数。
+        # Lengths are cut to the limit of an engine whose limit is small: shorter, they still meet the same kernels.
+        step = [(min(computed, pool.max_model_len - new), new) for computed, new in step if new < pool.max_model_len]
+        step = step or [(0, pool.max_model_len - 1)]
         blocks = [num_blocks_needed(sum(lengths), size) for lengths in step]
         too_many = len(step) > engine.scheduler.max_num_seqs or sum(blocks) > pool.num_blocks
-        too_many |= sum(new for _, new in step) > engine.scheduler.max_num_batched_tokens
-        if too_many or max(map(sum, step)) > pool.max_model_len:
+        if too_many or sum(new for _, new in step) > engine.scheduler.max_num_batched_tokens:
             continue
         schedule = []
         for (computed, new), last, count in zip(step, accumulate(blocks), blocks):
