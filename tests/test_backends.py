@@ -219,12 +219,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.fixture
 def kernels_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """不用真的 GPU：假装有一块 H100，也装了 flash-attn；核函数对象不在设备上分配。
-    No real GPU is needed: pretend that there is an H100, and that flash-attn is installed; the kernels' object
-    allocates nothing on the device.
+    """不用真的 GPU：假装有一块 H100，也装了 flash-attn；后端和核函数的对象不在设备上分配。
+    No real GPU is needed: pretend that there is an H100, and that flash-attn is installed; the objects of backends and
+    kernels allocate nothing on the device.
     """
     pytest.importorskip("triton")
-    from backends.triton import TritonKernels
+    from backends.triton import TritonBackend, TritonKernels
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
@@ -232,6 +232,7 @@ def kernels_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(multi_processor_count=132)
     )
     monkeypatch.setattr(TritonKernels, "__init__", FusedKernels.__init__)
+    monkeypatch.setattr(TritonBackend, "__init__", AttentionBackend.__init__)
     module = ModuleType("flash_attn")
     module.__spec__ = SimpleNamespace()  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "flash_attn", module)

@@ -26,6 +26,7 @@ from engine_helpers import (
     small_model_folder,
 )
 from overlap_helpers import (
+    ROOMY,
     add_graphs,
     assert_drained,
     assert_nothing_kept,
@@ -39,6 +40,7 @@ from engine.batch import build_batch, flatten
 from engine.gpu import decode_graphs
 from engine.gpu.decode_graphs import graph_sizes
 from engine.gpu.overlapped_engine import OverlappedEngine
+from engine.gpu.warm_up import warm_up
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 from serving.llm import LLM
@@ -243,3 +245,30 @@ def test_lanes_and_rows_are_let_go_at_the_end_and_on_abort(folder: Path, blocks:
     # 引擎还在，序列一个也不在了。
     # The engine is there, and not one sequence is.
     assert count_sequences() == before
+
+
+@pytest.mark.parametrize("limit", [40, 160, 500])
+def test_the_warm_up_stays_within_the_limits_and_leaves_nothing(folder: Path, limit: int) -> None:
+    llm = make_llm(folder, **{**ROOMY, "max_model_len": limit, "max_num_seqs": 32})
+    engine, graphs = llm.engine, add_graphs(llm)
+    assert isinstance(engine, OverlappedEngine)
+    steps: list[list[ScheduledSequence]] = []
+
+    def run(schedule: list[ScheduledSequence]) -> None:
+        steps.append(schedule)
+        engine._forward_and_sample(schedule)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "synchronize", lambda: None)
+        warm_up(engine, graphs, run)
+    assert len(steps) > 3
+    for schedule in steps:
+        assert len(schedule) <= 32 and sum(row.num_new_tokens for row in schedule) <= 8192
+        assert all(row.seq.num_tokens <= limit for row in schedule)
+        blocks = [block for row in schedule for block in row.seq.block_table]
+        assert len(set(blocks)) == len(blocks) and max(blocks) < 640
+    # 有图里装得下的，也有只能逐个启动的，还有和解码混在一起的。
+    # Some fit into a graph, some are launched kernel by kernel, and some have decodes beside prompts.
+    assert {graphs.can_run(schedule) for schedule in steps} == {True, False}
+    assert any({row.num_new_tokens == 1 for row in schedule} == {True, False} for schedule in steps) or limit < 300
+    assert_nothing_kept(engine)
