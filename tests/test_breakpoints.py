@@ -271,13 +271,13 @@ WALKS = [
     ], [], "What is 23 + 45?\n/exit\n"),
     Walk("triton_kernels", "all", [
         Stop("backends/triton/decode.py::decode_kernel", {
-            1: ["`n` == 64", "NUM_SPLITS == 1", "`token`.handle.data.tolist() == list(range(64, 128))",
-                "`slot`.handle.data.shape == (64,)", "`scores.handle.data`.shape[1] == 64",
+            1: ["`n` == 32", "NUM_SPLITS == 1", "`token`.handle.data.tolist() == list(range(32, 64))",
+                "`slot`.handle.data.shape == (32,)", "`scores.handle.data`.shape[1] == 32",
                 "seen.update(m=`m`.handle.data.copy(), total=`total`.handle.data.copy()) is None"],
         }, "m_new =", "`n > 0`"),
         Stop("backends/triton/decode.py::decode_kernel", {
-            1: ["n == 128", "(m.handle.data >= seen['m']).all()", "(total.handle.data != seen['total']).all()"],
-        }, "m_new =", "n > 64"),
+            1: ["n == 64", "(m.handle.data >= seen['m']).all()", "(total.handle.data != seen['total']).all()"],
+        }, "m_new =", "n > 32"),
         Stop("backends/triton/decode.py::decode_kernel", {1: ["n == 128"]}, "empty ="),
     ], ["TRITON_INTERPRET=1", "scores", "python tools/chapter.py triton_kernels"], upto="close(out[0], expected)\n"),
     Walk("xray", 'python mini_llama.py --model tiny-poet --complete --prompt "春眠不覺曉，處處聞啼鳥。" --prompt '
