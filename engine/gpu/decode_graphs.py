@@ -24,7 +24,7 @@ from backends.base import AttentionMetadata
 from backends.kernels import SAMPLING_COLUMNS
 from engine.batch import FlatStep, flatten
 from engine.block_manager import num_blocks_needed
-from engine.gpu.kernel_sampler import KernelSampler
+from engine.gpu.kernel_sampler import KernelSampler, copy_to_device
 from engine.kv_pool import KVPool
 from engine.model_runner import ModelRunner
 from engine.sampling_params import MAX_LOGPROBS
@@ -275,9 +275,7 @@ class DecodeGraphs:
         # When many long prompts begin to decode, it is 9000 cells at once: flat lists for NumPy take a 10th of the time
         # of tuples for torch.
         if cells:
-            on_host = torch.from_numpy(np.array([cells, blocks]))
-            on_host = on_host.pin_memory() if self.inputs.is_cuda else on_host
-            where, ids = on_host.to(self.inputs.device, non_blocking=True)
+            where, ids = copy_to_device(torch.from_numpy(np.array([cells, blocks])), self.inputs.device)
             self.tables.view(-1)[where] = ids.to(torch.int32)
         # 排进队列就返回：token 和报告此刻还没算出来，读它们的命令排在后面，自然读得到。
         # Queued, and back at once: tokens and reports are not there yet, but commands that read them stand behind it.

@@ -19,6 +19,14 @@ from engine.sampling_params import MAX_LOGPROBS
 from engine.sequence import Sequence
 
 
+def copy_to_device(on_host: Tensor, device: torch.device) -> Tensor:
+    """从页锁定的内存拷到设备上，不等它完成；为什么要页锁定，见 `on_device`。
+
+    Copy to the device from pinned memory without waiting; why pinned, see `on_device`.
+    """
+    return (on_host.pin_memory() if device.type == "cuda" else on_host).to(device, non_blocking=True)
+
+
 class KernelSampler(Sampler):
     """多一张禁用 token 的表，每个序列一行，与计数的行相同。
 
@@ -64,10 +72,7 @@ class KernelSampler(Sampler):
 
         What `Sampler.draw` does, in one go.
         """
-        # 与 `on_device` 一样，从页锁定的内存拷。
-        # From pinned memory, as in `on_device`.
-        on_host = self.columns(samples)
-        columns = (on_host.pin_memory() if logits.is_cuda else on_host).to(logits.device, non_blocking=True)
+        columns = copy_to_device(self.columns(samples), logits.device)
         tokens, reports = self.kernels.sample(logits, columns, self.counts, self.masks, MAX_LOGPROBS)
         return tokens, wanted_reports(reports, list(range(len(samples))), samples)
 
