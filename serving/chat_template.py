@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.tokenizer import Tokenizer
@@ -22,6 +23,20 @@ Message = Mapping[str, Any]
 # 渲染对话模板最多花多少秒；正常的对话用不到 0.1 秒。
 # How many seconds a chat template may take; an ordinary conversation takes less than 0.1.
 RENDER_SECONDS = 10.0
+
+
+def require_chat_template(folder: Path) -> None:
+    """没有对话模板的是基础模型，读权重之前就说清楚。
+
+    What has no chat template is a base model: say so before weights are read.
+
+    Raises:
+        ValueError: 没有对话模板；there is none
+    """
+    config = folder / "tokenizer_config.json"
+    named = config.exists() and '"chat_template"' in config.read_text(encoding="utf-8", errors="replace")
+    if not named and not any(folder.glob("*chat_template*")):
+        raise ValueError(f"{folder} has no chat template, as base models have none: add --complete for plain text")
 
 
 def encode_chat(

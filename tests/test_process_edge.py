@@ -166,6 +166,25 @@ os.late = Late()
     assert (done.returncode, "68" in done.stdout) == (0, True), done.stderr
 
 
+def test_ctrl_c_in_a_callback_that_swallows_exceptions_is_not_lost() -> None:
+    # 垃圾回收的回调里抛出的异常，Python 会吞掉；正好在那里按下 Ctrl-C。
+    # Python swallows what a callback of the garbage collector raises; the Ctrl-C comes just in there.
+    inside = """
+import gc, os, signal, sys
+gone = []
+def press(phase, info):
+    engine = sys.modules.get("engine.scheduler")
+    if engine and not gone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        gone.append(1)
+        os.kill(os.getpid(), 2)
+gc.callbacks.append(press)
+"""
+    arguments = ["--prompt", "count to 100", "--max-tokens", "2000"]
+    done = subprocess.run([sys.executable, "-c", inside + START, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
 @needs_sh
 @pytest.mark.long
 def test_130_at_many_times() -> None:
