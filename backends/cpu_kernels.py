@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backends.kernels import FusedKernels
-from backends.kv_cache import KVCache, store_by_index
+from backends.kv_cache import KVCache
+from backends.store import store_by_index
 
 # oneDNN 为见过的每种行数编译一份乘法并一直留着，约 1 MB：几百种提示词长度就是几百 MB，所以行数只用这些。
 # 解码时多是 8 到 32 行，这一段排得密。

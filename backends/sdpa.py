@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backends.base import AttentionBackend, AttentionMetadata, check_kvcache_args, check_store_args, check_varlen_args
-from backends.kv_cache import store_by_index
+from backends.store import store_by_index
 
 
 def _padded_index(starts: Tensor, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from backends.base import AttentionBackend
 from backends.kernels import FusedKernels
 from engine.block_manager import num_blocks_needed
 from engine.validation import check_flag, check_seed, is_int, is_number
-from models.config import DTYPES, ModelConfig, ModelLoadError, load_config
+from models.config import DTYPES, ModelConfig, load_config
+from models.fields import ModelLoadError
 from models.loader import stored_dtype
 from models.registry import check_folder
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from backends.base import AttentionMetadata
 from engine.batch import Batch
 from engine.config import EngineSetup
-from models.config import ModelLoadError
+from models.fields import ModelLoadError
 from models.llama import randomize_weights
 from models.loader import check_weights, load_weights, materialize
 from models.registry import create_model

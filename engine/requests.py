@@ -24,7 +24,8 @@ from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import check_unused, is_int
-from models.config import ModelConfig, ModelLoadError, parse_token_ids, read_json
+from models.config import ModelConfig, parse_token_ids
+from models.fields import ModelLoadError, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from models.config import ModelLoadError
+from models.fields import ModelLoadError
 
 # `BYTES["<0x0A>"]` 是 10：有些词表把没有的字符拆成字节，每个字节是一个这样写的 token。
 # `BYTES["<0x0A>"]` is 10: some vocabularies spell what they lack in bytes, each a token written like this.

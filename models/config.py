@@ -7,8 +7,6 @@ Read `config.json`: both spellings become one typed `ModelConfig`, and what is n
 No code from the model folder is run; the file is read as JSON and nothing else.
 """
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from typing import Any
 import torch
 
 from layers.rotary_embedding import Llama3Scaling, RopeScaling
-from layers.yarn import YarnScaling
+from models.fields import ModelLoadError, flag, positive_int, positive_number, read_json
 from models.refusals import OPTIONS, ROPE_OPTIONS, packed_weights, unsupported_option
+from models.yarn import YarnScaling, read_yarn
 
 # 白名单，而不是 `getattr(torch, name)`：后者会让文件里的一个字符串取到 torch 里的任何东西，例如 `torch.load`。
 # An allow list, not `getattr(torch, name)`: with that,
@@ -32,18 +31,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "MistralForCausalLM": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
     "Qwen2ForCausalLM": _QWEN, "Qwen3ForCausalLM": {**_QWEN, "head_dim": 128},
 }  # fmt: skip
-
-
-class ModelLoadError(ValueError):
-    """模型文件夹有问题：消息一行，写明哪个文件、哪个值、怎么补救。
-
-    Something is wrong with the model folder; one line that names the file, the value and the remedy.
-    """
-
-    def __init__(self, message: str) -> None:
-        # 消息里常常转述别的库的话，那里面可以有换行和控制字符，甚至就来自文件的内容。
-        # Messages often quote other libraries, with line breaks and control characters, even some of the file's own.
-        super().__init__("".join(char if char.isprintable() else " " for char in message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,78 +112,6 @@ class ModelConfig:
     sliding_window: int | None = None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """读一个 JSON 对象。
-
-    Read a file that holds one JSON object.
-
-    Raises:
-        ModelLoadError: 文件缺失、读不了，或不是 JSON 对象；missing, unreadable, or not an object
-    """
-    # 解析 JSON 不会执行代码；能出的错只有文件缺失、读不了、语法错，以及括号嵌套过深（`RecursionError`）。
-    # Parsing JSON runs no code; what can fail is a missing or unreadable file,
-    # bad syntax, or brackets nested too deeply (`RecursionError`).
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        # `from None` 去掉原来的异常链：用户看到的是一行说明，不是一串 traceback。
-        # `from None` drops the original exception: the user sees a line of explanation instead of chained tracebacks.
-        raise ModelLoadError(f"{path} is missing: a model folder needs it; download the model again") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path} cannot be read as JSON ({error}): download the model again") from None
-    # `[1, 2]` 和 `"abc"` 也是合法的 JSON，但后面的 `.get` 会失败，而且错得莫名其妙。
-    # `[1, 2]` and `"abc"` are valid JSON too, but `.get` would fail on them later with a puzzling message.
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _positive_int(raw: dict[str, Any], key: str, default: int | None = None) -> int:
-    """取一个正整数字段。布尔值在 Python 里也是整数，要排除。
-
-    Take a positive integer; a bool is an int in Python, so rule it out.
-    """
-    value = raw.get(key, default)
-    # 上限是 int32：长度之后要存进 int32 张量（如 `cache_seqlens`），放不下的值现在就拒绝，免得到时回绕成负数。
-    # The limit is int32: lengths end up in int32 tensors such as `cache_seqlens`, so what does not fit is refused here
-    # rather than wrapping to a negative number.
-    # 层数和头宽远远用不到那么大；再大，连空架子都要搭上几个小时，或者光是频率表就有几 GB。
-    # Layers and heads come nowhere near; beyond, even the empty frame takes hours, or the frequencies alone gigabytes.
-    limit = {"num_hidden_layers": 1 << 12, "head_dim": 1 << 16}.get(key, 1 << 31)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < limit:
-        raise ModelLoadError(f"config.json: {key} must be a positive integer below {limit}, got {value!r:.60}")
-    return value
-
-
-def _positive_number(raw: dict[str, Any], key: str, default: float | None = None) -> float:
-    """取一个有限的正数字段。
-
-    Take a finite positive number.
-    """
-    value = raw.get(key, default)
-    # JSON 的整数可以有几百位，装不进 float；界限取在 float32 之内，后面的乘除也就不会溢出。
-    # An integer in JSON may have hundreds of digits and fit no float; the bounds lie within float32, so that products
-    # and quotients later do not overflow.
-    # 标准 JSON 没有 `NaN` 和 `Infinity`，Python 的解析器却接受；NaN 与任何数比较都是假，所以通不过。
-    # Standard JSON has no `NaN` or `Infinity`, but Python's parser takes them; every comparison with NaN is false.
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-30 < value < 1e30:
-        raise ModelLoadError(f"config.json: {key} must be a positive number, got {value!r:.60}")
-    return float(value)
-
-
-def _flag(raw: dict[str, Any], key: str, default: bool = False) -> bool:
-    """取一个布尔字段。
-
-    Take a boolean.
-    """
-    value = raw.get(key, default)
-    # 字符串 `"false"` 在 Python 里是真值；不检查类型的话，它会悄悄打开这个选项。
-    # The string `"false"` is truthy in Python; without this check it would quietly switch the option on.
-    if not isinstance(value, bool):
-        raise ModelLoadError(f"config.json: {key} must be true or false, got {value!r:.60}")
-    return value
-
-
 def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """两种写法：旧的 `rope_theta` 加 `rope_scaling`；新的 `rope_parameters`，`rope_theta` 在它里面。
 
@@ -219,7 +134,7 @@ def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     # The newer spelling has theta inside only. Looking outside gives the default 10000: no error, but nearly every pair
     # turns at a wrong speed and the output is quietly worse.
     place = rope if "rope_theta" in rope else raw
-    theta = _positive_number(place, "rope_theta", 10000.0)
+    theta = positive_number(place, "rope_theta", 10000.0)
     # 被盖住的 `rope_parameters` 里才有 theta：transformers 用 10000，写文件的人却多半不是这个意思，所以问清楚。
     # Only the hidden `rope_parameters` has a theta: transformers take 10000, which hardly anybody means, so ask.
     if "rope_theta" not in place and (newer.get("rope_theta") or theta) != theta:
@@ -245,7 +160,7 @@ def _read_scaling(raw: dict[str, Any], rope: dict[str, Any], theta: float) -> Ro
         raise ModelLoadError(f"config.json: rope type {rope_type!r:.60} is none of default, linear, llama3 and yarn")
     if "factor" not in rope:
         raise ModelLoadError(f"config.json: rope type {rope_type!r} needs a factor: see the model's card")
-    factor = _positive_number(rope, "factor")
+    factor = positive_number(rope, "factor")
     if rope_type == "linear":
         return RopeScaling(factor)
     # 写在外层的原训练长度优先；YaRN 可以不写，那就是 `max_position_embeddings`：都与 transformers 相同。
@@ -253,40 +168,15 @@ def _read_scaling(raw: dict[str, Any], rope: dict[str, Any], theta: float) -> Ro
     # transformers.
     key = "original_max_position_embeddings"
     default = raw.get("max_position_embeddings") if rope_type == "yarn" else None
-    original = _positive_int(raw if key in raw else rope, key, default)
+    original = positive_int(raw if key in raw else rope, key, default)
     if rope_type == "llama3":
-        low, high = _positive_number(rope, "low_freq_factor"), _positive_number(rope, "high_freq_factor")
+        low, high = positive_number(rope, "low_freq_factor"), positive_number(rope, "high_freq_factor")
         # 频率的公式要除以两者之差：相等就是除以 0。
         # The formula divides by their difference: if they are equal, it divides by 0.
         if low >= high:
             raise ModelLoadError("config.json: low_freq_factor must be smaller than high_freq_factor")
         return Llama3Scaling(factor, low, high, original)
-    # 要除以 theta 的对数；能到的长度也要放得进 int32。
-    # The formula divides by theta's logarithm; and the length that it reaches must fit into int32.
-    if theta <= 1 or not 1 <= original * factor < 1 << 31:
-        raise ModelLoadError(f"config.json: yarn with rope_theta={theta:g}, {factor=:g} and {original=} cannot be")
-    return YarnScaling(
-        factor, original, _positive_number(rope, "beta_fast", 32.0), _positive_number(rope, "beta_slow", 1.0),
-        _flag(rope, "truncate", True), attention_factor=_attention_factor(rope, factor),
-    )
-
-
-def _attention_factor(rope: dict[str, Any], factor: float) -> float:
-    """YaRN 的 `attention_factor`：写了就用，没写就由 `factor` 算出；`attn_factor` 再乘上去。
-
-    DeepSeek-R1-0528-Qwen3-8B 写着 `attn_factor` 0.878，是 0.1·ln(4) + 1 = 1.139 的倒数：乘起来正好是 1。
-
-    YaRN's `attention_factor`: as given, else it follows from `factor`; `attn_factor` multiplies it.
-    DeepSeek-R1-0528-Qwen3-8B has an `attn_factor` of 0.878, which is 1 over 0.1·ln(4) + 1 = 1.139: the product is 1.
-    """
-
-    def grown(weight: float) -> float:
-        return 0.1 * weight * math.log(max(factor, 1.0)) + 1.0
-
-    default = grown(1.0)
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        default = grown(_positive_number(rope, "mscale")) / grown(_positive_number(rope, "mscale_all_dim"))
-    return _positive_number(rope, "attention_factor", default) * _positive_number(rope, "attn_factor", 1.0)
+    return read_yarn(rope, factor, original, theta)
 
 
 def _read_window(raw: dict[str, Any], num_layers: int) -> int | None:
@@ -294,7 +184,7 @@ def _read_window(raw: dict[str, Any], num_layers: int) -> int | None:
 
     The sliding window that is in force; None if there is none, or if no layer uses it.
     """
-    if not _flag(raw, "use_sliding_window", "sliding_window" in raw):
+    if not flag(raw, "use_sliding_window", "sliding_window" in raw):
         return None
     # Qwen 的文件写明哪些层用窗口：逐层列出，或者从第 `max_window_layers` 层起。
     # Qwen's files say which layers use it: one by one, or those from layer `max_window_layers` on.
@@ -305,7 +195,7 @@ def _read_window(raw: dict[str, Any], num_layers: int) -> int | None:
         return None
     if "sliding_window" not in raw:
         raise ModelLoadError("config.json: use_sliding_window=True without sliding_window: set it to false")
-    return _positive_int(raw, "sliding_window")
+    return positive_int(raw, "sliding_window")
 
 
 def parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
@@ -340,12 +230,12 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     if reason := packed_weights(raw) or unsupported_option(raw, OPTIONS):
         raise ModelLoadError(f"config.json: {reason}")
     theta, scaling = _read_rope(raw)
-    hidden_size = _positive_int(raw, "hidden_size")
-    num_heads = _positive_int(raw, "num_attention_heads")
+    hidden_size = positive_int(raw, "hidden_size")
+    num_heads = positive_int(raw, "num_attention_heads")
     # 没写 KV 头数就是普通的多头注意力：每个 query 头都有自己的 KV 头。
     # Without a number of KV heads it is plain multi-head attention: each query head has its own KV head.
-    num_kv_heads = _positive_int(raw, "num_key_value_heads", num_heads)
-    head_dim = _positive_int(raw, "head_dim", hidden_size // num_heads)
+    num_kv_heads = positive_int(raw, "num_key_value_heads", num_heads)
+    head_dim = positive_int(raw, "head_dim", hidden_size // num_heads)
     # 24 个 query 头除以 8 个 KV 头，每组 3 个；若是 24 除以 7，最后一组就凑不齐。
     # 24 query heads over 8 KV heads makes groups of 3; 24 over 7 would leave the last group short.
     if num_heads % num_kv_heads:
@@ -363,19 +253,19 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     # YaRN 能到原训练长度的 `factor` 倍，其他规则就到文件写的长度；窗口更短，就只到窗口。
     # YaRN reaches `factor` times the original length, all other rules the length in the file; a shorter window is the
     # limit.
-    length, num_layers = _positive_int(raw, "max_position_embeddings"), _positive_int(raw, "num_hidden_layers")
+    length, num_layers = positive_int(raw, "max_position_embeddings"), positive_int(raw, "num_hidden_layers")
     if isinstance(scaling, YarnScaling):
         length = int(scaling.original_max_position_embeddings * scaling.factor)
     window = _read_window(raw, num_layers)
     window = window if window is not None and window < length else None
     return ModelConfig(
-        architecture=architectures[0], vocab_size=_positive_int(raw, "vocab_size"), hidden_size=hidden_size,
-        intermediate_size=_positive_int(raw, "intermediate_size"),
+        architecture=architectures[0], vocab_size=positive_int(raw, "vocab_size"), hidden_size=hidden_size,
+        intermediate_size=positive_int(raw, "intermediate_size"),
         num_hidden_layers=num_layers, num_attention_heads=num_heads,
         num_key_value_heads=num_kv_heads, head_dim=head_dim, max_position_embeddings=window or length,
-        rms_norm_eps=_positive_number(raw, "rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling,
-        tie_word_embeddings=_flag(raw, "tie_word_embeddings"), attention_bias=_flag(raw, "attention_bias"),
-        mlp_bias=_flag(raw, "mlp_bias"), dtype=None if dtype is None else DTYPES[dtype], sliding_window=window,
+        rms_norm_eps=positive_number(raw, "rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling,
+        tie_word_embeddings=flag(raw, "tie_word_embeddings"), attention_bias=flag(raw, "attention_bias"),
+        mlp_bias=flag(raw, "mlp_bias"), dtype=None if dtype is None else DTYPES[dtype], sliding_window=window,
         # `generation_config.json` 里可能还有别的结束符，由引擎合并；这里只读 `config.json` 的。
         # `generation_config.json` may list more of them, which the engine adds;
         # only those of `config.json` are read here.

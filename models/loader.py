@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from layers.linear import StackedLinear
-from models.config import ModelLoadError, read_json
+from models.fields import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
 from models.refusals import WEIGHTS, first_match
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from backends.base import AttentionBackend
-from models.config import ModelConfig, ModelLoadError
+from models.config import ModelConfig
+from models.fields import ModelLoadError
 from models.llama import LlamaForCausalLM
 from models.qwen2 import Qwen2ForCausalLM
 from models.qwen3 import Qwen3ForCausalLM

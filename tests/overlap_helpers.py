@@ -19,7 +19,8 @@ from torch import Tensor
 
 import serving.llm
 from backends.kernels import FusedKernels
-from backends.kv_cache import KVCache, store_by_index
+from backends.kv_cache import KVCache
+from backends.store import store_by_index
 from engine.gpu.decode_graphs import DecodeGraphs
 from engine.gpu.kernel_sampler import KernelSampler
 from engine.gpu.overlapped_engine import OverlappedEngine

@@ -18,7 +18,7 @@ import mini_llama
 from backends import BackendUnavailableError
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
-from models.config import ModelLoadError
+from models.fields import ModelLoadError
 from serving.beam_search import BeamSearchParams
 from serving.llm import LLM
 

@@ -21,7 +21,8 @@ import mini_llama
 from backends import create_backend
 from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
-from models.config import ModelConfig, ModelLoadError, load_config, parse_config
+from models.config import ModelConfig, load_config, parse_config
+from models.fields import ModelLoadError
 from models.loader import load_weights, materialize
 from models.registry import create_model
 from serving.llm import LLM

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from backends import create_backend
 from layers.rotary_embedding import Llama3Scaling
-from models.config import ModelConfig, ModelLoadError, load_config, parse_config, parse_token_ids, read_json
+from models.config import ModelConfig, load_config, parse_config, parse_token_ids
+from models.fields import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
 from models.loader import load_weights, materialize, shard_files, weight_targets
 from models.registry import MODEL_REGISTRY, create_model

@@ -27,7 +27,8 @@ import mini_llama
 import models.loader
 from engine.config import EngineConfig
 from mini_llama import LLM, SamplingParams
-from models.config import _DEFAULTS, ModelLoadError, load_config, parse_config
+from models.config import _DEFAULTS, load_config, parse_config
+from models.fields import ModelLoadError
 from models.registry import MODEL_REGISTRY
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,9 +21,10 @@ from test_models import assert_as_good_as_transformers, error, load, load_hf, ra
 
 from backends import create_backend, create_kernels
 from layers.rotary_embedding import Llama3Scaling, RopeScaling, RotaryEmbedding, inverse_frequencies
-from layers.yarn import YarnScaling
 from mini_llama import LLM, SamplingParams
-from models.config import ModelConfig, ModelLoadError, load_config, parse_config
+from models.config import ModelConfig, load_config, parse_config
+from models.fields import ModelLoadError
+from models.yarn import YarnScaling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from engine.sampling_params import SamplingParams
-from models.config import ModelLoadError
+from models.fields import ModelLoadError
 from serving.llm import LLM
 from tools import eval_tiny_poet, make_poet_corpus, train_tiny_poet, training
 from tools.make_poet_corpus import Document, Simplifier

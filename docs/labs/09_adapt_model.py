@@ -32,7 +32,8 @@ from engine.batch import build_batch
 from engine.sampling_params import SamplingParams
 from layers.activation import silu_and_mul
 from layers.linear import StackedLinear
-from models.config import ModelConfig, ModelLoadError
+from models.config import ModelConfig
+from models.fields import ModelLoadError
 from models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP
 from models.registry import MODEL_REGISTRY
 

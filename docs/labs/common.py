@@ -24,7 +24,7 @@ from engine.config import EngineConfig  # noqa: E402
 from engine.llm_engine import LLMEngine  # noqa: E402
 from engine.outputs import RequestOutput  # noqa: E402
 from engine.sampling_params import SamplingParams  # noqa: E402
-from models.config import ModelLoadError  # noqa: E402
+from models.fields import ModelLoadError  # noqa: E402
 from serving.chat_template import encode_chat  # noqa: E402
 
 

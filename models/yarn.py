@@ -6,11 +6,13 @@ says `yarn`.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from layers.rotary_embedding import RopeScaling
+from models.fields import ModelLoadError, flag, positive_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +62,39 @@ class YarnScaling(RopeScaling):
         pairs = torch.arange(half, dtype=torch.float32, device="cpu")  # [D // 2]
         kept = 1 - ((pairs - first) / width).clamp(0.0, 1.0)  # [D // 2]
         return 1.0 / (self.factor * waves) * (1 - kept) + 1.0 / waves * kept  # [D // 2]
+
+
+def read_yarn(rope: dict[str, Any], factor: float, original: int, theta: float) -> YarnScaling:
+    """从 `config.json` 的 `rope_scaling`（或 `rope_parameters`）读出 YaRN 的各项。
+
+    Read YaRN's parts from the `rope_scaling` (or `rope_parameters`) of `config.json`.
+
+    Raises:
+        ModelLoadError: 缺项，或数值不合理；a part missing, or a value that cannot be
+    """
+    # 要除以 theta 的对数；能到的长度也要放得进 int32。
+    # The formula divides by theta's logarithm; and the length that it reaches must fit into int32.
+    if theta <= 1 or not 1 <= original * factor < 1 << 31:
+        raise ModelLoadError(f"config.json: yarn with rope_theta={theta:g}, {factor=:g} and {original=} cannot be")
+    return YarnScaling(
+        factor, original, positive_number(rope, "beta_fast", 32.0), positive_number(rope, "beta_slow", 1.0),
+        flag(rope, "truncate", True), attention_factor=_attention_factor(rope, factor),
+    )
+
+
+def _attention_factor(rope: dict[str, Any], factor: float) -> float:
+    """YaRN 的 `attention_factor`：写了就用，没写就由 `factor` 算出；`attn_factor` 再乘上去。
+
+    DeepSeek-R1-0528-Qwen3-8B 写着 `attn_factor` 0.878，是 0.1·ln(4) + 1 = 1.139 的倒数：乘起来正好是 1。
+
+    YaRN's `attention_factor`: as given, else it follows from `factor`; `attn_factor` multiplies it.
+    DeepSeek-R1-0528-Qwen3-8B has an `attn_factor` of 0.878, which is 1 over 0.1·ln(4) + 1 = 1.139: the product is 1.
+    """
+
+    def grown(weight: float) -> float:
+        return 0.1 * weight * math.log(max(factor, 1.0)) + 1.0
+
+    default = grown(1.0)
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        default = grown(positive_number(rope, "mscale")) / grown(positive_number(rope, "mscale_all_dim"))
+    return positive_number(rope, "attention_factor", default) * positive_number(rope, "attn_factor", 1.0)
