@@ -1,0 +1,227 @@
+"""量化的权重：整数编码，加上把它还原成浮点数的缩放；用起来与普通的权重张量一样。
+
+    int8    w ≈ code * scale                  每行一个 scale / a scale a row
+    int4    w ≈ (code - 8) * scale + zero     每行每 32 列一组 / for each 32 columns of a row
+
+你在这里：`layers/quantized.py` 把线性层的权重换成它，`models/loader.py` 填它，融合核函数直接读编码；
+没有融合核函数时，`F.linear` 见到它就先还原再乘。
+
+A quantized weight: integer codes and the scales that turn them back into floats; it is used like an ordinary tensor of
+weights.
+
+You are here: `layers/quantized.py` gives linear layers such weights, `models/loader.py` fills them, and the fused
+kernels read the codes themselves; without kernels `F.linear` meets one, restores it and multiplies.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# int4 的一组有几列：同组的 32 个权重共用一个缩放和一个零点。
+# Columns of a group in int4: 32 weights share a scale and a zero.
+GROUP: Final = 32
+# 一次量化几行：临时的 float32 张量就只有这么大，而不是整个词表。
+# Rows quantized at a time: temporary float32 tensors are no larger than this, and never the whole vocabulary.
+_ROWS: Final = 4096
+
+
+def quantize_int8(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """每行除以自己的缩放 absmax / 127，舍入到整数。
+
+    例：[0.5, -1.27, 0.02, 1.0] 的 absmax 是 1.27，缩放 0.01，编码 [50, -127, 2, 100]；误差最多半步，即 0.005。
+
+    Divide each row by its scale, absmax / 127, and round.
+    Example: [0.5, -1.27, 0.02, 1.0] has absmax 1.27, scale 0.01 and codes [50, -127, 2, 100]; the error is at most
+    half a step, 0.005.
+
+    Args:
+        weight: [N, K]
+        dtype: 缩放的；of the scales
+
+    Returns:
+        [N, K] int8, [N]
+    """
+    weight = weight.float()  # [N, K]
+    # 缩放先舍入到要存的精度，再用它去除：它的舍入误差就由编码补上了。
+    # The scale is rounded to what is stored before it divides, so that the codes make up for its own rounding.
+    scales = (weight.abs().amax(1) / 127).to(dtype)  # [N]
+    steps = torch.where(scales == 0, 1, scales).float().unsqueeze(1)  # [N, 1]
+    return (weight / steps).round().clamp(-127, 127).to(torch.int8), scales  # [N, K], [N]
+
+
+def quantize_int4(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """每行每 32 列一组，组里最小到最大分成 15 步，编码是 0 到 15。
+
+    Each 32 columns of a row are a group; from its least to its greatest are 15 steps, and codes are 0 to 15.
+
+    Returns:
+        [N, K // 2] uint8，第 2j 列在低 4 位，第 2j + 1 列在高 4 位；column 2j in the low 4 bits, 2j + 1 in the high
+        [N, K // 32], [N, K // 32]，缩放，和编码 8 的值；scales, and the value of code 8
+    """
+    groups = weight.float().unflatten(1, (-1, GROUP))  # [N, K // 32, 32]
+    low, high = groups.aminmax(dim=2)
+    scales = ((high - low) / 15).to(dtype)  # [N, K // 32]
+    steps = torch.where(scales == 0, 1, scales).float()  # [N, K // 32]
+    # 例：组里从 -0.7 到 0.8，一步 0.1，编码 8 的值是 -0.7 + 8 * 0.1 = 0.1；0.33 的编码是 8 + 2.3，舍入成 10，即 0.3。
+    # Example: a group from -0.7 to 0.8 has steps of 0.1 and code 8 is -0.7 + 8 * 0.1 = 0.1; 0.33 has the code 8 + 2.3,
+    # rounded 10, which is 0.3.
+    zeros = (low + 8 * steps).to(dtype)  # [N, K // 32]
+    codes = ((groups - zeros.float().unsqueeze(2)) / steps.unsqueeze(2) + 8).round().clamp(0, 15)
+    return pack_int4(codes.flatten(1).to(torch.uint8)), scales, zeros
+
+
+def pack_int4(codes: Tensor) -> Tensor:
+    """两个编码放进一个字节：第 2j 列在低 4 位。
+
+    Two codes go into a byte: column 2j in the low 4 bits.
+
+    Args:
+        codes: [N, K] uint8，0 到 15；0 to 15
+
+    Returns:
+        [N, K // 2] uint8
+    """
+    return codes[:, 0::2] | codes[:, 1::2] << 4  # [N, K // 2]
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """`pack_int4` 的逆。
+
+    The inverse of `pack_int4`.
+
+    Returns:
+        [N, K] uint8
+    """
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)  # [N, K]
+
+
+class QuantizedWeight:
+    """一个量化的权重；int4 才有 `zeros`。取行（`weight[rows]`）、复制进来（`copy_`）、`F.linear` 都与张量相同。
+
+    A quantized weight; only int4 has `zeros`. Taking rows (`weight[rows]`), copying into it (`copy_`) and `F.linear`
+    are as for a tensor.
+
+    Attributes:
+        codes: [N, K] int8，或 [N, K // 2] uint8（见 `quantize_int4`）；or [N, K // 2] uint8, see `quantize_int4`
+        scales: [N]，或 [N, K // 32]；or [N, K // 32]
+        zeros: 与 `scales` 同形状，int8 为 None；shaped like `scales`, None for int8
+    """
+
+    def __init__(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> None:
+        self.codes, self.scales, self.zeros = codes, scales, zeros
+
+    @classmethod
+    def empty(cls, bits: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> "QuantizedWeight":
+        """分配内存，内容由 `copy_` 填。
+
+        Allocate; `copy_` fills it.
+        """
+        rows, columns = shape
+
+        def make(width: int, kind: torch.dtype) -> Tensor:
+            return torch.empty(rows, width, dtype=kind, device=device)
+
+        if bits == 8:
+            return cls(make(columns, torch.int8), make(1, dtype).squeeze(1))
+        groups = columns // GROUP
+        return cls(make(columns // 2, torch.uint8), make(groups, dtype), make(groups, dtype))
+
+    @property
+    def bits(self) -> int:
+        """一个权重几位。
+
+        Bits of a weight.
+        """
+        return 8 if self.zeros is None else 4
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """各个张量。
+
+        The tensors.
+        """
+        return [part for part in (self.codes, self.scales, self.zeros) if part is not None]
+
+    @property
+    def shape(self) -> torch.Size:
+        """还原后的形状。
+
+        The shape when restored.
+        """
+        return torch.Size((len(self.codes), self.codes.shape[1] * (8 // self.bits)))
+
+    @property
+    def nbytes(self) -> int:
+        """占多少字节。
+
+        Bytes that it takes.
+        """
+        return sum(part.nbytes for part in self.parts)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """一段行是它的一个窗口，可以往里填；按下标取的行（词嵌入）还原成浮点数。
+
+        A range of rows is a window that can be filled; rows by index, as an embedding takes them, are restored.
+        """
+        taken = QuantizedWeight(*(part[rows] for part in self.parts))
+        return taken if isinstance(rows, slice) else taken.dequantize()
+
+    def dequantize(self) -> Tensor:
+        """还原成浮点数，dtype 与缩放相同。
+
+        Restore the floats, in the dtype of the scales.
+
+        Returns:
+            [N, K]
+        """
+        if self.zeros is None:
+            return (self.codes.float() * self.scales.float().unsqueeze(-1)).to(self.scales.dtype)  # [N, K]
+        steps = unpack_int4(self.codes).unflatten(1, (-1, GROUP)).float() - 8  # [N, K // 32, 32]
+        groups = steps * self.scales.float().unsqueeze(2) + self.zeros.float().unsqueeze(2)  # [N, K // 32, 32]
+        return groups.flatten(1).to(self.scales.dtype)  # [N, K]
+
+    def copy_(self, source: "Tensor | QuantizedWeight") -> None:
+        """填入浮点权重（边填边量化），或已经量化好的。
+
+        Fill with float weights, quantizing on the way, or with what is quantized already.
+        """
+        if isinstance(source, QuantizedWeight):
+            for part, other in zip(self.parts, source.parts, strict=True):
+                part.copy_(other)
+            return
+        for rows, codes in self._quantized(source):
+            for part, new in zip(rows.parts, codes, strict=True):
+                part.copy_(new)
+
+    def equal(self, source: Tensor) -> bool:
+        """这些浮点权重量化之后，是否就是它。
+
+        Whether these float weights, quantized, are what it holds.
+        """
+        return all(
+            part.equal(new.to(part.device))
+            for rows, codes in self._quantized(source) for part, new in zip(rows.parts, codes, strict=True)
+        )  # fmt: skip
+
+    def _quantized(self, source: Tensor) -> Iterator[tuple["QuantizedWeight", tuple[Tensor, ...]]]:
+        quantize: Callable[..., tuple[Tensor, ...]] = quantize_int8 if self.bits == 8 else quantize_int4
+        for start in range(0, len(self), _ROWS):
+            rows = slice(start, start + _ROWS)
+            yield self[rows], quantize(source[rows].to(self.codes.device), self.scales.dtype)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
+        """`F.linear(x, weight, bias)`：先还原，再乘。融合核函数的朴素实现。
+
+        `F.linear(x, weight, bias)`: restore, then multiply. The plain twin of the fused kernels.
+        """
+        if function is not F.linear:
+            return NotImplemented
+        x, weight, *rest = args
+        return F.linear(x, weight.dequantize(), *rest, **(kwargs or {}))
