@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--complete", action="store_true", help="不套对话模板，直接续写 / continue plain text, no chat template")
     add("--chat", action="store_true", help="交互对话，边写边显示 / talk to the model, answers are streamed")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N（默认 auto）/ (default auto)")
+    add("--quantization", metavar="NAME", help="权重量化：int8 或 int4 / quantize the weights: int8 or int4")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16（默认 auto）/ (default auto)")
     # 不用 `SamplingParams` 的 16：那是 vLLM 的默认值，一句话常常说到一半就断了。
     # Not the 16 of `SamplingParams`: that is vLLM's default, and many a sentence would break off halfway.

@@ -4,6 +4,7 @@ The fused kernels on a CPU: the results of the written-out steps with fewer call
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache
+from backends.quantized_weight import GROUP, QuantizedWeight, Weight, unpack_int4
 from backends.store import store_by_index
 
 # oneDNN 为见过的每种行数编译一份乘法并一直留着，约 1 MB：几百种提示词长度就是几百 MB，所以行数只用这些。
@@ -24,6 +26,12 @@ _PADDED = {count: next(rows for rows in _ROW_COUNTS if rows >= count) for count 
 # The packed product takes 8 to 64 rows: with fewer, reading the weights is all the time it takes, and packing gains
 # nothing; with more, padding wastes too much. Besides it has 3 that long prompts come in, used at just these numbers.
 _PACKED = {count: rows for count, rows in _PADDED.items() if 8 <= rows <= 64} | {n: n for n in (512, 1024, 2048)}
+
+# 读整数权重的乘法，行数超过这么多就不如先还原再乘。2 核 AVX-512 上量过，一步的毫秒数：32 行 349 与 418，
+# 64 行 733 与 632。
+# Beyond so many rows it is better to restore the integers first and then multiply: measured on 2 cores with AVX-512,
+# milliseconds a step, 349 against 418 with 32 rows and 733 against 632 with 64.
+_UNPACK_ROWS = 32
 
 
 def _pad(x: Tensor, rows: int) -> Tensor:
@@ -60,6 +68,33 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (x / torch.hypot(rms, _root(eps))).mul_(weight)  # [..., size]
 
 
+@cache
+def _has_bf16_units() -> bool:
+    """CPU 有没有 bf16 的乘法指令；没有时，bf16 的矩阵乘法比 float32 慢一倍以上。
+
+    Whether the CPU multiplies bf16 in hardware; where it does not, products in bf16 take more than twice as long as in
+    float32.
+    """
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _pack_quantized(weight: QuantizedWeight) -> tuple[Tensor, Tensor] | None:
+    """int4 按 PyTorch 的乘法要的次序重排，原来的编码随即放掉，内存里不留两份；int8 照原样就能用。
+
+    int4 is reordered for PyTorch's product, and the old codes are let go, so that memory never keeps both; int8 is used
+    as it is.
+
+    Returns:
+        编码，[K // 32, N, 2] 的缩放和零点；codes, and scales with zeros of [K // 32, N, 2]
+    """
+    if weight.zeros is None or weight.scales.dtype != torch.bfloat16 or len(weight) % 16:
+        return None
+    codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_int4(weight.codes).int(), 2)
+    packed = codes, torch.stack((weight.scales.T, weight.zeros.T), dim=-1).contiguous()
+    weight.release()
+    return packed
+
+
 class CPUKernels(FusedKernels):
     """CPU 上的“融合”：没有自己的核函数，只是用更少的 torch 调用得到同样的结果。
 
@@ -78,7 +113,7 @@ class CPUKernels(FusedKernels):
         x = x if residual is None else x + residual  # [T, size]
         return _rms_norm(x, weight, eps), x  # [T, size], [T, size]
 
-    def pack(self, weight: Tensor) -> Tensor | None:
+    def pack(self, weight: Weight) -> Any:
         """小权重按 oneDNN 喜欢的分块次序另存一份，其余的不存。
 
         多行时，默认的矩阵乘法在有些 CPU 上只有它的一半快。打包的是同样的 float32 数，结果的误差也一样。
@@ -87,6 +122,8 @@ class CPUKernels(FusedKernels):
         With many rows the default product is only half as fast on some CPUs. The same float32 numbers are packed, with
         the same error.
         """
+        if isinstance(weight, QuantizedWeight):
+            return _pack_quantized(weight)
         # 另存一份要占内存，所以只为小权重做：不到 4194304 个元素，一份最多 16 MiB。
         # The second copy takes memory, so it is for small weights only: below 4194304 elements, at most 16 MiB each.
         small_float = weight.dtype == torch.float32 and weight.numel() < 1 << 22
@@ -94,11 +131,13 @@ class CPUKernels(FusedKernels):
             return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 32)
         return None
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
         """行数合适，又有打包的权重，就用它。
 
         With the packed weight where there is one and the number of rows suits it.
         """
+        if isinstance(weight, QuantizedWeight):
+            return self._quantized_linear(x, weight, bias, packed)  # [T, out_features]
         count = x.shape[0]
         if packed is not None and count in _PACKED:
             # `default` 是重载的名字：直接点名，就省下每次调用时挑选重载的几微秒。
@@ -115,6 +154,28 @@ class CPUKernels(FusedKernels):
         parts = [(part, _PADDED[len(part)]) for part in x.split(_ROW_COUNTS[-1])]
         return torch.cat([F.linear(_pad(part, rows), weight, bias)[: len(part)] for part, rows in parts])
 
+    def _quantized_linear(
+        self, x: Tensor, weight: QuantizedWeight, bias: Tensor | None, packed: Any
+    ) -> Tensor:
+        """行少时直接读整数权重；行多时一段一段地还原，再用普通的乘法。
+
+        With few rows the integers are read as they are; with many a part at a time is restored for a plain product.
+        """
+        # PyTorch 的这两个乘法只为 bf16 写过向量指令，别的精度反而慢几十倍：那就走朴素实现。
+        # These products of PyTorch have vector instructions for bf16 only and are dozens of times slower in any other
+        # type, for which the plain twin runs.
+        if x.dtype != torch.bfloat16 or (weight.bits == 4 and packed is None):
+            return F.linear(x, weight.dequantize(), bias)  # [T, out_features]
+        if packed is not None:
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed[0], GROUP, packed[1])  # [T, out_features]
+        elif x.shape[0] <= _UNPACK_ROWS:
+            out = torch.ops.aten._weight_int8pack_mm(x, weight.codes, weight.scales)  # [T, out_features]
+        else:
+            kind = torch.bfloat16 if _has_bf16_units() else torch.float32
+            parts = [self.linear(x.to(kind), part.dequantize(kind), None, None) for part in weight.in_parts()]
+            out = torch.cat(parts, dim=1).to(x.dtype)  # [T, out_features]
+        return out if bias is None else out + bias  # [T, out_features]
+
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
         """整宽的角度表，供一次乘法用完；`sin` 的前一半带负号。
 
@@ -127,7 +188,7 @@ class CPUKernels(FusedKernels):
         cos, sin = angles.cos(), angles.sin()  # [T, D // 2]
         return torch.cat((cos, cos), dim=-1).unsqueeze(1), torch.cat((-sin, sin), dim=-1).unsqueeze(1)  # [T, 1, D]
 
-    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    def gated_linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
         """原地相乘，省一次分配。
 
         Multiply in place, which saves an allocation.

@@ -10,12 +10,13 @@ implement it.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from backends.kv_cache import KVCache
+from backends.quantized_weight import Weight
 
 # 采样的参数，一行一个值，一种一列：前 6 列是整数，后 6 列是浮点数，存的是 float64 的位；
 # 合成一个 int64 张量，一次拷贝就够。
@@ -75,7 +76,7 @@ class FusedKernels(ABC):
             [T, size], [T, size]，归一化的结果，和两者之和；the normalised, and the sum
         """
 
-    def pack(self, weight: Tensor) -> Tensor | None:
+    def pack(self, weight: Weight) -> Any:
         """权重填好之后调用：按核函数喜欢的次序另存一份；不需要就返回 None。
 
         Called once a weight is filled: a copy in the order that the kernel likes, or None where it needs none.
@@ -86,7 +87,7 @@ class FusedKernels(ABC):
         return None
 
     @abstractmethod
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
         """线性层；朴素实现是 `Linear.forward` 里的 `F.linear`。
 
         A linear layer; the twin is the `F.linear` in `Linear.forward`.
@@ -117,7 +118,7 @@ class FusedKernels(ABC):
         """
 
     @abstractmethod
-    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    def gated_linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
         """线性层加门控激活；朴素实现是 `LlamaMLP.forward` 里的 `silu_and_mul(self.gate_up_proj(x))`。
 
         A linear layer and the gated activation; the twin is the `silu_and_mul(self.gate_up_proj(x))` in

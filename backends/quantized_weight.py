@@ -23,8 +23,8 @@ from torch import Tensor
 # int4 的一组有几列：同组的 32 个权重共用一个缩放和一个零点。
 # Columns of a group in int4: 32 weights share a scale and a zero.
 GROUP: Final = 32
-# 一次量化几行：临时的 float32 张量就只有这么大，而不是整个词表。
-# Rows quantized at a time: temporary float32 tensors are no larger than this, and never the whole vocabulary.
+# 一次量化或还原几行。
+# Rows quantized or restored at a time.
 _ROWS: Final = 4096
 
 
@@ -114,20 +114,25 @@ class QuantizedWeight:
         self.codes, self.scales, self.zeros = codes, scales, zeros
 
     @classmethod
-    def empty(cls, bits: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> "QuantizedWeight":
+    def frame(cls, bits: int, shape: torch.Size) -> "QuantizedWeight":
+        """只有形状，还没有内存。
+
+        Shapes, and no memory yet.
+        """
+        rows, columns = shape
+        if bits == 8:
+            return cls(*(torch.empty(each, device="meta") for each in ((rows, columns), (rows,))))
+        sizes = ((rows, columns // 2), (rows, columns // GROUP), (rows, columns // GROUP))
+        return cls(*(torch.empty(each, device="meta") for each in sizes))
+
+    def materialize(self, dtype: torch.dtype, device: torch.device) -> None:
         """分配内存，内容由 `copy_` 填。
 
         Allocate; `copy_` fills it.
         """
-        rows, columns = shape
-
-        def make(width: int, kind: torch.dtype) -> Tensor:
-            return torch.empty(rows, width, dtype=kind, device=device)
-
-        if bits == 8:
-            return cls(make(columns, torch.int8), make(1, dtype).squeeze(1))
-        groups = columns // GROUP
-        return cls(make(columns // 2, torch.uint8), make(groups, dtype), make(groups, dtype))
+        kinds = (torch.int8 if self.bits == 8 else torch.uint8, dtype, dtype)
+        made = [torch.empty(part.shape, dtype=kind, device=device) for part, kind in zip(self.parts, kinds)]
+        self.codes, self.scales, self.zeros = made[0], made[1], made[2] if len(made) == 3 else None
 
     @property
     def bits(self) -> int:
@@ -172,19 +177,34 @@ class QuantizedWeight:
         taken = QuantizedWeight(*(part[rows] for part in self.parts))
         return taken if isinstance(rows, slice) else taken.dequantize()
 
-    def dequantize(self) -> Tensor:
-        """还原成浮点数，dtype 与缩放相同。
+    def release(self) -> None:
+        """核函数已按自己的次序另存了一份：放掉这里的内存，形状还在，不能再还原。
 
-        Restore the floats, in the dtype of the scales.
+        The kernels keep it in an order of their own: let this memory go; the shape stays, nothing can be restored.
+        """
+        self.codes, self.scales, self.zeros = (part.to("meta") for part in self.parts)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """还原成浮点数；不写 dtype，就与缩放相同。
+
+        Restore the floats, in the dtype of the scales where none is given.
 
         Returns:
             [N, K]
         """
+        dtype = dtype or self.scales.dtype
         if self.zeros is None:
-            return (self.codes.float() * self.scales.float().unsqueeze(-1)).to(self.scales.dtype)  # [N, K]
+            return (self.codes.float() * self.scales.float().unsqueeze(-1)).to(dtype)  # [N, K]
         steps = unpack_int4(self.codes).unflatten(1, (-1, GROUP)).float() - 8  # [N, K // 32, 32]
         groups = steps * self.scales.float().unsqueeze(2) + self.zeros.float().unsqueeze(2)  # [N, K // 32, 32]
-        return groups.flatten(1).to(self.scales.dtype)  # [N, K]
+        return groups.flatten(1).to(dtype)  # [N, K]
+
+    def in_parts(self) -> "list[QuantizedWeight]":
+        """按行切成几段，一段一段地还原，就不会有整个词表那么大的浮点张量。
+
+        Cut by rows into parts: restored one by one, there is never a float tensor as large as the vocabulary.
+        """
+        return [self[start : start + _ROWS] for start in range(0, len(self), _ROWS)]
 
     def copy_(self, source: "Tensor | QuantizedWeight") -> None:
         """填入浮点权重（边填边量化），或已经量化好的。
@@ -211,9 +231,8 @@ class QuantizedWeight:
 
     def _quantized(self, source: Tensor) -> Iterator[tuple["QuantizedWeight", tuple[Tensor, ...]]]:
         quantize: Callable[..., tuple[Tensor, ...]] = quantize_int8 if self.bits == 8 else quantize_int4
-        for start in range(0, len(self), _ROWS):
-            rows = slice(start, start + _ROWS)
-            yield self[rows], quantize(source[rows].to(self.codes.device), self.scales.dtype)
+        for part, rows in zip(self.in_parts(), source.split(_ROWS)):
+            yield part, quantize(rows.to(self.codes.device), self.scales.dtype)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
@@ -225,3 +244,8 @@ class QuantizedWeight:
             return NotImplemented
         x, weight, *rest = args
         return F.linear(x, weight.dequantize(), *rest, **(kwargs or {}))
+
+
+# 线性层的权重是其中一种。
+# The weight of a linear layer is one of these.
+Weight = Tensor | QuantizedWeight

@@ -17,6 +17,7 @@ from backends.base import AttentionBackend
 from backends.kernels import FusedKernels
 from engine.block_manager import num_blocks_needed
 from engine.validation import check_flag, check_seed, is_int, is_number
+from layers.quantized import QUANTIZATIONS
 from models.config import DTYPES, ModelConfig, load_config
 from models.fields import ModelLoadError
 from models.loader import stored_dtype
@@ -54,6 +55,7 @@ class EngineConfig:
         enforce_eager: 不用 CUDA graph、融合核函数和重叠循环，便于调试；no CUDA graphs, fusion or overlap; for debugging
         load_format: "auto" 读权重，"dummy" 用随机权重（测速用）；"auto" reads weights, "dummy" draws random ones
         seed: 没给种子的请求，种子由它产生；where the seeds of requests without one come from
+        quantization: 把权重量化成 "int8" 或 "int4"；None 照文件；quantize weights to "int8" or "int4"; None: as stored
         strict: 每步检查全部不变量（慢，供测试和学习）；check all invariants in each step (slow; to test and learn)
 
     Raises:
@@ -98,6 +100,7 @@ class EngineConfig:
     enforce_eager: bool = False
     load_format: str = "auto"
     seed: int | None = None
+    quantization: str | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -127,6 +130,8 @@ class EngineConfig:
             raise ValueError(f"load_format={self.load_format!r} is unknown: use auto or dummy")
         if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype={self.dtype!r} is unknown: use auto, {', '.join(DTYPES)}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ValueError(f"quantization={self.quantization!r:.40} is unknown: use {' or '.join(QUANTIZATIONS)}")
         check_seed(self.seed)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))
@@ -217,8 +222,10 @@ class EngineConfig:
             return DTYPES[self.dtype]
         # 很多 CPU 没有 bf16 的矩阵指令，用它反而更慢、更不准。
         # Many CPUs have no matrix instructions for bf16, where it is slower and less exact.
+        # 权重量化之后例外：PyTorch 读整数权重的乘法只有 bf16 的快。
+        # Quantized weights are the exception: PyTorch's products that read integers are fast in bf16 only.
         if device.type == "cpu":
-            return torch.float32
+            return torch.float32 if self.quantization is None else torch.bfloat16
         # 不算模拟：torch 把老卡上用软件换算的 bf16 也报成“支持”，那样很慢。
         # Emulation does not count: torch also reports bf16 as supported on old cards that convert in software, slowly.
         # float16 最大只到 65504，而 bf16 的范围与 float32 相同；换过去之后输出若出现 NaN，先想到这里。

@@ -18,9 +18,9 @@ from torch import Tensor
 from backends.base import AttentionMetadata
 from engine.batch import Batch
 from engine.config import EngineSetup
+from layers.quantized import QUANTIZATIONS, quantize_layers
 from models.fields import ModelLoadError
-from models.llama import randomize_weights
-from models.loader import check_weights, load_weights, materialize
+from models.loader import check_weights, load_weights, materialize, randomize_weights
 from models.registry import create_model
 
 
@@ -34,6 +34,8 @@ class ModelRunner:
         self.device, self.dtype, self.model_config = setup.device, setup.dtype, setup.model_config
         self.backend, self.kernels = setup.backend, setup.kernels
         self.model = create_model(self.model_config, self.backend)
+        if setup.config.quantization is not None:
+            quantize_layers(self.model, QUANTIZATIONS[setup.config.quantization])
         # 先用文件头核对形状，再分配内存：配置里写的尺寸若与文件不符，一个字节都不会为它占。
         # Shapes are checked against the file's header before memory is taken: sizes in the configuration that the file
         # does not bear out cost not a byte.

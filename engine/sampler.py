@@ -285,21 +285,6 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
     return torch.cat([torch.stack([a.double(), b.double()], dim=-1) for a, b in pairs], dim=1)
 
 
-def wanted_reports(reports: Tensor, rows: list[int], samples: list[Sample]) -> Tensor | None:
-    """只留下要对数概率的行，和要得最多的那一行的列数；没有人要就返回 None。
-
-    Keep the rows that ask for log-probabilities, with as many columns as the one that asks for most; None if none does.
-
-    Args:
-        rows: `samples` 的每一项在 `reports` 里的行号；for each of `samples` its row of `reports`
-    """
-    asked = [(row, seq.params.logprobs) for row, (seq, _) in zip(rows, samples) if seq.params.logprobs is not None]
-    if not asked:
-        return None
-    most = max(number for _, number in asked)
-    return reports[on_device([row for row, _ in asked], reports.device), : 1 + most]
-
-
 def read_logprobs(row: list[list[float]], token: int, number: int, decode: Callable[[int], str]) -> dict[int, Logprob]:
     """把 `gather_logprobs` 的一行变成给用户的字典：所选的 token 在前，然后是最可能的 `number` 个。
 

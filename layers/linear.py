@@ -9,6 +9,8 @@ Where tensor parallelism would cut is visible here: `StackedLinear` along its ou
 `Linear` that follows it (o_proj, down_proj) along its inputs (dimension 1 of the weight), followed by a sum.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class Linear(nn.Module):
     """
 
     kernels: FusedKernels | None = None
-    packed: Tensor | None = None
+    packed: Any = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()

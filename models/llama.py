@@ -10,7 +10,6 @@ the MLP lets each token think by itself. `engine/model_runner.py` is the caller;
 weight files, so the loader needs no table of names.
 """
 
-import torch
 from torch import Tensor, nn
 
 from backends.base import AttentionBackend, AttentionMetadata
@@ -316,21 +315,3 @@ class LlamaForCausalLM(nn.Module):
         # `modules` 按登记次序深度优先地走，所以第 0 个就是 `model.layers.0` 的注意力，与块池的第 0 层对应。
         # `modules` goes depth first, as registered: entry 0 is the attention of `model.layers.0`, for pool layer 0.
         return [module for module in self.modules() if isinstance(module, Attention)]
-
-
-def randomize_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
-    """填入随机权重，用于测速：速度与权重的值无关。
-
-    Fill in random weights, for measuring speed, which does not depend on their values.
-    """
-    # 发生器必须与参数在同一设备上，否则 `normal_` 会报错；自带种子，不受全局随机状态影响。
-    # The generator must live on the parameters' device or `normal_` fails; its own seed keeps global state out.
-    generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        # 归一化的权重取 1，各层输出的量级才像真模型；`input_layernorm.weight`、`q_norm.weight` 都以此结尾。
-        # Norm weights are 1, so that each layer's output has a real model's scale;
-        # `input_layernorm.weight` and `q_norm.weight` both end so.
-        if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
-        else:
-            parameter.normal_(std=std, generator=generator)

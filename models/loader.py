@@ -12,11 +12,13 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from backends.quantized_weight import QuantizedWeight
 from layers.linear import StackedLinear
 from models.fields import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
@@ -116,7 +118,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return _FLOATS.get(dtype, torch.float32)
 
 
-def weight_targets(model: nn.Module) -> dict[str, Tensor]:
+def weight_targets(model: nn.Module) -> dict[str, Any]:
     """文件里的张量名 -> 它该填入的位置（参数本身，或拼接参数的一段）。
 
     The tensor name in the file -> where it goes: a parameter, or a slice of a stacked one.
@@ -124,8 +126,13 @@ def weight_targets(model: nn.Module) -> dict[str, Tensor]:
     # 一张核对清单：文件里的名字 -> 目的地。装完后清单上每一项都要打勾，多一个、少一个都是错误。
     # A checklist: name in the file -> destination.
     # In the end every item must be ticked; one too many or too few is an error.
-    targets: dict[str, Tensor] = dict(model.named_parameters())
+    targets: dict[str, Any] = dict(model.named_parameters())
     for module_name, module in model.named_modules():
+        # 量化的权重不是参数，要自己登记；输出头可能与词嵌入共用一个，只登记一次。
+        # A quantized weight is no parameter and is entered here, once: the head may share the embedding's.
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, QuantizedWeight) and all(weight is not each for each in targets.values()):
+            targets[f"{module_name}.weight"] = weight
         if not isinstance(module, StackedLinear):
             continue
         # 例：`self_attn.qkv_proj` 由 `self_attn.q_proj`、`self_attn.k_proj`、`self_attn.v_proj` 拼成。
@@ -133,8 +140,9 @@ def weight_targets(model: nn.Module) -> dict[str, Tensor]:
         parent = module_name.rpartition(".")[0]
         # `kind` 是 `weight`，有偏置时还有 `bias`；偏置同样按行拼接。
         # `kind` is `weight`, and `bias` where there is one; biases are joined by rows as well.
-        for kind, parameter in list(module.named_parameters(recurse=False)):
-            del targets[f"{module_name}.{kind}"]
+        for kind in ("weight", "bias"):
+            if (parameter := targets.pop(f"{module_name}.{kind}", None)) is None:
+                continue
             for piece, rows in module.pieces.items():
                 # 切片是视图，不是拷贝：往里 `copy_` 就直接写进了拼接的权重。1B 的 `k_proj` 对应 2048 到 2559 行。
                 # A slice is a view and no copy: `copy_` into it writes the stacked weight itself.
@@ -160,6 +168,8 @@ def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> N
                 empty = torch.empty(old.shape, dtype=dtype, device=device)
                 made[old] = nn.Parameter(empty, requires_grad=False)
             setattr(module, name, made[old])
+        if isinstance(weight := getattr(module, "weight", None), QuantizedWeight):
+            weight.materialize(dtype, device)
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
 
@@ -244,7 +254,15 @@ def _iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
 
 
-def _fill(name: str, target: Tensor, tensor: Tensor) -> None:
+def _equal(target: Any, tensor: Tensor) -> bool:
+    """填的正是这个张量。
+
+    Whether this is the tensor that it was filled with.
+    """
+    return bool(target.equal(tensor.to(target) if isinstance(target, Tensor) else tensor))
+
+
+def _fill(name: str, target: Any, tensor: Tensor) -> None:
     """复制；dtype 不同时 `copy_` 会转换；复制完看一眼是不是有限的数。
 
     Copy, and `copy_` converts the dtype; then see whether all numbers are finite.
@@ -255,9 +273,12 @@ def _fill(name: str, target: Tensor, tensor: Tensor) -> None:
     target.copy_(tensor)
     # 一个 NaN 就足以让每个回答都是 `!!!!`。最小和最大值都有限，全部就都有限：NaN 会传到这两个数上。
     # A single NaN makes every answer `!!!!`. If minimum and maximum are finite all are: NaN spreads to both.
-    if all(bound.isfinite() for bound in torch.aminmax(target)):
+    # 量化的看缩放：一组里有一个坏数，缩放就是坏的。
+    # Of a quantized one look at the scales: one bad number in a group makes its scale bad.
+    filled, stored = (getattr(each, "scales", each) for each in (target, tensor))
+    if all(bound.isfinite() for bound in torch.aminmax(filled)):
         return
-    if all(bound.isfinite() for bound in torch.aminmax(tensor)):
+    if all(bound.isfinite() for bound in torch.aminmax(stored)):
         raise ModelLoadError(f"tensor {name!r:.100} does not fit into {target.dtype}: use dtype bfloat16 or float32")
     raise ModelLoadError(f"tensor {name!r:.100} holds NaN or infinity: the file is damaged, download it again")
 
@@ -283,7 +304,7 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
             # 词嵌入与 `lm_head.weight` 都存了的时候，两份内容必须相同，否则不知道该信哪一份。
             # Where both the embedding and `lm_head.weight` are stored, they must be equal, or nobody knows which to
             # believe.
-            if place in loaded and not torch.equal(targets[place], tensor.to(targets[place])):
+            if place in loaded and not _equal(targets[place], tensor):
                 remedy = "set tie_word_embeddings to false in config.json to use both"
                 raise ModelLoadError(f"{place} is stored twice with different values (lm_head.weight): {remedy}")
             _fill(name, targets[place], tensor)
@@ -291,3 +312,22 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
             if on_progress:
                 on_progress(len(loaded), len(targets))
     assert loaded == targets.keys(), "check_weights has seen other names than the library reads"
+
+
+def randomize_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
+    """填入随机权重，用于测速：速度与权重的值无关。
+
+    Fill in random weights, for measuring speed, which does not depend on their values.
+    """
+    # 发生器必须与参数在同一设备上，否则 `normal_` 会报错；自带种子，不受全局随机状态影响。
+    # The generator must live on the parameters' device or `normal_` fails; its own seed keeps global state out.
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, target in weight_targets(model).items():
+        # 归一化的权重取 1，各层输出的量级才像真模型；`input_layernorm.weight`、`q_norm.weight` 都以此结尾。
+        # Norm weights are 1, so that each layer's output has a real model's scale;
+        # `input_layernorm.weight` and `q_norm.weight` both end so.
+        if name.endswith("norm.weight"):
+            target.fill_(1.0)
+        else:
+            target.copy_(torch.empty(target.shape, device=device).normal_(std=std, generator=generator))

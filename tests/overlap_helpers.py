@@ -180,7 +180,7 @@ class PlainKernels(FusedKernels):
         x = x if residual is None else x + residual
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight, x
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Any) -> Tensor:
         assert packed is None
         return F.linear(x, weight, bias)
 
@@ -188,7 +188,7 @@ class PlainKernels(FusedKernels):
         angles = positions[:, None].float() * inv_freq
         return angles.cos(), angles.sin()
 
-    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Any) -> Tensor:
         return silu_and_mul(self.linear(x, weight, bias, packed))
 
     def qk_norm_rope_store(

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from backends import create_backend
 from backends.cpu_kernels import CPUKernels
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache
+from backends.quantized_weight import QuantizedWeight
 from layers.activation import silu_and_mul
 from layers.layernorm import RMSNorm
 from layers.linear import Linear
 from layers.rotary_embedding import RotaryEmbedding, apply_rotary
 from models.config import parse_config
-from models.llama import randomize_weights
-from models.loader import materialize
+from models.loader import materialize, randomize_weights
 from models.registry import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,6 +128,33 @@ def test_gated_linear(kernels: FusedKernels, place: Place, num_tokens: int, size
     expected = silu_and_mul(x.double() @ weight.double().T + (0 if bias is None else bias.double()))
     limit = 4 * TOLERANCE[place.dtype] * max(1.0, float(expected.abs().max()))
     assert out.dtype == place.dtype and float((out.double() - expected).abs().max()) < limit
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "num_tokens, rows, columns", [(1, 64, 96), (1, 34, 2080), (3, 48, 160), (40, 64, 64), (70, 96, 96)]
+)
+def test_quantized_linear(
+    kernels: FusedKernels, place: Place, num_tokens: int, rows: int, columns: int, bits: int, gated: bool
+) -> None:
+    weight = QuantizedWeight.frame(bits, torch.Size((rows, columns)))
+    weight.materialize(place.dtype, torch.device(place.device))
+    weight.copy_(place.random(rows, columns, seed=1) / 2)
+    x, bias = place.random(num_tokens, columns), place.random(rows, seed=2)
+    for added in (None, bias):
+        exact = x.double() @ weight.dequantize(torch.float64).T + (0 if added is None else added.double())
+        expected = silu_and_mul(exact) if gated else exact
+        plain = silu_and_mul(F.linear(x, weight, added)) if gated else F.linear(x, weight, added)
+        # `pack` 可能放掉编码，所以交给它一份拷贝。
+        # `pack` may let the codes go, so it gets a copy.
+        copy = QuantizedWeight(*(part.clone() for part in weight.parts))
+        product = kernels.gated_linear if gated else kernels.linear
+        out = product(x, copy, added, kernels.pack(copy))
+        assert out.shape == expected.shape and out.dtype == place.dtype
+        limit = 8 * TOLERANCE[place.dtype] * max(1.0, float(expected.abs().max()))
+        for each in (out, plain):
+            assert float((each.double() - expected).abs().max()) < limit
 
 
 @pytest.mark.parametrize("half", [8, 64])

@@ -21,8 +21,8 @@ from backends import create_backend, create_kernels
 from backends.base import AttentionMetadata
 from backends.kv_cache import KVCache
 from models.config import load_config
-from models.llama import LlamaForCausalLM, randomize_weights
-from models.loader import load_weights, materialize
+from models.llama import LlamaForCausalLM
+from models.loader import load_weights, materialize, randomize_weights
 from models.registry import MODEL_REGISTRY, create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

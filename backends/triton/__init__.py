@@ -22,7 +22,9 @@ from torch import Tensor
 from backends.base import AttentionBackend, AttentionMetadata, check_kvcache_args, check_store_args, check_varlen_args
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache
+from backends.quantized_weight import QuantizedWeight, Weight
 from backends.triton import fused, sample
+from backends.triton.codes import restore
 from backends.triton.decode import decode_attention, longest_first
 from backends.triton.gemv import gemv
 from backends.triton.launch import MAX_SKINNY_ROWS
@@ -47,6 +49,18 @@ def why_no_triton(device: torch.device) -> str | None:
     if (major, minor) < (8, 0):
         return f"needs compute capability 8.0, this GPU has {major}.{minor}; use sdpa"
     return None
+
+
+def _many_rows(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """行多时的乘法：交给 cuBLAS；量化的权重一段一段地还原，一段小得留在 GPU 的二级缓存里。
+
+    The product for many rows: cuBLAS; quantized weights are restored a part at a time, small enough to stay in the
+    GPU's second-level cache.
+    """
+    if not isinstance(weight, QuantizedWeight):
+        return F.linear(x, weight, bias)
+    out = torch.cat([F.linear(x, restore(part, x.dtype)) for part in weight.in_parts()], dim=1)
+    return out if bias is None else out + bias
 
 
 class TritonKernels(FusedKernels):
@@ -86,24 +100,24 @@ class TritonKernels(FusedKernels):
         """
         return fused.add_rms_norm(x, residual, weight, eps)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
         """1 行用 `gemv.py`，2 到 64 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
 
         `gemv.py` for 1 row, `skinny.py` for 2 to 64, cuBLAS for more: general products are made for many rows and leave
         bandwidth unused at few.
         """
         out = self._few_rows(x, weight, bias, gated=False)
-        return F.linear(x, weight, bias) if out is None else out
+        return _many_rows(x, weight, bias) if out is None else out
 
-    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+    def gated_linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
         """行少时，同一个核函数乘完就做门控；行多时接着用 `fused.py`。
 
         With few rows the kernel that multiplies also gates; with many, `fused.py` follows.
         """
         out = self._few_rows(x, weight, bias, gated=True)
-        return fused.silu_and_mul(F.linear(x, weight, bias)) if out is None else out
+        return fused.silu_and_mul(_many_rows(x, weight, bias)) if out is None else out
 
-    def _few_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool) -> Tensor | None:
+    def _few_rows(self, x: Tensor, weight: Weight, bias: Tensor | None, gated: bool) -> Tensor | None:
         """行少时的乘法；行多（或没有行）时返回 None。
 
         The product for few rows; None for many, or none at all.

@@ -19,15 +19,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.quantized_weight import Weight
+from backends.triton.codes import int4_tile, parts_of
 from backends.triton.fused import gate_values
 from backends.triton.launch import await_inputs, early
 
 
 @triton.jit
 def gemv_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, num_rows,
-    SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, GATED: tl.constexpr,
-    EARLY: tl.constexpr,
+    x_ptr, weight_ptr, scale_ptr, zero_ptr, bias_ptr, out_ptr, num_rows,
+    SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    GATED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：`BLOCK_N` 个输出。
 
@@ -54,13 +56,19 @@ def gemv_kernel(
     # 权重从不改变，不必等前一个核函数：等它的工夫，权重已在路上；x 是它写的，要等。
     # Weights never change and need not wait for the kernel before: they are on their way meanwhile; x is what it wrote,
     # and waits.
-    w = tl.load(weights, mask=inside[:, None] & (k < SIZE)[None, :], other=0.0)
+    if BITS == 4:
+        # 一个字节两个权重，偶数列和奇数列分开乘，见 `codes.py`。
+        # A byte holds two weights; even and odd columns are multiplied apart, see `codes.py`.
+        k = 2 * tl.arange(0, BLOCK_K // 2)
+        w, odd = int4_tile(weight_ptr, scale_ptr, zero_ptr, row, 0, inside, SIZE // 32, BLOCK_N, BLOCK_K // 32)
+    else:
+        w = tl.load(weights, mask=inside[:, None] & (k < SIZE)[None, :], other=0.0)
     await_inputs(EARLY)
     # 每个线程先攒自己那几列的和，循环结束才跨线程求和：跨线程比乘加贵得多。
     # Each thread sums its own columns first, and threads are added up once at the end: that costs far more.
     # 累加要用 float32：bf16 只有 8 位有效数字，256 + 1 还是 256。
     # Sums want float32: bf16 keeps 8 significant bits, and 256 + 1 is still 256.
-    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    acc = tl.zeros([BLOCK_N, BLOCK_K // 2 if BITS == 4 else BLOCK_K], tl.float32)
     # 每个程序都要读 x，但它只有几 KB，多半在 GPU 的缓存里；贵的是权重。
     # Every program reads x, but it is a few KB and mostly in the GPU's caches; the weight is what costs.
     for start in range(0, SIZE, BLOCK_K):
@@ -71,9 +79,20 @@ def gemv_kernel(
         acc += w.to(tl.float32) * x[None, :]
         # 下一轮的权重；多半一轮就是一整行，这时掩码全为假，什么也不读。
         # The weights of the next round; mostly a round is a whole row, and the mask, false all over, reads nothing.
-        real = start + BLOCK_K + k < SIZE
-        w = tl.load(weights + start + BLOCK_K, mask=inside[:, None] & real[None, :], other=0.0)
+        if BITS == 4:
+            acc += odd * tl.load(x_ptr + start + k + 1, mask=start + k < SIZE, other=0.0).to(tl.float32)[None, :]
+            first = (start + BLOCK_K) // 32
+            w, odd = int4_tile(
+                weight_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE // 32, BLOCK_N, BLOCK_K // 32
+            )
+        else:
+            real = start + BLOCK_K + k < SIZE
+            w = tl.load(weights + start + BLOCK_K, mask=inside[:, None] & real[None, :], other=0.0)
     out = tl.sum(acc, 1)
+    # int8 的一行共用一个缩放：先用整数编码乘完，最后才乘它。
+    # In int8 a row shares a scale: multiply by the integer codes first, and by the scale at the end.
+    if BITS == 8:
+        out *= tl.load(scale_ptr + row, mask=inside, other=0.0).to(tl.float32)
     # `HAS_BIAS` 在编译时就已知：没有偏置的那份核函数里，根本没有下面这一行。
     # `HAS_BIAS` is known at compile time: the kernel without a bias does not contain the next line at all.
     if HAS_BIAS:
@@ -89,7 +108,7 @@ def gemv_kernel(
         tl.store(out_ptr + n, out, mask=inside)
 
 
-def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) -> Tensor:
+def gemv(x: Tensor, weight: Weight, bias: Tensor | None, gated: bool = False) -> Tensor:
     """启动上面的核函数。
 
     Launch the kernel above.
@@ -105,24 +124,26 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, gated: bool = False) ->
     """
     num_rows, size = weight.shape
     out = torch.empty(1, num_rows // 2 if gated else num_rows, dtype=x.dtype, device=x.device)
-    block_n, block_k = choose_tile(size)
+    *parts, bits = parts_of(weight)
+    block_n, block_k = choose_tile(size, bits)
     block_n = max(2, block_n) if gated else block_n
     # `triton.cdiv` 是向上取整的除法：7 个输出、每个程序 2 个，要 4 个程序。
     # `triton.cdiv` divides and rounds up: 7 outputs at 2 a program take 4 programs.
     # 没有偏置时传 x 占位：指针总得给一个，而核函数不会去读它。
     # Without a bias, x stands in: there must be some pointer, and the kernel never reads it.
     gemv_kernel[(triton.cdiv(num_rows, block_n),)](
-        x, weight, x if bias is None else bias, out, num_rows,
-        SIZE=size, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, GATED=gated, num_warps=4,
+        x, *parts, x if bias is None else bias, out, num_rows,
+        SIZE=size, BITS=bits, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, GATED=gated, num_warps=4,
         **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
 
 
-def choose_tile(size: int) -> tuple[int, int]:
-    """每个程序几行权重，一次几列。
+def choose_tile(size: int, bits: int = 16) -> tuple[int, int]:
+    """每个程序几行权重，一次几列；编码比浮点数短，多取一倍的行，在路上的字节才不会太少。
 
-    Rows of the weight a program has, and columns at a time.
+    Rows of the weight a program has, and columns at a time; codes are shorter than floats, and twice the rows keep
+    enough bytes on their way.
     """
     # 窄的一次读完整行，宽的一次 1024 列：等前一个核函数时，第一批权重都已在路上。
     # Narrow ones take a whole row at once, wide ones 1024 columns: the first of the weights are on their way while the
@@ -131,6 +152,6 @@ def choose_tile(size: int) -> tuple[int, int]:
     # Measured on an H200, milliseconds a step: Llama-3.2-3B (3072 and 8192 columns) takes 1.90, with 2048 columns at a
     # time 1.97, with whole rows 1.98.
     if size > 2048:
-        return 2, 1024
+        return 2 if bits == 16 else 4, 1024
     block_k = max(1024, triton.next_power_of_2(size))
     return 8192 // block_k, block_k

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.quantized_weight import Weight
+from backends.triton.codes import int4_tile, parts_of
 from backends.triton.fused import gate_values
 from backends.triton.launch import await_inputs, early, nearly_done
 
@@ -21,9 +23,9 @@ from backends.triton.launch import await_inputs, early, nearly_done
 # Whether or not the rows are a multiple of 16, the code is the same: no variant for each saves seconds at start.
 @triton.jit(do_not_specialize=["num_rows"])
 def skinny_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, partial_ptr, arrived_ptr, num_rows, num_outputs, SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NUM_SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
+    x_ptr, weight_ptr, scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, arrived_ptr, num_rows, num_outputs,
+    SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：所有行的 `BLOCK_N` 个输出，输入维的一段。
 
@@ -40,7 +42,8 @@ def skinny_kernel(
     # 门控时 gate 与 up 的行交替，见 `gemv.py`。
     # With a gate, rows of gate and up take turns, see `gemv.py`.
     row = n // 2 + n % 2 * (num_outputs // 2) if GATED else n
-    weight_row = weight_ptr + tl.minimum(row, num_outputs - 1).to(tl.int64)[:, None] * SIZE  # [BLOCK_N, 1]
+    row = tl.minimum(row, num_outputs - 1)
+    weight_row = weight_ptr + row.to(tl.int64)[:, None] * SIZE  # [BLOCK_N, 1]
     # 输入维分给各段：3072 列、每次 128 列、4 段，就是每段 6 次循环。
     # The inputs are shared among the splits: 3072 columns, 128 at a time and 4 splits make 6 rounds each.
     STEPS: tl.constexpr = (SIZE + BLOCK_K * NUM_SPLITS - 1) // (BLOCK_K * NUM_SPLITS)
@@ -48,14 +51,25 @@ def skinny_kernel(
     x_row = x_ptr + m[:, None] * SIZE  # [BLOCK_M, 1]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(STEPS):
-        k = ((split * STEPS + step) * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
-        if SIZE % (BLOCK_K * NUM_SPLITS) == 0:
+        first = (split * STEPS + step) * BLOCK_K
+        k = (first + tl.arange(0, BLOCK_K))[None, :]
+        if BITS == 4:
+            # 偶数列和奇数列各乘一次，加在一起，见 `codes.py`。
+            # Even and odd columns are multiplied one after the other and added up, see `codes.py`.
+            w, odd = int4_tile(
+                weight_ptr, scale_ptr, zero_ptr, row, first // 32, inside_n, SIZE // 32, BLOCK_N, BLOCK_K // 32
+            )
+            k = (first + 2 * tl.arange(0, BLOCK_K // 2))[None, :]
+            x_odd = tl.load(x_row + k + 1, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 2]
+            x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 2]
+            acc = tl.dot(x_odd, tl.trans(odd.to(x.dtype)), acc, input_precision="ieee")
+        elif SIZE % (BLOCK_K * NUM_SPLITS) == 0:
             w = tl.load(weight_row + k)  # [BLOCK_N, BLOCK_K]
             x = tl.load(x_row + k, mask=inside_m[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
         else:
             w = tl.load(weight_row + k, mask=k < SIZE, other=0.0)  # [BLOCK_N, BLOCK_K]
             x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K]
-        acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+        acc = tl.dot(x, tl.trans(w.to(x.dtype)), acc, input_precision="ieee")
     last = True
     nearly_done(EARLY)
     if NUM_SPLITS > 1:
@@ -77,6 +91,8 @@ def skinny_kernel(
             for other in range(NUM_SPLITS):
                 acc += tl.load(partial_ptr + other * BLOCK_M * BLOCK_N + part, cache_modifier=".cg")
     if last:
+        if BITS == 8:
+            acc *= tl.load(scale_ptr + row).to(tl.float32)[None, :]
         if HAS_BIAS:
             acc += tl.load(bias_ptr + row, mask=inside_n, other=0.0).to(tl.float32)[None, :]
         out = acc.to(out_ptr.dtype.element_ty)
@@ -91,7 +107,7 @@ def skinny_kernel(
 
 
 def skinny_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, arrived: Tensor, gated: bool = False
+    x: Tensor, weight: Weight, bias: Tensor | None, arrived: Tensor, gated: bool = False
 ) -> Tensor:
     """启动上面的核函数。
 
@@ -111,11 +127,12 @@ def skinny_linear(
     block_m = max(16, triton.next_power_of_2(x.shape[0]))
     block_n, block_k, num_splits, num_warps, num_stages = choose_tiles(num_outputs, size, block_m)
     tiles = triton.cdiv(num_outputs, block_n)
+    *parts, bits = parts_of(weight)
     partial = out
     if num_splits > 1:
         partial = torch.empty(tiles * num_splits * block_m * block_n, dtype=torch.float32, device=x.device)
     skinny_kernel[(tiles, num_splits)](
-        x, weight, x if bias is None else bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size,
+        x, *parts, x if bias is None else bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size, BITS=bits,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, HAS_BIAS=bias is not None,
         GATED=gated, num_warps=num_warps, num_stages=num_stages, **early(x.device, x.shape[0]),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backends.kernels import FusedKernels
 from engine.batch import Sample, on_device
-from engine.sampler import Sampler, wanted_reports
+from engine.sampler import Sampler
 from engine.sampling_params import MAX_LOGPROBS
 from engine.sequence import Sequence
 
@@ -87,3 +87,18 @@ class KernelSampler(Sampler):
             allowed.index_fill_(0, on_device(sorted(seq.stop_token_ids), self.masks.device), 0)
             self.masks[row] = (allowed.view(words, 32) << torch.arange(32, device=self.masks.device)).sum(1)
         return self.rows[seq]
+
+
+def wanted_reports(reports: Tensor, rows: list[int], samples: list[Sample]) -> Tensor | None:
+    """只留下要对数概率的行，和要得最多的那一行的列数；没有人要就返回 None。
+
+    Keep the rows that ask for log-probabilities, with as many columns as the one that asks for most; None if none does.
+
+    Args:
+        rows: `samples` 的每一项在 `reports` 里的行号；for each of `samples` its row of `reports`
+    """
+    asked = [(row, seq.params.logprobs) for row, (seq, _) in zip(rows, samples) if seq.params.logprobs is not None]
+    if not asked:
+        return None
+    most = max(number for _, number in asked)
+    return reports[on_device([row for row, _ in asked], reports.device), : 1 + most]

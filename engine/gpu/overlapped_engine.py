@@ -28,11 +28,11 @@ from backends.kernels import FusedKernels
 from engine.batch import build_batch, sampling_rows
 from engine.config import EngineConfig, EngineSetup
 from engine.gpu.decode_graphs import DecodeGraphs
-from engine.gpu.kernel_sampler import KernelSampler
+from engine.gpu.kernel_sampler import KernelSampler, wanted_reports
 from engine.gpu.warm_up import warm_up
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
-from engine.sampler import Sampler, wanted_reports
+from engine.sampler import Sampler
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 

@@ -1,0 +1,108 @@
+"""读量化的权重：`gemv.py` 和 `skinny.py` 边读边还原，行多时先还原一段，再交给 cuBLAS。
+
+编码怎么存，见 `backends/quantized_weight.py`。等价的 PyTorch：`QuantizedWeight.dequantize`。
+
+Reading quantized weights: `gemv.py` and `skinny.py` restore them as they read; with many rows a part is restored first
+and goes to cuBLAS. How codes are stored is in `backends/quantized_weight.py`; the plain PyTorch is
+`QuantizedWeight.dequantize`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from backends.quantized_weight import GROUP, QuantizedWeight
+from backends.triton.launch import await_inputs, early
+
+# 传给核函数的权重：编码或浮点数，缩放，零点，一个权重几位；浮点权重没有后两样，随便传什么占位。
+# A weight as the kernels take it: codes or floats, scales, zeros, and bits of a weight; a float weight has neither
+# scales nor zeros, and anything stands in.
+Parts = tuple[Tensor, Tensor, Tensor, int]
+
+
+def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
+    """拆成核函数的参数。
+
+    Take it apart into arguments of the kernels.
+    """
+    if isinstance(weight, QuantizedWeight):
+        return weight.codes, weight.scales, weight.scales if weight.zeros is None else weight.zeros, weight.bits
+    return weight, weight, weight, 16
+
+
+@triton.jit
+def int4_tile(
+    codes_ptr, scale_ptr, zero_ptr, row, first, inside, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """`BLOCK_N` 行、从第 `first` 组起 `BLOCK_G` 组的权重，float32；分成偶数列和奇数列，因为一个字节里正好各有一个。
+
+    Weights of `BLOCK_N` rows and `BLOCK_G` groups from group `first` on, in float32; even and odd columns apart, as a
+    byte holds one of each.
+
+    Returns:
+        [BLOCK_N, BLOCK_G * 16], [BLOCK_N, BLOCK_G * 16]
+    """
+    group = first + tl.arange(0, BLOCK_G)
+    real = inside[:, None] & (group < GROUPS)[None, :]
+    place = row.to(tl.int64)[:, None] * GROUPS + group[None, :]  # [BLOCK_N, BLOCK_G]
+    # 一组 32 列是相邻的 16 个字节，一个线程正好一次取走；缩放和零点一组各读一次。
+    # A group of 32 columns is 16 bytes side by side, which a thread takes at once; scale and zero are read once each.
+    byte = place[:, :, None] * 16 + tl.arange(0, 16)[None, None, :]  # [BLOCK_N, BLOCK_G, 16]
+    codes = tl.load(codes_ptr + byte, mask=real[:, :, None], other=0)
+    scale = tl.load(scale_ptr + place, mask=real, other=0.0).to(tl.float32)[:, :, None]
+    zero = tl.load(zero_ptr + place, mask=real, other=0.0).to(tl.float32)[:, :, None]
+    even = ((codes & 15).to(tl.float32) - 8) * scale + zero  # [BLOCK_N, BLOCK_G, 16]
+    odd = ((codes >> 4).to(tl.float32) - 8) * scale + zero  # [BLOCK_N, BLOCK_G, 16]
+    return tl.reshape(even, [BLOCK_N, BLOCK_G * 16]), tl.reshape(odd, [BLOCK_N, BLOCK_G * 16])
+
+
+@triton.jit
+def restore_kernel(
+    codes_ptr, scale_ptr, zero_ptr, out_ptr, num_rows, SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """一个程序：`BLOCK_N` 行、`BLOCK_K` 列。
+
+    One program: `BLOCK_N` rows and `BLOCK_K` columns.
+    """
+    await_inputs(EARLY)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = row < num_rows
+    first = tl.program_id(1) * BLOCK_K
+    start = row.to(tl.int64)[:, None] * SIZE
+    out_type = out_ptr.dtype.element_ty
+    if BITS == 4:
+        even, odd = int4_tile(
+            codes_ptr, scale_ptr, zero_ptr, row, first // 32, inside, SIZE // 32, BLOCK_N, BLOCK_K // 32
+        )
+        k = first + 2 * tl.arange(0, BLOCK_K // 2)[None, :]
+        mask = inside[:, None] & (k < SIZE)
+        tl.store(out_ptr + start + k, even.to(out_type), mask=mask)
+        tl.store(out_ptr + start + k + 1, odd.to(out_type), mask=mask)
+    else:
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        mask = inside[:, None] & (k < SIZE)
+        codes = tl.load(codes_ptr + start + k, mask=mask, other=0).to(tl.float32)
+        scale = tl.load(scale_ptr + row, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + start + k, (codes * scale[:, None]).to(out_type), mask=mask)
+
+
+def restore(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """启动上面的核函数：还原成浮点数。
+
+    Launch the kernel above: restore the floats.
+
+    Returns:
+        [N, K]
+    """
+    num_rows, size = weight.shape
+    codes, scales, zeros, bits = parts_of(weight)
+    out = torch.empty(num_rows, size, dtype=dtype, device=codes.device)
+    block_k = 16 * GROUP
+    restore_kernel[(triton.cdiv(num_rows, 8), triton.cdiv(size, block_k))](
+        codes, scales, zeros, out, num_rows, SIZE=size, BITS=bits, BLOCK_N=8, BLOCK_K=block_k, num_warps=4,
+        **early(codes.device, num_rows),
+    )  # fmt: skip
+    return out
