@@ -1,6 +1,18 @@
 """别人量化好的权重文件：认出是哪一种，译成我们的 `QuantizedWeight`；读不了的，按名字拒绝。
 
-各种文件存的是同一件事，w = (code - zero) * scale，只是装箱的次序不同。8 个 4 位的编码装进一个 int32，低位在前：
+各种文件存的是同一件事，w = (code - zero) * scale，只是装箱的次序不同，见下表；
+8 个 4 位的编码装进一个 int32，低位在前。
+
+你在这里：`config.py` 用 `read_format` 认出格式；`loader.py` 先用 `fold` 核对文件头，再用 `read` 逐层读出。
+
+Weight files that others have quantized: tell which kind it is and translate it into our `QuantizedWeight`; what cannot
+be read is refused by name.
+
+They all store the same thing, w = (code - zero) * scale, and differ in how it is packed, see the table; 8 codes of 4
+bits go into an int32, the lowest bits first.
+
+You are here: `config.py` tells the format with `read_format`; `loader.py` checks the headers with `fold` and then reads
+layer by layer with `read`.
 
     int32   31..28  27..24  23..20  19..16  15..12  11..8   7..4    3..0
     code       7       6       5       4       3       2      1       0
@@ -11,15 +23,6 @@
     pack-quantized  8 columns of a row (zeros: 8 rows)    weight_packed [N, K/8], weight_scale [N, G],
                                                           weight_zero_point [N/8, G], weight_shape [2]
     int-quantized   one int8 each                         weight [N, K], weight_scale [N, 1], weight_zero_point [N, 1]
-
-你在这里：`config.py` 用 `read_format` 认出格式；`loader.py` 先用 `fold` 核对文件头，再用 `read` 逐层读出。
-
-Weight files that others have quantized: tell which kind it is and translate its tensors into our `QuantizedWeight`;
-what cannot be read is refused by name. They all store the same thing, w = (code - zero) * scale, and differ in how it
-is packed. 8 codes of 4 bits go into an int32, the lowest bits first, see above.
-
-You are here: `config.py` tells the format with `read_format`; `loader.py` checks the headers with `fold` and then reads
-layer by layer with `read`.
 """
 
 from abc import ABC, abstractmethod

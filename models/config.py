@@ -264,16 +264,15 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     window = window if window is not None and window < length else None
     return ModelConfig(
         architecture=architectures[0], vocab_size=positive_int(raw, "vocab_size"), hidden_size=hidden_size,
-        intermediate_size=positive_int(raw, "intermediate_size"), num_hidden_layers=num_layers,
-        num_attention_heads=num_heads, num_key_value_heads=num_kv_heads, head_dim=head_dim,
-        max_position_embeddings=window or length, rms_norm_eps=positive_number(raw, "rms_norm_eps", 1e-6),
-        rope_theta=theta, rope_scaling=scaling, tie_word_embeddings=flag(raw, "tie_word_embeddings"),
-        attention_bias=flag(raw, "attention_bias"), mlp_bias=flag(raw, "mlp_bias"),
-        dtype=None if dtype is None else DTYPES[dtype], sliding_window=window, packing=read_format(raw),
+        intermediate_size=positive_int(raw, "intermediate_size"), num_hidden_layers=num_layers, head_dim=head_dim,
+        num_attention_heads=num_heads, num_key_value_heads=num_kv_heads, max_position_embeddings=window or length,
+        rms_norm_eps=positive_number(raw, "rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling,
+        sliding_window=window, tie_word_embeddings=flag(raw, "tie_word_embeddings"), mlp_bias=flag(raw, "mlp_bias"),
+        attention_bias=flag(raw, "attention_bias"), dtype=None if dtype is None else DTYPES[dtype],
         # `generation_config.json` 里可能还有别的结束符，由引擎合并；这里只读 `config.json` 的。
         # `generation_config.json` may list more of them, which the engine adds;
         # only those of `config.json` are read here.
-        eos_token_ids=parse_token_ids(raw.get("eos_token_id"), "config.json"),
+        eos_token_ids=parse_token_ids(raw.get("eos_token_id"), "config.json"), packing=read_format(raw),
     )
 
 
