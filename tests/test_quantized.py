@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
+from backends.cpu_kernels import _say_slow
 from backends.quantized_weight import GROUP, QuantizedWeight, pack_int4, quantize_int4, quantize_int8, unpack_int4
 from engine.config import EMBEDDED_MODELS, EngineConfig
 from layers.embedding import Embedding
@@ -170,6 +171,17 @@ def test_kernels_equal_the_plain_lines_in_an_engine(bits: int) -> None:
         assert abs(fast.logprobs[0][token].logprob - plain.logprobs[0][token].logprob) < 0.15
 
 
+@pytest.mark.parametrize("dtype, times", [("float32", 1), ("bfloat16", 0)])
+def test_that_another_dtype_is_slow_on_a_cpu_is_said_once(
+    dtype: str, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    _say_slow.cache_clear()
+    LLM(quantization="int8", dtype=dtype, device="cpu", num_kvcache_blocks=64, max_model_len=512)
+    LLM(quantization="int4", dtype=dtype, device="cpu", num_kvcache_blocks=64, max_model_len=512)
+    said = [record.getMessage() for record in caplog.records if "use dtype bfloat16" in record.getMessage()]
+    assert len(said) == times
+
+
 # ---- 形状不合的层 ----
 # ---- layers whose shape does not suit ----
 
@@ -228,6 +240,7 @@ def test_the_unquantized_engine_runs_none_of_it() -> None:
     program = """
 import sys
 sys.path.insert(0, ".")
+from backends.cpu_kernels import _say_slow
 from backends.quantized_weight import QuantizedWeight
 import layers.quantized
 for name in ("__init__", "dequantize", "copy_"):
