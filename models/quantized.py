@@ -9,6 +9,9 @@ You are here: `engine/model_runner.py` calls it once the frame stands and before
 
 from pathlib import Path
 
+import torch
+
+from backends.quantized_weight import QuantizedWeight
 from layers.quantized import QUANTIZATIONS, quantize_layers
 from models.llama import LlamaForCausalLM
 from models.loader import model_names, read_headers
@@ -36,3 +39,20 @@ def quantize_model(model: LlamaForCausalLM, quantization: str | None, folder: Pa
         headers = read_headers(folder, packing)
         stored = {place for name, place in model_names(headers).items() if headers[name][2] == f"int{packing.bits}"}
     quantize_layers(model, packing.bits, stored)
+
+
+def number_types(model: LlamaForCausalLM, dtype: torch.dtype) -> str:
+    """给人看的一句：计算用什么精度，权重和 KV 缓存量化成什么。
+
+    A phrase for people: the precision of the computation, and what weights and KV cache are quantized to.
+
+        "bfloat16, weights int4, KV int8"
+    """
+    names = [str(dtype)]
+    weights = [getattr(module, "weight", None) for module in model.modules()]
+    bits = {weight.bits for weight in weights if isinstance(weight, QuantizedWeight)}
+    if bits:
+        names.append(f"weights int{min(bits)}")
+    if (stored := model.attention_layers()[0].cache().k.dtype) != dtype:
+        names.append(f"KV {stored}")
+    return ", ".join(names).replace("torch.", "")
