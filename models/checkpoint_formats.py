@@ -139,7 +139,7 @@ class CheckpointFormat(ABC):
         # Example: a group of 128 columns is 4 of ours, and its scale is repeated 4 times; the last may be short.
         repeat, groups = self._width(codes.shape[1]) // GROUP, codes.shape[1] // GROUP
         scales, offsets = (part.repeat_interleave(repeat, 1)[:, :groups].contiguous() for part in (scales, offsets))
-        return QuantizedWeight(pack_int4(codes), scales, offsets)
+        return QuantizedWeight(pack_int4(codes).contiguous(), scales, offsets)
 
     def _width(self, columns: int) -> int:
         return columns if self.group < 0 else min(self.group, columns)
@@ -155,7 +155,10 @@ class CheckpointFormat(ABC):
 
         The codes in rows of int32, lowest bits first: [R, C] -> [R, C * 32 // bits] uint8.
         """
-        octets = words.contiguous().view(torch.uint8)  # [R, 4 * C]
+        # 只有一列的转置也算连续，步长却不是 1，`contiguous` 不会管它；`clone` 会。
+        # A transpose of one column counts as contiguous, with a stride that is not 1; `contiguous` leaves it, `clone`
+        # does not.
+        octets = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)  # [R, 4 * C]
         return octets if self.bits == 8 else unpack_int4(octets)
 
     @abstractmethod
