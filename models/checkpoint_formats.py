@@ -220,8 +220,7 @@ class Gptq(CheckpointFormat):
                 "scales": ([groups, rows], _SCALES), "g_idx": ([columns], _WHOLE)}  # fmt: skip
 
     def _unpack(self, layer: str, take: Take) -> tuple[Tensor, Tensor, Tensor | None]:
-        qweight, zeros, scales = take("qweight"), take("qzeros"), take("scales").T  # [K/8, N], [G, N/8], [N, G]
-        codes = self._codes(qweight).unflatten(1, (len(scales), -1)).transpose(0, 1).flatten(1)  # [N, K]
+        codes, scales = self._codes(take("qweight").T), take("scales").T  # [N, K], [N, G]
         columns = codes.shape[1]
         # 先量化重要的列，同一组的列就不相邻了，而我们的组是相邻的 32 列。
         # To quantize important columns first scatters the columns of a group, and ours are 32 neighbours.
@@ -232,9 +231,8 @@ class Gptq(CheckpointFormat):
         # 写文件的程序从整个 int32 里减：零点为 0 时要向高位借 1；整个加回去，借的就还上了。
         # Writers subtract from the whole int32, and a zero of 0 borrows 1 from above; adding to the whole returns it.
         #     zeros 0, 8      0x80 - 0x11 = 0x6f      0x6f + 0x11 = 0x80
-        if self.minus_one:
-            zeros = zeros + (0x11111111 if self.bits == 4 else 0x01010101)
-        return codes, scales, self._codes(zeros)[:, : len(scales)].T
+        ones = (0x11111111 if self.bits == 4 else 0x01010101) if self.minus_one else 0
+        return codes, scales, self._codes(take("qzeros") + ones)[:, : len(scales)].T
 
 
 @dataclass(frozen=True, slots=True)
