@@ -56,9 +56,13 @@ def make_side(config: EngineConfig, name: str, dtype: str) -> EngineConfig:
     Raises:
         ValueError: 没有这种量化；there is no such quantization
     """
+    # 后端的名字里没有冒号，所以第一段总是它；写错的值由 `EngineConfig` 来说。
+    # No backend's name has a colon, so the first piece is always it; a wrong value is for `EngineConfig` to tell.
     backend, *options = name.split(":")
     changes: dict[str, Any] = {"backend": backend, "dtype": dtype}
     for option in options:
+        # `kv-` 开头的是 KV 缓存，其余是权重。
+        # What begins with `kv-` is the KV cache, all else the weights.
         if option.startswith("kv-"):
             changes["kv_cache_dtype"] = option.removeprefix("kv-")
         else:
