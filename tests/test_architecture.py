@@ -32,7 +32,7 @@ GPU_PACKAGES = {"triton", "flash_attn"}
 OPTIONAL_PACKAGES = GPU_PACKAGES | {"llguidance", "starlette", "uvicorn", "ray"}
 # 后端的契约：谁都可以导入，它们不导入任何实现。
 # The contracts of backends: anybody may import them, and they import no implementation.
-CONTRACTS = {"backends.base", "backends.kernels", "backends.kv_cache"}
+CONTRACTS = {"backends.base", "backends.kernels", "backends.kv_cache", "backends.quantized_cache"}
 
 
 def source_files(*parts: str) -> dict[str, Path]:

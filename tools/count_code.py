@@ -63,6 +63,7 @@ ROOMS: Final = (
         (
             *_in("engine", "drafters guides"),
             *_in("layers", "ranks quantized"),
+            *_in("backends", "quantized_cache"),
             *_in("models", "checkpoint_formats refusals yarn qwen2"),
         ),
     ),

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.triton.launch import await_inputs, early, nearly_done
+from backends.triton.quantized import quantize_halves
 
 
 @triton.jit
@@ -173,7 +174,8 @@ def rotary(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit(do_not_specialize=["slot_mapping_ptr"])
 def qk_norm_rope_store_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slot_mapping_ptr, eps,
+    qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, k_descale_ptr,
+    v_descale_ptr, slot_mapping_ptr, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,
     BLOCK_H: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -235,18 +237,31 @@ def qk_norm_rope_store_kernel(
     # For heads that are not k the address is meaningless, even a negative offset, but where the mask is false nothing
     # is written: this is branching without `if`.
     k_mask = ((head >= NUM_HEADS) & (head < FIRST_V) & stored)[:, None]
+    # 量化的缓存：k 头和 v 头一起变成编码，各按自己的缩放。
+    # A quantized cache: k heads and v heads become codes together, each by its own scale.
+    k_first, k_second, v_first, v_second = rotated_first, rotated_second, first, second
+    if k_descale_ptr is not None:
+        is_v = (head >= FIRST_V)[:, None]
+        k_first, k_second, descale = quantize_halves(
+            tl.where(is_v, first, rotated_first), tl.where(is_v, second, rotated_second), k_cache_ptr.dtype.element_ty
+        )
+        v_first, v_second = k_first, k_second
     target = k_cache_ptr + (slot * NUM_KV_HEADS + head - NUM_HEADS)[:, None] * HEAD_DIM + i[None, :]
-    tl.store(target, rotated_first, mask=k_mask)
-    tl.store(target + HALF, rotated_second, mask=k_mask)
+    tl.store(target, k_first, mask=k_mask)
+    tl.store(target + HALF, k_second, mask=k_mask)
     v_mask = ((head >= FIRST_V) & inside & stored)[:, None]
     target = v_cache_ptr + (slot * NUM_KV_HEADS + head - FIRST_V)[:, None] * HEAD_DIM + i[None, :]
-    tl.store(target, first, mask=v_mask)
-    tl.store(target + HALF, second, mask=v_mask)
+    tl.store(target, v_first, mask=v_mask)
+    tl.store(target + HALF, v_second, mask=v_mask)
+    if k_descale_ptr is not None:
+        own = slot * NUM_KV_HEADS + head
+        tl.store(k_descale_ptr + own - NUM_HEADS, descale, mask=(head >= NUM_HEADS) & (head < FIRST_V) & stored)
+        tl.store(v_descale_ptr + own - FIRST_V, descale, mask=(head >= FIRST_V) & inside & stored)
 
 
 def qk_norm_rope_store(
     qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float, k_cache: Tensor,
-    v_cache: Tensor, slot_mapping: Tensor,
+    v_cache: Tensor, slot_mapping: Tensor, k_descale: Tensor | None = None, v_descale: Tensor | None = None,
 ) -> Tensor:
     """拆出 q、k、v；q、k 归一化（若有）并旋转；k、v 写进缓存；返回 q。
 
@@ -272,7 +287,7 @@ def qk_norm_rope_store(
     # few tokens 4 heads are faster.
     block_h = 4 if num_tokens <= 16 else 8
     qk_norm_rope_store_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, block_h))](
-        qkv, cos, sin, q_weight, k_weight, q, k_cache, v_cache, slot_mapping, eps,
+        qkv, cos, sin, q_weight, k_weight, q, k_cache, v_cache, k_descale, v_descale, slot_mapping, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HAS_NORM=norm_weights is not None,
         BLOCK_H=block_h, num_warps=4, **early(qkv.device, num_tokens),
     )  # fmt: skip

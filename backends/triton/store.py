@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.triton.quantized import quantize_halves
+
 
 # 核函数（kernel）是在 GPU 上运行的函数。`triton.jit` 把下面这段 Python 编译成 GPU 指令，
 # 不由 Python 解释器执行（`TRITON_INTERPRET=1` 时除外）。
@@ -55,15 +57,49 @@ def store_kernel(
     tl.store(v_cache_ptr + slot * ROW + i, tl.load(value_ptr + token * value_stride + i, mask=inside), mask=inside)
 
 
-def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """启动上面的核函数。
+@triton.jit
+def store_codes_kernel(
+    key_ptr, value_ptr, k_cache_ptr, v_cache_ptr, k_descale_ptr, v_descale_ptr, slot_mapping_ptr, key_stride,
+    value_stride, HEADS: tl.constexpr, BLOCK_H: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """一个程序：一个 token，写成编码和缩放。
 
-    Launch the kernel above.
+    One program: one token, stored as codes and scales.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slot_mapping_ptr + token)
+    if slot < 0:
+        return
+    head = tl.arange(0, BLOCK_H)
+    inside = head < HEADS
+    i = head[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]  # [BLOCK_H, HALF]
+    # 编译时展开成两遍：先 K，后 V。
+    # Unrolled by the compiler into two rounds: K, then V.
+    for is_v in tl.static_range(2):
+        source = value_ptr + token * value_stride if is_v else key_ptr + token * key_stride
+        target = (v_cache_ptr if is_v else k_cache_ptr) + slot * (HEADS * 2 * HALF)
+        descales = (v_descale_ptr if is_v else k_descale_ptr) + slot * HEADS
+        first = tl.load(source + i, mask=inside[:, None], other=0.0)
+        second = tl.load(source + i + HALF, mask=inside[:, None], other=0.0)
+        first, second, descale = quantize_halves(first, second, k_cache_ptr.dtype.element_ty)
+        tl.store(target + i, first, mask=inside[:, None])
+        tl.store(target + i + HALF, second, mask=inside[:, None])
+        tl.store(descales + head, descale, mask=inside)
+
+
+def store_kvcache(
+    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
+) -> None:
+    """启动上面两个核函数中的一个。
+
+    Launch one of the two kernels above.
 
     Args:
         key, value: [T, Hkv, D]，最后两维内存连续；the last two dimensions contiguous
         k_cache, v_cache: [num_blocks, block_size, Hkv, D]
         slot_mapping: [T] int64
+        k_descale, v_descale: [num_blocks, block_size, Hkv] float32，量化的缓存才有；of a quantized cache
     """
     # 从这里起又是普通的 Python：在 CPU 上算好参数，把核函数交给 GPU 就返回，不等它做完。
     # From here on it is plain Python again: it prepares the arguments on the CPU, hands the kernel to the GPU and
@@ -72,6 +108,12 @@ def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, 
     # 没有 token 就不启动：CUDA 不接受大小为 0 的网格。
     # With no tokens nothing is launched: CUDA takes no grid of size 0.
     if num_tokens == 0:
+        return
+    if k_descale is not None:
+        store_codes_kernel[(num_tokens,)](
+            key, value, k_cache, v_cache, k_descale, v_descale, slot_mapping, key.stride(0), value.stride(0),
+            HEADS=num_heads, BLOCK_H=triton.next_power_of_2(num_heads), HALF=head_dim // 2, num_warps=4,
+        )  # fmt: skip
         return
     row = num_heads * head_dim
     # 方括号里是网格（grid）：启动多少个程序。这里每个 token 一个；GPU 把它们分给各个流式多处理器，次序不保证。
