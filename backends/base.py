@@ -174,15 +174,20 @@ class AttentionBackend(ABC):
                       k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
         """把这一步新算出的 K、V 写进缓存的槽位；槽位 -1 表示不写。
 
+        缓存是量化的，就写编码和缩放。缩放的名字同 flash-attn 3，含义不同：那里每条序列、每个头 1 个，这里每个 token、
+        每个头 1 个。
+
         Write this step's keys and values to their slots; slot -1 stores nothing.
+
+        If the cache is quantized, codes and scales are written. Scales have the names of flash-attn 3 but not its
+        meaning: there it is 1 for each sequence and head, here 1 for each token and head.
 
         Args:
             key, value: [T, Hkv, D]
             k_cache, v_cache: [num_blocks, block_size, Hkv, D]
             slot_mapping: [T] int64，`slot = block_id * block_size + offset`
-            k_descale, v_descale: [num_blocks, block_size, Hkv] float32，量化的缓存才有，一起写入；只有它的名字与
-                flash-attn 3 相同，那里每条序列、每个头只有 1 个；of a quantized cache, written as well; only the names
-                are those of flash-attn 3, where there is 1 for each sequence and head
+            k_descale, v_descale: [num_blocks, block_size, Hkv] float32，缩放，量化的缓存才有，在这里写入；
+                scales of a quantized cache, written here
         """
 
     @abstractmethod
@@ -300,9 +305,10 @@ def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tenso
     for argument, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if not cache.is_contiguous():
             raise ValueError(f"{argument} must be contiguous, got strides {list(cache.stride())}")
-    dtype = check_stored(key, k_cache, k_descale, v_descale)
-    _check_tensor("key", key, ("T", heads, head_dim), dtype, k_cache.device)
-    _check_tensor("value", value, tuple(key.shape), dtype, k_cache.device)
+    # 编码由浮点数得来：缓存是编码时，哪种浮点数都行，K 与 V 相同就可以。
+    # Codes are made from floats: a cache of codes takes any kind, the same for K and V.
+    _check_tensor("key", key, ("T", heads, head_dim), check_stored(key, k_cache, k_descale, v_descale), k_cache.device)
+    _check_tensor("value", value, tuple(key.shape), key.dtype, k_cache.device)
     # 每个新 token 一个槽位。int32 的槽位在小缓存上也能通过测试，显存一大就溢出，所以在这里一律拒绝。
     # One slot per new token. int32 slots pass every test on a small
     # cache and overflow on a large one, so they are refused.

@@ -17,6 +17,15 @@ from backends.triton import why_no_triton
 from backends.triton.store import store_kvcache
 
 
+def _refuse_codes(*descales: Tensor | None) -> None:
+    """flash-attn 2 的函数不认得缩放。
+
+    flash-attn 2's functions know no scales.
+    """
+    if any(descale is not None for descale in descales):
+        raise ValueError("k_descale and v_descale must be None: flash-attn 2 reads floats only; use triton or sdpa")
+
+
 class FlashBackend(AttentionBackend):
     """包装 flash-attn：检查参数，其余原样交给它。
 
@@ -79,7 +88,8 @@ class FlashBackend(AttentionBackend):
 
         Triton's store.
         """
-        check_store_args(key, value, k_cache, v_cache, slot_mapping, k_descale, v_descale)
+        _refuse_codes(k_descale, v_descale)
+        check_store_args(key, value, k_cache, v_cache, slot_mapping)
         store_kvcache(key, value, k_cache, v_cache, slot_mapping)
 
     def flash_attn_varlen_func(
@@ -91,7 +101,8 @@ class FlashBackend(AttentionBackend):
 
         flash-attn's function of this name.
         """
-        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table, k_descale, v_descale)
+        _refuse_codes(k_descale, v_descale)
+        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
         # 没有 query 就没有输出；flash-attn 会把它当作错误。
         # No queries, no output; flash-attn would call it an error.
         if q.numel() == 0:
@@ -112,7 +123,8 @@ class FlashBackend(AttentionBackend):
 
         flash-attn's function of this name.
         """
-        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table, k_descale, v_descale)
+        _refuse_codes(k_descale, v_descale)
+        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
         # 没有 query 就没有输出；flash-attn 会把它当作错误。
         # No queries, no output; flash-attn would call it an error.
         if q.numel() == 0:

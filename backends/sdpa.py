@@ -115,7 +115,7 @@ def _gather(cache: Tensor, slots: Tensor | slice, descale: Tensor | None, dtype:
     Args:
         cache: [num_blocks, block_size, Hkv, D]
         slots: [B, L] int64，或者单条序列的 L 个槽位的区间；or the range of L slots of a single sequence
-        descale: [num_blocks, block_size, Hkv]，编码的缩放；scales, if `cache` holds codes
+        descale: [num_blocks, block_size, Hkv]，编码的缩放；scales, if codes are held
 
     Returns:
         [B, Hkv, L, D]，编码已变回 `dtype`；codes have become `dtype`

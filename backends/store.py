@@ -9,14 +9,19 @@ from torch import Tensor
 from backends.quantized_cache import quantize
 
 
-def store_by_index(
-    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, k_descale: Tensor | None = None,
-    v_descale: Tensor | None = None,
-) -> None:
+def store_by_index(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                   k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
     """一次按下标复制，写完所有 token；槽位 -1 的不写。
 
     One copy by index for all tokens; those of slot -1 are left out.
     """
+    # 量化的缓存：缩放就是宽度为 1 的缓存，用同一个函数写；PyTorch 不按下标复制 fp8，编码就当作整数来搬。
+    # A quantized cache: scales are a cache of width 1, stored by this function, too. PyTorch copies no fp8 by index, so
+    # codes move as integers.
+    if k_descale is not None and v_descale is not None:
+        (key, ks), (value, vs) = quantize(key, k_cache.dtype), quantize(value, v_cache.dtype)
+        store_by_index(ks[..., None], vs[..., None], k_descale[..., None], v_descale[..., None], slot_mapping)
+        key, value, k_cache, v_cache = (x.view(torch.int8) for x in (key, value, k_cache, v_cache))
     # 缓存是连续的，前两维可以看成一长条槽位：[num_blocks * block_size, Hkv, D]。
     # The cache is contiguous, so its first two dimensions are one row of slots: [num_blocks * block_size, Hkv, D].
     k_slots, v_slots = k_cache.view(-1, *key.shape[1:]), v_cache.view(-1, *key.shape[1:])  # [num_slots, Hkv, D]
@@ -28,14 +33,6 @@ def store_by_index(
         # `nonzero` waits too, but not twice.
         rows = torch.nonzero(slot_mapping >= 0).squeeze(1)  # [N]
         key, value, slot_mapping = key[rows], value[rows], slot_mapping[rows]  # [N, Hkv, D], [N, Hkv, D], [N]
-    # 量化的缓存：缩放写到同样的下标；fp8 的复制 PyTorch 没有，编码就当作 1 字节的整数来搬。
-    # A quantized cache: the scales go to the same indices. PyTorch copies no fp8 by index, so codes move as bytes.
-    if k_descale is not None and v_descale is not None:
-        for slots, heads, descale in ((k_slots, key, k_descale), (v_slots, value, v_descale)):
-            codes, scales = quantize(heads, slots.dtype)  # [N, Hkv, D], [N, Hkv]
-            slots.view(torch.int8).index_copy_(0, slot_mapping, codes.view(torch.int8))  # [N, Hkv, D]
-            descale.view(-1, key.shape[1]).index_copy_(0, slot_mapping, scales)  # [N, Hkv]
-        return
     # 例：`slot_mapping` = [21, 0, 1]：`key` 的第 0 行写到槽位 21，第 1、2 行写到槽位 0、1。
     # Example: `slot_mapping` = [21, 0, 1]: row 0 of `key` goes to slot 21, rows 1 and 2 to slots 0 and 1.
     k_slots.index_copy_(0, slot_mapping, key)  # [N, Hkv, D]

@@ -27,7 +27,7 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int, descale: Tenso
         cache: [num_blocks, block_size, Hkv, D]
         block_table: [max_blocks] int32，这条序列的块编号；this sequence's block ids
         length: 取多少个 token；number of tokens to take
-        descale: [num_blocks, block_size, Hkv]，编码的缩放；scales, if `cache` holds codes
+        descale: [num_blocks, block_size, Hkv]，编码的缩放；scales, if codes are held
 
     Returns:
         [length, Hkv, D]，编码已变回 float32；codes have become float32

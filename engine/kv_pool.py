@@ -82,17 +82,15 @@ def create_pool(setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reser
 
 
 def _block_bytes(setup: EngineSetup) -> int:
-    """一个块在所有层里共占多少字节：K 和 V 各一份。
+    """一个块在所有层里共占多少字节：K 和 V 各一份；量化时每个数 1 字节，每个头另有 4 字节的缩放。
 
-    Bytes of one block over all layers, K and V.
+    Bytes of one block over all layers, K and V; quantized, a number takes 1 byte, and each head 4 more for its scale.
     """
     config = setup.model_config
     # 用 KV 头数，不是查询头数：Llama-3.2-3B 有 24 个查询头、8 个 KV 头，写错就成了 3 倍大。
     # KV heads, not query heads: Llama-3.2-3B has 8 and 24, so a slip makes it 3 times too large.
     #   Llama-3.2-3B, bf16: 2 * 28 * 8 * 128 * 2 = 114688 bytes/token
     #   block_size 16: 16 * 114688 = 1835008 bytes = 1.75 MiB; 131072 tokens: 14 GiB
-    # 量化时每个数 1 字节，每个头再加 4 字节的缩放。
-    # Quantized, a number takes 1 byte, and each head 4 more for its scale.
     head_bytes = config.head_dim + 4 if setup.codes else config.head_dim * setup.dtype.itemsize
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_bytes * setup.block_size
 
@@ -232,8 +230,7 @@ def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> in
     schedule = _largest_step(setup)
     # 前向要写 K、V，没有块池就跑不起来；先给一个刚好够用的临时块池，量完再从峰值里扣掉。
     # The forward pass writes K and V and needs blocks: a temporary pool, just enough, taken off the peak later.
-    num_blocks = sum(len(row.seq.block_table) for row in schedule)
-    _allocate(setup, runner, num_blocks)
+    _allocate(setup, runner, num_blocks := sum(len(row.seq.block_table) for row in schedule))
     # 峰值是历史最高：不清零，从前的高峰（例如加载时的临时张量）也会算进来，块池就白白变小。
     # The peak is an all-time high: without a reset, an older one (loading, say) would count and shrink the pool.
     torch.cuda.empty_cache()

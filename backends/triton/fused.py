@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.triton.launch import await_inputs, early, nearly_done
-from backends.triton.quantized import quantize_halves
+from backends.triton.quantized import store_heads
 
 
 @triton.jit
@@ -236,27 +236,13 @@ def qk_norm_rope_store_kernel(
     # 不属于 k 的头，算出的地址没有意义（甚至是负的偏移），但掩码为假，不会去写：这就是没有 `if` 的分支。
     # For heads that are not k the address is meaningless, even a negative offset, but where the mask is false nothing
     # is written: this is branching without `if`.
-    k_mask = ((head >= NUM_HEADS) & (head < FIRST_V) & stored)[:, None]
-    # 量化的缓存：k 头和 v 头一起变成编码，各按自己的缩放。
-    # A quantized cache: k heads and v heads become codes together, each by its own scale.
-    k_first, k_second, v_first, v_second = rotated_first, rotated_second, first, second
-    if k_descale_ptr is not None:
-        is_v = (head >= FIRST_V)[:, None]
-        k_first, k_second, descale = quantize_halves(
-            tl.where(is_v, first, rotated_first), tl.where(is_v, second, rotated_second), k_cache_ptr.dtype.element_ty
-        )
-        v_first, v_second = k_first, k_second
-    target = k_cache_ptr + (slot * NUM_KV_HEADS + head - NUM_HEADS)[:, None] * HEAD_DIM + i[None, :]
-    tl.store(target, k_first, mask=k_mask)
-    tl.store(target + HALF, k_second, mask=k_mask)
-    v_mask = ((head >= FIRST_V) & inside & stored)[:, None]
-    target = v_cache_ptr + (slot * NUM_KV_HEADS + head - FIRST_V)[:, None] * HEAD_DIM + i[None, :]
-    tl.store(target, v_first, mask=v_mask)
-    tl.store(target + HALF, v_second, mask=v_mask)
-    if k_descale_ptr is not None:
-        own = slot * NUM_KV_HEADS + head
-        tl.store(k_descale_ptr + own - NUM_HEADS, descale, mask=(head >= NUM_HEADS) & (head < FIRST_V) & stored)
-        tl.store(v_descale_ptr + own - FIRST_V, descale, mask=(head >= FIRST_V) & inside & stored)
+    k_mask = (head >= NUM_HEADS) & (head < FIRST_V) & stored
+    row = slot * NUM_KV_HEADS + head
+    # 量化的缓存：在寄存器里就变成编码，见 `quantized.py`。
+    # A quantized cache: they become codes while still in registers, see `quantized.py`.
+    store_heads(k_cache_ptr, k_descale_ptr, row - NUM_HEADS, rotated_first, rotated_second, k_mask, HALF)
+    v_mask = (head >= FIRST_V) & inside & stored
+    store_heads(v_cache_ptr, v_descale_ptr, row - FIRST_V, first, second, v_mask, HALF)
 
 
 def qk_norm_rope_store(

@@ -19,6 +19,25 @@ _SMALLEST = tl.constexpr(SMALLEST)
 
 
 @triton.jit
+def store_heads(cache_ptr, descale_ptr, row, first, second, mask, HALF: tl.constexpr):
+    """几个头写进缓存，每个头分成前后两半；有 `descale_ptr` 时写成编码和缩放。
+
+    Store some heads to the cache, each in two halves; as codes and scales where there is a `descale_ptr`.
+
+    Args:
+        row: [heads]，头在缓存里的编号，槽位 × KV 头数 + 头号；numbers in the cache, slot × KV heads + head
+        first, second: [heads, HALF]
+        mask: [heads]，写哪几个；which of them to store
+    """
+    if descale_ptr is not None:
+        first, second, descale = quantize_halves(first, second, cache_ptr.dtype.element_ty)
+        tl.store(descale_ptr + row, descale, mask=mask)
+    target = cache_ptr + row[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
+    tl.store(target, first, mask=mask[:, None])
+    tl.store(target + HALF, second, mask=mask[:, None])
+
+
+@triton.jit
 def quantize_halves(first, second, CODES: tl.constexpr):
     """头分成前后两半：编码也分两半，缩放一个头 1 个。
 
