@@ -20,13 +20,10 @@ from attention_cases import (
     Problem,
     Target,
     attention_oracle,
-    decode_lengths,
     make_problem,
     running_sum,
     targets,
-    varlen_lengths,
 )
-from conftest import ROOT
 from engine_helpers import assert_equal_or_close_call, mixed_requests, run_requests
 from torch import Tensor
 
@@ -35,7 +32,7 @@ from backends.kv_cache import KVCache
 from backends.quantized_cache import CODE_DTYPES, LIMITS, SMALLEST, dequantize, quantize
 from engine import kv_pool
 from engine.config import EngineConfig
-from models.config import load_config
+from engine.sampling_params import SamplingParams
 from serving.llm import LLM
 from tools.eval_perplexity import main as eval_perplexity
 from tools.eval_perplexity import own_texts, perplexity
@@ -157,9 +154,10 @@ def floats(cache: KVCache) -> list[Tensor]:
 @pytest.mark.parametrize("target, codes", PAIRS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_backend_stores_the_same_codes(target: Target, codes: torch.dtype, dtype: torch.dtype) -> None:
+    tiny = 1e-30 if dtype == torch.float32 else 1e-4
     for heads, head_dim in ((2, 64), (3, 16), (1, 128)):
         key = torch.randn(20, heads, head_dim, generator=torch.Generator().manual_seed(heads)).to(dtype)
-        key[4], key[5, 0, 1], key[6, 0, 2], key[7] = 0.0, NAN, math.inf, key[7] * (1e-30 if key.element_size() > 2 else 1e-4)
+        key[4], key[5, 0, 1], key[6, 0, 2], key[7] = 0.0, NAN, math.inf, key[7] * tiny
         value = key.flip(0) * 3
         slots = torch.randperm(48, generator=torch.Generator().manual_seed(3))[:20]
         slots[[0, 7, 19]] = -1
@@ -290,7 +288,8 @@ def assert_exact_for_the_codes(out: Tensor, problem: Problem, codes: torch.dtype
 
     Against codes times scales there is ordinary floating-point error only.
     """
-    k, v = (codes.double() * descale[..., None] for codes, descale in (quantize(x, codes) for x in (problem.k, problem.v)))
+    made = (quantize(x, codes) for x in (problem.k, problem.v))
+    k, v = (rows.double() * descale[..., None] for rows, descale in made)
     lengths = problem.lengths_q, problem.lengths_k
     reference = attention_oracle(problem.q, k, v, *lengths, problem.case.scale(), problem.case.causal)
     difference = out.double().cpu() - reference
@@ -300,8 +299,8 @@ def assert_exact_for_the_codes(out: Tensor, problem: Problem, codes: torch.dtype
 
 
 SHAPES = [
-    Case(6, 2, 64, 8, causal=True), Case(4, 4, 16, 16, causal=False), Case(8, 2, 32, 128, causal=True),
-    Case(3, 1, 128, 16, causal=True, softmax_scale=0.1), Case(6, 2, 64, 128, causal=True, dtype=torch.float16),
+    Case(6, 2, 64, 8, causal=True), Case(2, 2, 16, 16, causal=False), Case(2, 1, 32, 128, causal=True),
+    Case(3, 1, 128, 16, causal=True, softmax_scale=0.1), Case(2, 1, 64, 128, causal=True, dtype=torch.float16),
 ]  # fmt: skip
 
 
@@ -309,10 +308,14 @@ SHAPES = [
 @pytest.mark.parametrize("target, codes", PAIRS)
 @pytest.mark.parametrize("kind", ["decode", "decode of 3", "varlen"])
 def test_attention(target: Target, codes: torch.dtype, case: Case, kind: str) -> None:
-    if kind == "varlen":
-        lengths = varlen_lengths(case.block_size)[1::2] + [(70, 75)]
-    else:
-        lengths = [(1 if kind == "decode" else 3, length) for length in decode_lengths(case.block_size)]
+    # 空的、单个的、在块的边上的、上下文的尾段、query 比 key 多的；不多：解释执行的核函数很慢。
+    # Empty, single, at a block's edge, the tail of a context, more queries than keys; not many, as interpreted kernels
+    # are slow.
+    assert case.block_size is not None
+    edge = case.block_size + 1
+    lengths = [(1, 1), (0, 5), (4, 0), (3, edge), (5, 2), (20, 75)]
+    if kind != "varlen":
+        lengths = [(1 if kind == "decode" else 3, length) for length in (1, 0, edge - 2, edge)]
     problem = make_problem(case, [q for q, _ in lengths], [k for _, k in lengths])
     out = run(target, problem, stored(target, problem, codes), decode=kind != "varlen")
     assert_within_the_bound(out, problem, codes)
@@ -323,7 +326,7 @@ def test_attention(target: Target, codes: torch.dtype, case: Case, kind: str) ->
 def test_decoding_in_splits_and_a_sequence_alone(target: Target, codes: torch.dtype) -> None:
     # 一条长历史：`triton` 切成几段；块首尾相接时 `sdpa` 直接开窗口。
     # A long history: `triton` cuts it into splits; where blocks lie side by side `sdpa` opens a window.
-    problem = make_problem(Case(6, 2, 64, 16, causal=True), [1], [300])
+    problem = make_problem(Case(3, 1, 64, 16, causal=True), [1], [300])
     assert problem.block_table is not None and problem.k_cache is not None
     count = -(-300 // 16)
     problem.block_table[0, :count] = torch.arange(count)
@@ -336,7 +339,7 @@ def test_small_values_in_half_precision(target: Target, codes: torch.dtype) -> N
     # 权重乘 V 的缩放会小到 float16 放不下：1 / 500 * 0.01 / 127 = 1.6e-7。
     # A weight times V's scale becomes too small for float16: 1 / 500 * 0.01 / 127 = 1.6e-7.
     case = Case(2, 1, 64, 128, causal=True, dtype=torch.float16)
-    problem = make_problem(case, [1, 1], [500, 400], magnitude=0.01)
+    problem = make_problem(case, [1], [500], magnitude=0.01)
     problem.v = problem.v * 0.01
     for decode in (True, False):
         assert_exact_for_the_codes(run(target, problem, stored(target, problem, codes), decode), problem, codes)
@@ -349,7 +352,7 @@ def test_the_kernel_for_hopper_reads_no_codes(
     if target.spec.name == "triton":
         monkeypatch.setattr("backends.triton.prefill.HOPPER_QUERIES", 32)
         monkeypatch.setattr("backends.triton.prefill.prefill_hopper_kernel", None)
-    problem = make_problem(Case(2, 1, 64, 128, causal=True, dtype=torch.float16), [70, 130], [90, 300])
+    problem = make_problem(Case(2, 1, 64, 128, causal=True, dtype=torch.float16), [50, 30], [60, 140])
     assert_exact_for_the_codes(run(target, problem, stored(target, problem, codes), decode=False), problem, codes)
 
 
@@ -361,14 +364,14 @@ def test_a_nan_stays_visible_and_in_its_sequence(target: Target, codes: torch.dt
         return
     lengths = [18, 20, 5]
     for decode in (True, False):
-        problem = make_problem(Case(6, 2, 64, 16, causal=False), [1, 1, 1], lengths)
+        problem = make_problem(Case(4, 2, 16, 16, causal=False), [1, 1, 1], lengths)
         clean = run(target, problem, stored(target, problem, codes), decode)
-        # 序列 1 的 query 是第 1 行，key 是第 18 到 37 行；KV 头 1 服务 query 头 3 到 5。
-        # Sequence 1 has query row 1 and keys 18 to 37; KV head 1 serves query heads 3 to 5.
+        # 序列 1 的 query 是第 1 行，key 是第 18 到 37 行；KV 头 1 服务 query 头 2 和 3。
+        # Sequence 1 has query row 1 and keys 18 to 37; KV head 1 serves query heads 2 and 3.
         getattr(problem, where)[1 if where == "q" else 30, 1, 5] = bad
         out = run(target, problem, stored(target, problem, codes), decode)
-        broken = torch.zeros(3, 6, dtype=torch.bool)
-        broken[1, 1 if where == "q" else slice(3, 6)] = True
+        broken = torch.zeros(3, 4, dtype=torch.bool)
+        broken[1, 1 if where == "q" else slice(2, 4)] = True
         assert torch.equal(out.isnan().any(-1).cpu(), broken) and out.isnan().all(-1).cpu()[broken].all()
         assert torch.equal(out.cpu()[~broken], clean.cpu()[~broken])
 
@@ -379,7 +382,7 @@ def test_a_nan_stays_visible_and_in_its_sequence(target: Target, codes: torch.dt
 
 @pytest.mark.parametrize("target, codes", PAIRS)
 def test_codes_and_scales_come_together(target: Target, codes: torch.dtype) -> None:
-    problem = make_problem(Case(6, 2, 64, 16, causal=True), [1, 1], [17, 5])
+    problem = make_problem(Case(2, 1, 16, 16, causal=True), [1, 1], [17, 5])
     cache, backend = stored(target, problem, codes), target.create()
     assert cache.k_descale is not None and problem.block_table is not None and problem.k_cache is not None
     q, table = problem.q.to(target.device), problem.block_table.to(target.device)
@@ -399,9 +402,9 @@ def test_codes_and_scales_come_together(target: Target, codes: torch.dtype) -> N
                                        block_table=table, **scales)  # fmt: skip
 
     bad_scales = {
-        "one dimension less": cache.k_descale[0], "another number of heads": cache.k_descale[..., :1],
+        "one dimension less": cache.k_descale[0], "another number of heads": cache.k_descale[..., :0],
         "float64": cache.k_descale.double(), "another device": cache.k_descale.to("meta"),
-        "not contiguous": cache.k_descale.repeat_interleave(2, -1)[..., ::2],
+        "not contiguous": cache.k_descale.repeat_interleave(2, 1)[:, ::2],
     }
     for call, argument in ((store, "k_cache"), (decode, "k_cache"), (varlen, "k")):
         call(cache.k, good)
@@ -414,9 +417,9 @@ def test_codes_and_scales_come_together(target: Target, codes: torch.dtype) -> N
             call(plain, good)
         for name in ("k_descale", "v_descale"):
             for bad in bad_scales.values():
-                with pytest.raises(ValueError, match=rf"^{name} must be a contiguous \[.*\] of torch.float32 on .*, got"):
+                with pytest.raises(ValueError, match=rf"^{name} must be a contiguous \[.*\] of torch.float32 on "):
                     call(cache.k, {**good, name: bad})
-    with pytest.raises(ValueError, match="^key must have dtype torch.float32, got torch.int32$"):
+    with pytest.raises(ValueError, match=r"^key must have dtype torch.float32, got torch.int32$"):
         store(cache.k, good, key.int())
     # 打包的 K、V 里没有编码，也就没有缩放。
     # Packed K and V hold no codes and have no scales.
@@ -455,10 +458,8 @@ def test_a_tiny_pool_with_prefix_hits_and_preemption_gives_equal_tokens(model: s
 
 def answers(**options: Any) -> list[list[int]]:
     llm = make_llm("tiny-llama", num_kvcache_blocks=64, max_model_len=128, **options)
-    questions = [[{"role": "user", "content": text}] for text in ("introduce yourself", "What is 23 + 45?")]
-    from engine.sampling_params import SamplingParams
-
-    outputs = llm.chat(questions, SamplingParams(temperature=0, max_tokens=6), progress=False)
+    questions = [[{"role": "user", "content": text}] for text in ("What is 23 + 45?", "hi")]
+    outputs = llm.chat(questions, SamplingParams(temperature=0, max_tokens=2), progress=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
@@ -467,8 +468,7 @@ def test_answers_are_those_of_the_float_cache(backend: str, name: str) -> None:
     if backend == "triton" and create_status() is not None:
         pytest.skip(f"triton on the CPU: {create_status()}")
     plain = answers(backend="sdpa")
-    assert answers(backend=backend, kv_cache_dtype=name) == plain
-    assert answers(backend=backend, kv_cache_dtype=name, enforce_eager=True) == plain
+    assert answers(backend=backend, kv_cache_dtype=name, enforce_eager=backend == "sdpa") == plain
 
 
 def create_status() -> str | None:
@@ -494,7 +494,7 @@ def test_the_pool_is_as_large_as_it_is_counted(name: str, monkeypatch: pytest.Mo
     total = 0
     for cache in caches:
         assert cache.k.dtype == (CODE_DTYPES[name] or torch.float32)
-        assert (cache.k_descale is None) == (cache.v_descale is None) == (name == "auto") and bool(cache.scales()) == (name != "auto")
+        assert (cache.k_descale is None, cache.v_descale is None, cache.scales() == {}) == 3 * (name == "auto",)
         if cache.k_descale is not None:
             assert cache.k_descale.shape == (10, 16, config.num_key_value_heads)
             assert cache.k_descale.dtype == torch.float32 and cache.k_descale.is_contiguous()
@@ -624,8 +624,3 @@ def test_the_command_line_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--device", "cpu", "--kv-cache-dtype", "int9"]) == 2
     error = capsys.readouterr().err
     assert error == "mini_llama.py: error: kv_cache_dtype='int9' is unknown: use one of auto, int8, fp8\n"
-
-
-def test_the_models_are_there() -> None:
-    for name in ("tiny-llama", "tiny-poet"):
-        assert load_config(ROOT / "assets" / name).head_dim in (16, 32, 64, 128)

@@ -1,10 +1,10 @@
 """评测 KV 缓存的类型：同样的文本，各种 `kv_cache_dtype` 下的困惑度。
 
-文本默认由模型自己写：温度 1，不受限制地采样；`--text FILE` 换成一个文件，每行一篇。每篇一次预填充，K、V 都经过缓存，所以
+文本默认由模型自己写：温度 1，不受限制地采样；`--text FILE` 换成一个文件，每行一篇。每篇一次预填充，K、V 都经过缓存，
 量化的误差全在里面。
 
     python tools/eval_perplexity.py --model tiny-poet
-    python tools/eval_perplexity.py --model DIR --text FILE --device cuda --backend triton --kv-cache-dtype auto int8 fp8
+    python tools/eval_perplexity.py --model DIR --text FILE --device cuda --kv-cache-dtype int8 fp8
 
 Judges types of KV cache: the perplexity of the same text with each `kv_cache_dtype`.
 
