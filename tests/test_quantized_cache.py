@@ -299,21 +299,35 @@ def assert_exact_for_the_codes(out: Tensor, problem: Problem, codes: torch.dtype
 
 
 SHAPES = [
-    Case(6, 2, 64, 8, causal=True), Case(2, 2, 16, 16, causal=False), Case(2, 1, 32, 128, causal=True),
+    Case(6, 2, 16, 8, causal=True), Case(2, 2, 32, 16, causal=False), Case(2, 1, 32, 128, causal=True),
     Case(3, 1, 128, 16, causal=True, softmax_scale=0.1), Case(2, 1, 64, 128, causal=True, dtype=torch.float16),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", SHAPES, ids=str)
-@pytest.mark.parametrize("target, codes", PAIRS)
-@pytest.mark.parametrize("kind", ["decode", "decode of 3", "varlen"])
+def attention_cases() -> Iterator[Any]:
+    """全部组合；解释执行的核函数很慢，`decode of 3` 与 `varlen` 是同一个核函数，各种形状轮流用其中一个。
+
+    All combinations. Interpreted kernels are slow: `decode of 3` and `varlen` are the same kernel, and shapes take one
+    of them in turn.
+    """
+    for pair in PAIRS:
+        target, codes = pair.values
+        for number, case in enumerate(SHAPES):
+            kinds = ["decode", "decode of 3", "varlen"]
+            if target.interpreted:
+                kinds = ["decode", "varlen" if number % 2 else "decode of 3"]
+            for kind in kinds if not (target.interpreted and codes != torch.int8 and number in (2, 3)) else ["decode"]:
+                yield pytest.param(target, codes, case, kind, id=f"{pair.id}-{case}-{kind}", marks=pair.marks)
+
+
+@pytest.mark.parametrize("target, codes, case, kind", attention_cases())
 def test_attention(target: Target, codes: torch.dtype, case: Case, kind: str) -> None:
     # 空的、单个的、在块的边上的、上下文的尾段、query 比 key 多的；不多：解释执行的核函数很慢。
     # Empty, single, at a block's edge, the tail of a context, more queries than keys; not many, as interpreted kernels
     # are slow.
     assert case.block_size is not None
     edge = case.block_size + 1
-    lengths = [(1, 1), (0, 5), (4, 0), (3, edge), (5, 2), (20, 75)]
+    lengths = [(1, 1), (0, 5), (4, 0), (3, edge), (5, 2)]
     if kind != "varlen":
         lengths = [(1 if kind == "decode" else 3, length) for length in (1, 0, edge - 2, edge)]
     problem = make_problem(case, [q for q, _ in lengths], [k for _, k in lengths])
@@ -338,7 +352,7 @@ def test_decoding_in_splits_and_a_sequence_alone(target: Target, codes: torch.dt
 def test_small_values_in_half_precision(target: Target, codes: torch.dtype) -> None:
     # 权重乘 V 的缩放会小到 float16 放不下：1 / 500 * 0.01 / 127 = 1.6e-7。
     # A weight times V's scale becomes too small for float16: 1 / 500 * 0.01 / 127 = 1.6e-7.
-    case = Case(2, 1, 64, 128, causal=True, dtype=torch.float16)
+    case = Case(1, 1, 16, 128, causal=True, dtype=torch.float16)
     problem = make_problem(case, [1], [500], magnitude=0.01)
     problem.v = problem.v * 0.01
     for decode in (True, False):
@@ -352,7 +366,7 @@ def test_the_kernel_for_hopper_reads_no_codes(
     if target.spec.name == "triton":
         monkeypatch.setattr("backends.triton.prefill.HOPPER_QUERIES", 32)
         monkeypatch.setattr("backends.triton.prefill.prefill_hopper_kernel", None)
-    problem = make_problem(Case(2, 1, 64, 128, causal=True, dtype=torch.float16), [50, 30], [60, 140])
+    problem = make_problem(Case(2, 1, 64, 128, causal=True, dtype=torch.float16), [40, 30], [60, 70])
     assert_exact_for_the_codes(run(target, problem, stored(target, problem, codes), decode=False), problem, codes)
 
 
