@@ -69,6 +69,8 @@ def why_no_codes(codes: torch.dtype | None, supported: tuple[torch.dtype, ...]) 
     """
     if codes is None or codes in supported:
         return None
+    # 例：sdpa 收到 fp8，它认得 auto 和 int8，出路是 triton。
+    # Example: asked for fp8, sdpa supports auto and int8, and the way out is triton.
     asked = next(name for name, dtype in CODE_DTYPES.items() if dtype == codes)
     known = ", ".join(name for name, dtype in CODE_DTYPES.items() if dtype is None or dtype in supported)
     return f"kv_cache_dtype={asked}, it supports {known}; use triton" + (", or sdpa" if codes == torch.int8 else "")
@@ -119,6 +121,8 @@ def check_codes(
             if descale is not None:
                 raise ValueError(f"{name} must be None, as {argument} holds no codes but {k.dtype}")
         return floats
+    # 漏了缩放，编码会被当成大小在 127 以内的数，输出看着正常却全是错的，所以在门口就拦下。
+    # Without their scales codes would pass for numbers up to 127: output that looks sound and is all wrong, so stop it.
     shape = tuple(k.shape[:-1])
     for name, descale in (("k_descale", k_descale), ("v_descale", v_descale)):
         if descale is None:

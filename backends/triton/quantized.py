@@ -29,6 +29,8 @@ def store_heads(cache_ptr, descale_ptr, row, first, second, mask, HALF: tl.const
         first, second: [heads, HALF]
         mask: [heads]，写哪几个；which of them to store
     """
+    # 没有量化时 `descale_ptr` 是 None，编译时就知道：这个 `if` 里的代码不会出现在核函数里。
+    # Without quantization `descale_ptr` is None, known to the compiler: the code under this `if` is not in the kernel.
     if descale_ptr is not None:
         first, second, descale = quantize_halves(first, second, cache_ptr.dtype.element_ty)
         tl.store(descale_ptr + row, descale, mask=mask)
@@ -68,6 +70,8 @@ def to_codes(x, descale, CODES: tl.constexpr):
     # `div_rn` 与 PyTorch 一样准确舍入，GPU 上普通的除法可能差 1 位。
     # `div_rn` rounds exactly as PyTorch does; a plain division on a GPU may be 1 bit off.
     x = tl.div_rn(x, tl.broadcast_to(descale[:, None], x.shape))
+    # NaN 与自己不相等；缩放是 NaN 的头，编码记成 0。
+    # A NaN does not equal itself; a head whose scale is NaN has codes of 0.
     x = tl.where(x == x, x, 0.0)
     # 加上 1.5 * 2 ** 23 个 `step` 再减去：float32 放不下更小的位，加法就替我们舍入成 `step` 的整数倍。
     # Add 1.5 * 2 ** 23 times `step` and take it off: float32 has no room for smaller bits, and the addition rounds to a
