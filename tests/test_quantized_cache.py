@@ -350,10 +350,10 @@ def test_decoding_in_splits_and_a_sequence_alone(target: Target, codes: torch.dt
 
 @pytest.mark.parametrize("target, codes", PAIRS)
 def test_small_values_in_half_precision(target: Target, codes: torch.dtype) -> None:
-    # 权重乘 V 的缩放会小到 float16 放不下：1 / 500 * 0.01 / 127 = 1.6e-7。
-    # A weight times V's scale becomes too small for float16: 1 / 500 * 0.01 / 127 = 1.6e-7.
+    # 权重乘 V 的缩放会小到 float16 放不下：1 / 120 * 0.01 * 0.01 / 127 = 6.6e-9。
+    # A weight times V's scale becomes too small for float16: 1 / 120 * 0.01 * 0.01 / 127 = 6.6e-9.
     case = Case(1, 1, 16, 128, causal=True, dtype=torch.float16)
-    problem = make_problem(case, [1], [500], magnitude=0.01)
+    problem = make_problem(case, [1], [120], magnitude=0.01)
     problem.v = problem.v * 0.01
     for decode in (True, False):
         assert_exact_for_the_codes(run(target, problem, stored(target, problem, codes), decode), problem, codes)
