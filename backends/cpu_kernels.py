@@ -3,6 +3,7 @@
 The fused kernels on a CPU: the results of the written-out steps with fewer calls of torch.
 """
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,8 @@ from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache
 from backends.quantized_weight import GROUP, QuantizedWeight, Weight, unpack_int4
 from backends.store import store_by_index
+
+logger = logging.getLogger(__name__)
 
 # oneDNN 为见过的每种行数编译一份乘法并一直留着，约 1 MB：几百种提示词长度就是几百 MB，所以行数只用这些。
 # 解码时多是 8 到 32 行，这一段排得密。
@@ -78,6 +81,18 @@ def _has_bf16_units() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+@cache
+def _say_slow(dtype: torch.dtype) -> None:
+    """每种精度只说一次。
+
+    Said once for each type.
+    """
+    logger.warning(
+        "quantized weights in %s are restored in every step, which is slow: use dtype bfloat16. "
+        "/ 量化的权重在 %s 下每步都要还原，很慢：请用 bfloat16。", dtype, dtype,
+    )  # fmt: skip
+
+
 def _pack_quantized(weight: QuantizedWeight) -> tuple[Tensor, Tensor] | None:
     """int4 按 PyTorch 的乘法要的次序重排，原来的编码随即放掉，内存里不留两份；int8 照原样就能用。
 
@@ -87,7 +102,10 @@ def _pack_quantized(weight: QuantizedWeight) -> tuple[Tensor, Tensor] | None:
     Returns:
         编码，[K // 32, N, 2] 的缩放和零点；codes, and scales with zeros of [K // 32, N, 2]
     """
-    if weight.zeros is None or weight.scales.dtype != torch.bfloat16 or len(weight) % 16:
+    if weight.scales.dtype != torch.bfloat16:
+        _say_slow(weight.scales.dtype)
+        return None
+    if weight.zeros is None or len(weight) % 16:
         return None
     codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_int4(weight.codes).int(), 2)
     packed = codes, torch.stack((weight.scales.T, weight.zeros.T), dim=-1).contiguous()

@@ -64,11 +64,13 @@ def quantize_int4(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     groups = weight.float().unflatten(1, (-1, GROUP))  # [N, K // 32, 32]
     low, high = groups.aminmax(dim=2)
     scales = ((high - low) / 15).to(dtype)  # [N, K // 32]
-    steps = torch.where(scales == 0, 1, scales).float()  # [N, K // 32]
     # 例：组里从 -0.7 到 0.8，一步 0.1，编码 8 的值是 -0.7 + 8 * 0.1 = 0.1；0.33 的编码是 8 + 2.3，舍入成 10，即 0.3。
     # Example: a group from -0.7 to 0.8 has steps of 0.1 and code 8 is -0.7 + 8 * 0.1 = 0.1; 0.33 has the code 8 + 2.3,
     # rounded 10, which is 0.3.
-    zeros = (low + 8 * steps).to(dtype)  # [N, K // 32]
+    zeros = (low + 8 * scales.float()).to(dtype)  # [N, K // 32]
+    # 整组一样大时，缩放是 0，每个值都等于零点。
+    # Where a whole group is equal the scale is 0, and every value is the zero.
+    steps = torch.where(scales == 0, 1, scales).float()  # [N, K // 32]
     codes = ((groups - zeros.float().unsqueeze(2)) / steps.unsqueeze(2) + 8).round().clamp(0, 15)
     return pack_int4(codes.flatten(1).to(torch.uint8)), scales, zeros
 

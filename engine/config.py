@@ -149,8 +149,10 @@ class EngineConfig:
         model_config = load_config(folder)
         # 配置没写 dtype，就看权重自己是什么；随机的权重没有文件可问，用 float32。
         # Where the configuration names no dtype the weights tell; random ones have no file to ask and take float32.
+        if model_config.packing and self.quantization not in (None, f"int{model_config.packing.bits}"):
+            raise ValueError(f"quantization={self.quantization!r}, but the model is quantized already: leave it out")
         stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
-        dtype = self.resolve_dtype(stored, device)
+        dtype = self.resolve_dtype(stored, device, self.quantization is not None or model_config.packing is not None)
         backend = create_backend(self.backend, device, model_config.head_dim, dtype)
         # “能在这台机器上跑”和“支持这个模型”是两回事：前者 `create_backend` 已查过，后者要知道 `head_dim` 才能查。
         # Two questions: `create_backend` answered "does it run here"; "does it suit this model" needs `head_dim`.
@@ -213,7 +215,7 @@ class EngineConfig:
             raise ValueError(f"device={self.device!r}: only {torch.cuda.device_count()} CUDA devices here; use cpu")
         return device
 
-    def resolve_dtype(self, model_dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    def resolve_dtype(self, model_dtype: torch.dtype, device: torch.device, quantized: bool) -> torch.dtype:
         """`auto`：CPU 上用 float32；CUDA 上用模型自己的，不支持 bf16 的老卡改用 float16。
 
         `auto`: float32 on the CPU; on CUDA the model's own, or float16 where the GPU has no bf16.
@@ -225,7 +227,7 @@ class EngineConfig:
         # 权重量化之后例外：PyTorch 读整数权重的乘法只有 bf16 的快。
         # Quantized weights are the exception: PyTorch's products that read integers are fast in bf16 only.
         if device.type == "cpu":
-            return torch.float32 if self.quantization is None else torch.bfloat16
+            return torch.bfloat16 if quantized else torch.float32
         # 不算模拟：torch 把老卡上用软件换算的 bf16 也报成“支持”，那样很慢。
         # Emulation does not count: torch also reports bf16 as supported on old cards that convert in software, slowly.
         # float16 最大只到 65504，而 bf16 的范围与 float32 相同；换过去之后输出若出现 NaN，先想到这里。

@@ -18,9 +18,9 @@ from torch import Tensor
 from backends.base import AttentionMetadata
 from engine.batch import Batch
 from engine.config import EngineSetup
-from layers.quantized import QUANTIZATIONS, quantize_layers
 from models.fields import ModelLoadError
 from models.loader import check_weights, load_weights, materialize, randomize_weights
+from models.quantized import quantize_model
 from models.registry import create_model
 
 
@@ -34,12 +34,12 @@ class ModelRunner:
         self.device, self.dtype, self.model_config = setup.device, setup.dtype, setup.model_config
         self.backend, self.kernels = setup.backend, setup.kernels
         self.model = create_model(self.model_config, self.backend)
-        if setup.config.quantization is not None:
-            quantize_layers(self.model, QUANTIZATIONS[setup.config.quantization])
+        is_random = setup.config.load_format == "dummy"
+        quantize_model(self.model, setup.config.quantization, None if is_random else setup.folder)
         # 先用文件头核对形状，再分配内存：配置里写的尺寸若与文件不符，一个字节都不会为它占。
         # Shapes are checked against the file's header before memory is taken: sizes in the configuration that the file
         # does not bear out cost not a byte.
-        if setup.config.load_format != "dummy":
+        if not is_random:
             check_weights(self.model, setup.folder)
         try:
             materialize(self.model, self.dtype, self.device)
@@ -52,7 +52,7 @@ class ModelRunner:
         # Parameters are garbage from `torch.empty` so far: one left out means nonsense, so `load_weights` checks each.
         # 断点停在这里，打印 `self.model`：整个网络的模块树就在眼前，名字与权重文件里的对应。
         # Stop here and print `self.model`: the tree of all modules, whose names follow the weight files.
-        if setup.config.load_format == "dummy":
+        if is_random:
             randomize_weights(self.model, seed=0)
         else:
             load_weights(self.model, setup.folder, on_progress)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from layers.rotary_embedding import Llama3Scaling, RopeScaling
+from models.checkpoint_formats import CheckpointFormat, read_format
 from models.fields import ModelLoadError, flag, positive_int, positive_number, read_json
-from models.refusals import OPTIONS, ROPE_OPTIONS, packed_weights, unsupported_option
+from models.refusals import OPTIONS, ROPE_OPTIONS, unsupported_option
 from models.yarn import YarnScaling, read_yarn
 
 # 白名单，而不是 `getattr(torch, name)`：后者会让文件里的一个字符串取到 torch 里的任何东西，例如 `torch.load`。
@@ -110,6 +111,9 @@ class ModelConfig:
     # A sliding window, where each token sees the last so many only, is not implemented; as long as no sequence exceeds
     # it, a token sees everything, and the result is the same.
     sliding_window: int | None = None
+    # 文件里的权重已经量化，是这种格式。
+    # The weights in the file are quantized, in this format.
+    packing: CheckpointFormat | None = None
 
 
 def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -227,7 +231,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     raw = {key: value for key, value in {**_DEFAULTS.get(architectures[0], {}), **raw}.items() if value is not None}
     # 先拒绝不支持的选项，再读形状：报错时说的是真正的原因。
     # Refuse unsupported options before reading shapes, so that the error names the real cause.
-    if reason := packed_weights(raw) or unsupported_option(raw, OPTIONS):
+    if reason := unsupported_option(raw, OPTIONS):
         raise ModelLoadError(f"config.json: {reason}")
     theta, scaling = _read_rope(raw)
     hidden_size = positive_int(raw, "hidden_size")
@@ -260,16 +264,15 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     window = window if window is not None and window < length else None
     return ModelConfig(
         architecture=architectures[0], vocab_size=positive_int(raw, "vocab_size"), hidden_size=hidden_size,
-        intermediate_size=positive_int(raw, "intermediate_size"),
-        num_hidden_layers=num_layers, num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads, head_dim=head_dim, max_position_embeddings=window or length,
+        intermediate_size=positive_int(raw, "intermediate_size"), num_hidden_layers=num_layers, head_dim=head_dim,
+        num_attention_heads=num_heads, num_key_value_heads=num_kv_heads, max_position_embeddings=window or length,
         rms_norm_eps=positive_number(raw, "rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling,
-        tie_word_embeddings=flag(raw, "tie_word_embeddings"), attention_bias=flag(raw, "attention_bias"),
-        mlp_bias=flag(raw, "mlp_bias"), dtype=None if dtype is None else DTYPES[dtype], sliding_window=window,
+        sliding_window=window, tie_word_embeddings=flag(raw, "tie_word_embeddings"), mlp_bias=flag(raw, "mlp_bias"),
+        attention_bias=flag(raw, "attention_bias"), dtype=None if dtype is None else DTYPES[dtype],
         # `generation_config.json` 里可能还有别的结束符，由引擎合并；这里只读 `config.json` 的。
         # `generation_config.json` may list more of them, which the engine adds;
         # only those of `config.json` are read here.
-        eos_token_ids=parse_token_ids(raw.get("eos_token_id"), "config.json"),
+        eos_token_ids=parse_token_ids(raw.get("eos_token_id"), "config.json"), packing=read_format(raw),
     )
 
 

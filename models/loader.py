@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from backends.quantized_weight import QuantizedWeight
 from layers.linear import StackedLinear
+from models.checkpoint_formats import CheckpointFormat, Stored
 from models.fields import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
 from models.refusals import WEIGHTS, first_match
@@ -37,9 +39,6 @@ _FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "
 # Tables in old files that follow from the configuration; neither we nor transformers read them.
 _DERIVED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.masked_bias$")
 _OTHER = "config.json belongs to another model, download both again"
-# 文件头里写的一个张量：在哪个文件，形状，类型。
-# A tensor as the header of its file has it: which file, shape, type.
-Stored = tuple[str, list[int], str]
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -77,10 +76,11 @@ def shard_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names))]
 
 
-def read_headers(folder: Path) -> dict[str, Stored]:
-    """只读各个文件的头：有哪些张量，什么形状，什么类型。
+def read_headers(folder: Path, packing: CheckpointFormat | None = None) -> dict[str, Stored]:
+    """只读各个文件的头：有哪些张量，什么形状，什么类型；给了 `packing`，量化过的层就只有一项 `X.weight`。
 
-    Read the headers of the files only: which tensors there are, of what shapes and types.
+    Read the headers of the files only: which tensors there are, of what shapes and types; with `packing` a layer that
+    is stored quantized is a single entry, `X.weight`.
 
     Raises:
         ModelLoadError: 文件缺失或损坏，或两个文件里有同一个张量；a missing or damaged file, or a tensor in two files
@@ -106,7 +106,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
                 raise ModelLoadError(f"{path} holds {name!r:.60}, and so does {stored[name][0]}: download it again")
             if name != "__metadata__":
                 stored[name] = path.name, dict(entry)["shape"], dict(entry)["dtype"]
-    return stored
+    return packing.fold(stored) if packing else stored
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -174,7 +174,7 @@ def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device) -> N
             setattr(module, name, buffer.to(device))
 
 
-def _places(names: Collection[str], tied: bool) -> dict[str, str]:
+def model_names(names: Collection[str], tied: bool = False) -> dict[str, str]:
     """文件里的名字 -> 模型里的名字。
 
     有的文件夹只存主干（没有 `model.` 前缀），有的带着外层的前缀（`language_model.model.`）：
@@ -207,8 +207,8 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
     Raises:
         ModelLoadError: 张量缺失、多余、形状不对，或文件损坏；a missing, unexpected or misshapen tensor, a damaged file
     """
-    stored, targets = read_headers(folder), weight_targets(model)
-    places = _places(stored, model.config.tie_word_embeddings)
+    stored, targets = read_headers(folder, model.config.packing), weight_targets(model)
+    places = model_names(stored, model.config.tie_word_embeddings)
     for name, place in places.items():
         file, shape, dtype = stored[name]
         what = f"tensor {name!r:.100}"
@@ -222,7 +222,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
         needed = list(targets[place].shape)
         if shape != needed:
             raise ModelLoadError(f"{what} has shape {shape!s:.60}, the model needs {needed}: {_OTHER}")
-        if dtype not in _FLOATS:
+        if dtype not in (*_FLOATS, f"int{getattr(targets[place], 'bits', 0)}"):
             raise ModelLoadError(f"{what} has dtype {dtype}: only floating-point weights are supported")
     # 没填的参数里是 `torch.empty` 的垃圾值，模型能跑，却在胡说：所以少一个就整个失败。
     # An unfilled parameter holds what `torch.empty` left: the model would run and talk nonsense, so any gap fails the
@@ -236,22 +236,33 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
     return places
 
 
-def _iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """逐个读出一个文件里的张量，读完一个再读下一个，内存里不会同时有整份权重的两份拷贝。
+def _iterate_tensors(
+    folder: Path, names: Collection[str], packing: CheckpointFormat | None
+) -> Iterator[tuple[str, Any]]:
+    """逐个读出张量，读完一个再读下一个，内存里不会同时有整份权重的两份拷贝；量化过的层，几个张量合成一个。
 
-    Read one file's tensors one by one, so that memory never holds all weights twice.
+    Read tensors one by one, so that memory never holds all weights twice; the several tensors of a layer that is stored
+    quantized become one.
     """
-    try:
-        # 用到哪个张量，才从文件里读哪一段。
-        # A tensor's bytes are read from the file on demand.
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118
-                # `try` 只管这里读文件的错误：调用者在循环体里抛出的异常不会传进生成器，不会被误报成“文件损坏”。
-                # The `try` catches reading errors only: what the caller's loop raises does not enter a generator,
-                # so it is never mistaken for a damaged file.
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
+    stored, folded = read_headers(folder), read_headers(folder, packing)
+    with ExitStack() as stack:
+        files: dict[Path, Any] = {}
+
+        def get(name: str) -> Tensor:
+            path = folder / stored[name][0]
+            try:
+                if path not in files:
+                    files[path] = stack.enter_context(safe_open(str(path), framework="pt", device="cpu"))
+                # 用到哪个张量，才从文件里读哪一段。
+                # A tensor's bytes are read from the file on demand.
+                return files[path].get_tensor(name)
+            except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+                raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
+
+        # 一个文件读完再读下一个。
+        # One file after the other.
+        for name in sorted(names, key=lambda each: folded[each][0]):
+            yield name, packing.read(name, get) if packing and name not in stored else get(name)
 
 
 def _equal(target: Any, tensor: Tensor) -> bool:
@@ -296,21 +307,17 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
     """
     places, targets = check_weights(model, folder), weight_targets(model)
     loaded: set[str] = set()
-    for path in shard_files(folder):
-        for name, tensor in _iterate_tensors(path):
-            if name not in places:
-                continue
-            place = places[name]
-            # 词嵌入与 `lm_head.weight` 都存了的时候，两份内容必须相同，否则不知道该信哪一份。
-            # Where both the embedding and `lm_head.weight` are stored, they must be equal, or nobody knows which to
-            # believe.
-            if place in loaded and not _equal(targets[place], tensor):
-                remedy = "set tie_word_embeddings to false in config.json to use both"
-                raise ModelLoadError(f"{place} is stored twice with different values (lm_head.weight): {remedy}")
-            _fill(name, targets[place], tensor)
-            loaded.add(place)
-            if on_progress:
-                on_progress(len(loaded), len(targets))
+    for name, tensor in _iterate_tensors(folder, places, model.config.packing):
+        place = places[name]
+        # 词嵌入与 `lm_head.weight` 都存了的时候，两份内容必须相同，否则不知道该信哪一份。
+        # Where both the embedding and `lm_head.weight` are stored they must be equal, or nobody knows which to trust.
+        if place in loaded and not _equal(targets[place], tensor):
+            remedy = "set tie_word_embeddings to false in config.json to use both"
+            raise ModelLoadError(f"{place} is stored twice with different values (lm_head.weight): {remedy}")
+        _fill(name, targets[place], tensor)
+        loaded.add(place)
+        if on_progress:
+            on_progress(len(loaded), len(targets))
     assert loaded == targets.keys(), "check_weights has seen other names than the library reads"
 
 

@@ -15,9 +15,10 @@ from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
+from models.checkpoint_formats import KEYS
+
 Rows = tuple[tuple[str, str, str], ...]
 
-_FLOATS = "weights are not read: take the model's bfloat16 or float16 version"
 _EMBEDS = "is an embedding model and writes no text: use sentence-transformers for it"
 _CONVERT = "python -c \"from transformers import {0} as M; M.from_pretrained('{{0}}').save_pretrained('{{0}}')\""
 # （有这样的文件，又没有那样的文件，那么它是什么、怎么办）；先是不看 `config.json` 就知道的。
@@ -34,11 +35,16 @@ FOREIGN: Rows = (
 UNUSABLE: Rows = (
     ("modules.json", "", _EMBEDS),
     ("config_sentence_transformers.json", "", _EMBEDS),
-    ("quantize_config.json", "", f"holds GPTQ weights; such {_FLOATS}"),
-    ("quant_config.json", "", f"holds AWQ weights; such {_FLOATS}"),
     *((name, "tokenizer.json", f"has {name} but no tokenizer.json; convert: pip install sentencepiece protobuf; "
        f"{_CONVERT.format('AutoTokenizer')}") for name in ("tokenizer.model", "vocab.json")),
 )  # fmt: skip
+# 权重是量化过的，`config.json` 里却没有写。
+# The weights are quantized, and `config.json` does not say so.
+_UNTOLD = "weights that config.json does not tell of: copy it there as quantization_config, with quant_method"
+UNTOLD: Rows = (
+    ("quantize_config.json", "", f'holds GPTQ {_UNTOLD} "gptq"'),
+    ("quant_config.json", "", f'holds AWQ {_UNTOLD} "awq"'),
+)
 # 没有能读的权重文件时，有的是什么。
 # What there is where no weight file can be read.
 WEIGHTS: Rows = (
@@ -120,7 +126,7 @@ def why_not(folder: Path, known: Collection[str]) -> str | None:
     # A `config.json` that is unreadable or ill-formed is for `load_config` to tell.
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return first_match(folder, UNUSABLE)
+    return first_match(folder, UNUSABLE if any(raw.get(key) for key in KEYS) else UNUSABLE + UNTOLD)
 
 
 def unknown_architecture(name: str, raw: Mapping[str, Any], known: Collection[str]) -> str:
@@ -142,20 +148,3 @@ def unsupported_option(values: Mapping[str, Any], options: Mapping[str, tuple[An
         if values.get(key, supported[0]) not in supported:
             return f"{key}={values[key]!r:.60} is not supported: only {supported[0]!r} is; use transformers for it"
     return None
-
-
-def packed_weights(raw: Mapping[str, Any]) -> str | None:
-    """压缩过的权重叫什么；没有压缩返回 None。
-
-    The name of compressed weights, or None if they are not.
-    """
-    # 这样的权重要乘上缩放因子才是真值；直接读进来，形状都对，数值全错。mlx-lm 两个键都写。
-    # Such weights need their scales; read as they are, every shape fits and every value is wrong. mlx-lm writes both.
-    found = [raw[key] for key in ("quantization", "quantization_config", "compression_config") if key in raw]
-    if not found:
-        return None
-    fields = found[0] if isinstance(found[0], dict) else {}
-    guess = "MLX" if "bits" in fields else "bitsandbytes" if any("load_in" in key for key in fields) else "packed"
-    name = str(fields.get("quant_method", guess))
-    name = name.upper() if name.lower() in ("awq", "gptq") else name
-    return f"quantization_config: {name!r:.40} {_FLOATS}"

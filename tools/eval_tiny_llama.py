@@ -4,8 +4,10 @@
 
     python tools/eval_tiny_llama.py --count 100
     python tools/eval_tiny_llama.py --count 20 --history 1700 --device cuda
+    python tools/eval_tiny_llama.py --count 100 --quantization int8
 
-第二条命令在每个问题之前先放一段约 1700 个词元的对话，看上下文的末尾是否也答得对。
+第二条命令在每个问题之前先放一段约 1700 个词元的对话，看上下文的末尾是否也答得对；第三条由本引擎回答，
+看量化之后还对几成。
 
 Judges the embedded model by question templates, number pairs and kinds of questions that training never saw, and
 prints the table of accuracy.
@@ -13,7 +15,7 @@ prints the table of accuracy.
 It uses `transformers`' `generate`, greedy, computing in float32 on weights that went through bfloat16 rounding.
 
 The second command puts a conversation of about 1700 tokens before each question, to see whether the end of the context
-is answered right as well.
+is answered right as well; with the third this engine answers, to see how much is still right once it is quantized.
 """
 
 import argparse
@@ -28,6 +30,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine.sampling_params import SamplingParams
+from serving.llm import LLM
 from tools.corpus_tables import ANSWERS
 from tools.make_corpus import (
     ASK,
@@ -126,6 +130,24 @@ def transformers_generator(
     return generate
 
 
+def engine_generator(model: Path, device: str, max_new_tokens: int, **options: Any) -> Generate:
+    """用本引擎贪心生成的函数：量化之后答得怎么样，就用它问。
+
+    A function that generates greedily with this engine: with it one asks how a quantized model answers.
+
+    Args:
+        options: `LLM` 的选项，例如 `quantization`；options of `LLM`, such as `quantization`
+    """
+    llm = LLM(model, device=device, **options)
+
+    def generate(prompts: list[str]) -> list[str]:
+        params = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
+        outputs = llm.chat([[{"role": "user", "content": prompt}] for prompt in prompts], params)
+        return [output.outputs[0].text for output in outputs]
+
+    return generate
+
+
 def questions(count: int, seed: int) -> list[Item]:
     """全部评测题：每类每种语言 `count` 道。
 
@@ -184,12 +206,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--history", type=int, default=0, help="提问之前的对话长度 / tokens of conversation before it")
     parser.add_argument("--seed", type=int, default=0, help="随机种子 / random seed")
     parser.add_argument("--failures", type=int, default=0, help="每类打印几个错误 / wrong answers to print")
+    for name in ("quantization", "kv-cache-dtype"):
+        parser.add_argument(f"--{name}", help="由本引擎回答，带上这个选项 / this engine answers, with it")
     parser.add_argument("--json", type=Path, help="把全部结果写入这个文件 / write all results to this file")
     args = parser.parse_args(argv)
 
-    generate = transformers_generator(
-        args.model, args.device, args.batch_size, args.max_new_tokens, args.history
-    )
+    options = {name: value for name in ("quantization", "kv_cache_dtype") if (value := getattr(args, name)) is not None}
+    if options and args.history:
+        parser.error("--history is for transformers: leave out --quantization and --kv-cache-dtype")
+    if options:
+        generate = engine_generator(args.model, args.device, args.max_new_tokens, **options)
+    else:
+        generate = transformers_generator(args.model, args.device, args.batch_size, args.max_new_tokens, args.history)
     seven = seven_prompts()
     answers = generate([item.question for item in seven])
     right = [is_right(item, answer) for item, answer in zip(seven, answers, strict=True)]
