@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--list-backends", action="store_true", help="列出后端及能否使用 / list backends and whether they work")
     add(
         "--compare", nargs=2, metavar=("A", "B"),
-        help="两个后端逐步对比 logits 和 token / compare two backends step by step",
+        help="逐步对比两个后端，或量化与不量化：torch torch:int8 / two backends, or quantized and not, step by step",
     )
     return parser
 

@@ -105,9 +105,13 @@ def _pack_quantized(weight: QuantizedWeight) -> tuple[Tensor, Tensor] | None:
     if weight.scales.dtype != torch.bfloat16:
         _say_slow(weight.scales.dtype)
         return None
+    # 一次处理 16 个输出；别人的文件里不整除的层，照朴素实现算。
+    # It takes 16 outputs at a time; a layer of somebody's file that does not divide runs the plain twin.
     if weight.zeros is None or len(weight) % 16:
         return None
     codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_int4(weight.codes).int(), 2)
+    # 缩放和零点交替存放，组在最外层：[K // 32, N, 2]。
+    # Scales and zeros alternate, and groups come first: [K // 32, N, 2].
     packed = codes, torch.stack((weight.scales.T, weight.zeros.T), dim=-1).contiguous()
     weight.release()
     return packed
@@ -184,11 +188,15 @@ class CPUKernels(FusedKernels):
         # type, for which the plain twin runs.
         if x.dtype != torch.bfloat16 or (weight.bits == 4 and packed is None):
             return F.linear(x, weight.dequantize(), bias)  # [T, out_features]
+        # 重排过的 int4 只剩这一种读法，行多时也用它。
+        # int4, once reordered, can be read in this way only, with many rows too.
         if packed is not None:
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed[0], GROUP, packed[1])  # [T, out_features]
         elif x.shape[0] <= _UNPACK_ROWS:
             out = torch.ops.aten._weight_int8pack_mm(x, weight.codes, weight.scales)  # [T, out_features]
         else:
+            # 128 行的提示词：还原一遍权重的工夫，分摊到 128 行上就不显眼了。
+            # A prompt of 128 rows: the work of restoring the weights is shared by 128 rows and hardly shows.
             kind = torch.bfloat16 if _has_bf16_units() else torch.float32
             parts = [self.linear(x.to(kind), part.dequantize(kind), None, None) for part in weight.in_parts()]
             out = torch.cat(parts, dim=1).to(x.dtype)  # [T, out_features]

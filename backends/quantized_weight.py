@@ -48,7 +48,11 @@ def quantize_int8(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     # 缩放先舍入到要存的精度，再用它去除：它的舍入误差就由编码补上了。
     # The scale is rounded to what is stored before it divides, so that the codes make up for its own rounding.
     scales = (weight.abs().amax(1) / 127).to(dtype)  # [N]
+    # 全 0 的行，缩放是 0；除以 1 代替，编码仍是 0。
+    # A row of zeros has the scale 0; divide by 1 instead, and the codes are 0 all the same.
     steps = torch.where(scales == 0, 1, scales).float().unsqueeze(1)  # [N, 1]
+    # `round` 遇到 .5 取偶数；缩放被舍小了一点时，最大的权重会超出 127，要截住。
+    # `round` takes .5 to the even one; where the scale was rounded down the largest weight exceeds 127 and is clamped.
     return (weight / steps).round().clamp(-127, 127).to(torch.int8), scales  # [N, K], [N]
 
 
@@ -122,6 +126,8 @@ class QuantizedWeight:
         Shapes, and no memory yet.
         """
         rows, columns = shape
+        # `meta` 设备上的张量只有形状：此刻还在用文件头核对，尺寸不合也不会占内存。
+        # Tensors on `meta` have shapes only: the headers are still to be checked, and sizes that do not fit are free.
         if bits == 8:
             return cls(*(torch.empty(each, device="meta") for each in ((rows, columns), (rows,))))
         sizes = ((rows, columns // 2), (rows, columns // GROUP), (rows, columns // GROUP))
@@ -132,6 +138,8 @@ class QuantizedWeight:
 
         Allocate; `copy_` fills it.
         """
+        # 编码的类型是定的，缩放和零点跟着模型的精度。
+        # The type of the codes is fixed; scales and zeros go by the model's precision.
         kinds = (torch.int8 if self.bits == 8 else torch.uint8, dtype, dtype)
         made = [torch.empty(part.shape, dtype=kind, device=device) for part, kind in zip(self.parts, kinds)]
         self.codes, self.scales, self.zeros = made[0], made[1], made[2] if len(made) == 3 else None
@@ -176,6 +184,8 @@ class QuantizedWeight:
 
         A range of rows is a window that can be filled; rows by index, as an embedding takes them, are restored.
         """
+        # 编码、缩放、零点的第 0 维都是行，所以同一个下标对三者都适用。
+        # Codes, scales and zeros have rows for dimension 0, so one index serves all three.
         taken = QuantizedWeight(*(part[rows] for part in self.parts))
         return taken if isinstance(rows, slice) else taken.dequantize()
 
@@ -195,6 +205,9 @@ class QuantizedWeight:
             [N, K]
         """
         dtype = dtype or self.scales.dtype
+        # 在 float32 里乘加，最后才舍入一次：bf16 只有 8 位有效数字，127 步的编码经不起中途再舍入。
+        # Products and sums are float32, rounded once at the end: bf16 has 8 significant bits, and codes of 127 steps
+        # would not stand another rounding on the way.
         if self.zeros is None:
             return (self.codes.float() * self.scales.float().unsqueeze(-1)).to(dtype)  # [N, K]
         steps = unpack_int4(self.codes).unflatten(1, (-1, GROUP)).float() - 8  # [N, K // 32, 32]
@@ -213,6 +226,8 @@ class QuantizedWeight:
 
         Fill with float weights, quantizing on the way, or with what is quantized already.
         """
+        # 文件自带的：编码原样抄来，只有缩放会换精度。
+        # What a file brings: codes are copied as they are, only the scales change their precision.
         if isinstance(source, QuantizedWeight):
             for part, other in zip(self.parts, source.parts, strict=True):
                 part.copy_(other)
@@ -242,6 +257,9 @@ class QuantizedWeight:
 
         `F.linear(x, weight, bias)`: restore, then multiply. The plain twin of the fused kernels.
         """
+        # torch 的函数遇到不认识的参数，会来问它的类：这里只答应 `F.linear`，别的运算照样报错，不会悄悄算错。
+        # A function of torch that meets an argument it does not know asks the argument's class: only `F.linear` is
+        # taken on, any other operation still fails and is not quietly wrong.
         if function is not F.linear:
             return NotImplemented
         x, weight, *rest = args

@@ -77,6 +77,8 @@ class CheckpointFormat(ABC):
         Raises:
             ModelLoadError: 少了一个，形状或类型对不上；one is missing, or shapes or types do not fit together
         """
+        # 这里只要名字，形状随便给一个。
+        # Only the names are wanted here, so any shape will do.
         parts, folded = list(self._parts(1, 1)), dict(stored)
         splits = {name: name.rpartition(".") for name in stored}
         # int-quantized 的编码也叫 `weight`：没量化的层里，它是浮点数。
@@ -86,6 +88,8 @@ class CheckpointFormat(ABC):
             if part in parts and (part != "weight" or stored[name][2] == "I8")
         }  # fmt: skip
         for layer in layers:
+            # 凡有一个就要有全部：只剩下 `scales` 的层，也是一个坏了的层。
+            # Where there is one there must be all: a layer of which only `scales` is left is a damaged one as well.
             names = {part: f"{layer}.{part}" for part in parts}
             taken = {part: folded.pop(name) for part, name in names.items() if name in folded}
             missing = [names[part] for part in parts if part not in taken]
@@ -95,6 +99,9 @@ class CheckpointFormat(ABC):
             file, packed, _ = taken[parts[0]]
             if len(packed) != 2 or 0 in packed:
                 raise ModelLoadError(f"tensor {names[parts[0]]!r:.100} has shape {packed!s:.60}, no matrix: {_OTHER}")
+            # 只有主张量说得出 N 与 K，其余的形状由此算出，再去比较。
+            # Only the main tensor tells N and K; the shapes of all others follow from it and are compared.
+            #     GPTQ, group 128:   qweight [512, 4096]   N 4096, K 4096   scales [32, 4096]
             rows, columns = self._size(*packed)
             for part, (shape, kinds) in self._parts(rows, columns).items():
                 _, found, kind = taken[part]
@@ -133,20 +140,26 @@ class CheckpointFormat(ABC):
             return QuantizedWeight((codes ^ 128).view(torch.int8), scales.float().flatten().contiguous())
         # (code - zero) * scale = (code - 8) * scale + (8 - zero) * scale；例：zero 11，scale 0.1，我们的零点是 -0.3。
         # (code - zero) * scale = (code - 8) * scale + (8 - zero) * scale; for example zero 11 and scale 0.1 make -0.3.
+        # 16 位的缩放乘以不超过 15 的整数，float32 装得下，所以这一步没有舍入。
+        # A scale of 16 bits times an integer of up to 15 fits into float32: nothing is rounded in this step.
         scales = scales.float()  # [N, G]
         offsets = torch.zeros_like(scales) if zeros is None else (8 - zeros.float()) * scales  # [N, G]
         # 例：一组 128 列，就是我们的 4 组，缩放重复 4 次；最后一组可以不满。
         # Example: a group of 128 columns is 4 of ours, and its scale is repeated 4 times; the last may be short.
         repeat, groups = self._width(codes.shape[1]) // GROUP, codes.shape[1] // GROUP
         scales, offsets = (part.repeat_interleave(repeat, 1)[:, :groups].contiguous() for part in (scales, offsets))
-        return QuantizedWeight(pack_int4(codes), scales, offsets)
+        return QuantizedWeight(pack_int4(codes).contiguous(), scales, offsets)
 
+    # 比一行还宽的组就是整行；文件里写的宽度可以大得离谱。
+    # A group wider than a row is the row; a file may claim an absurd width.
     def _width(self, columns: int) -> int:
         return columns if self.group < 0 else min(self.group, columns)
 
     def _groups(self, columns: int) -> int:
         return -(-columns // self._width(columns))
 
+    # 最后一个 int32 可以不满：13 行的零点要 2 个，多出的 3 个位置不用。
+    # The last int32 may be short: zeros of 13 rows take 2 of them, and 3 places stay unused.
     def _words(self, codes: int) -> int:
         return -(-codes * self.bits // 32)
 
@@ -155,7 +168,10 @@ class CheckpointFormat(ABC):
 
         The codes in rows of int32, lowest bits first: [R, C] -> [R, C * 32 // bits] uint8.
         """
-        octets = words.contiguous().view(torch.uint8)  # [R, 4 * C]
+        # 只有一列的转置也算连续，步长却不是 1，`contiguous` 不会管它；`clone` 会。
+        # A transpose of one column counts as contiguous, with a stride that is not 1; `contiguous` leaves it, `clone`
+        # does not.
+        octets = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)  # [R, 4 * C]
         return octets if self.bits == 8 else unpack_int4(octets)
 
     @abstractmethod
@@ -204,9 +220,10 @@ class Gptq(CheckpointFormat):
                 "scales": ([groups, rows], _SCALES), "g_idx": ([columns], _WHOLE)}  # fmt: skip
 
     def _unpack(self, layer: str, take: Take) -> tuple[Tensor, Tensor, Tensor | None]:
-        qweight, zeros, scales = take("qweight"), take("qzeros"), take("scales").T  # [K/8, N], [G, N/8], [N, G]
-        codes = self._codes(qweight).unflatten(1, (len(scales), -1)).transpose(0, 1).flatten(1)  # [N, K]
+        codes, scales = self._codes(take("qweight").T), take("scales").T  # [N, K], [N, G]
         columns = codes.shape[1]
+        # 先量化重要的列，同一组的列就不相邻了，而我们的组是相邻的 32 列。
+        # To quantize important columns first scatters the columns of a group, and ours are 32 neighbours.
         # 打乱了列的文件，有的不写 `desc_act`；看 `g_idx` 才知道。
         # Some files with shuffled columns do not say `desc_act`; `g_idx` tells.
         if not torch.equal(take("g_idx").long(), torch.arange(columns) // self._width(columns)):
@@ -214,9 +231,8 @@ class Gptq(CheckpointFormat):
         # 写文件的程序从整个 int32 里减：零点为 0 时要向高位借 1；整个加回去，借的就还上了。
         # Writers subtract from the whole int32, and a zero of 0 borrows 1 from above; adding to the whole returns it.
         #     zeros 0, 8      0x80 - 0x11 = 0x6f      0x6f + 0x11 = 0x80
-        if self.minus_one:
-            zeros = zeros + (0x11111111 if self.bits == 4 else 0x01010101)
-        return codes, scales, self._codes(zeros)[:, : len(scales)].T
+        ones = (0x11111111 if self.bits == 4 else 0x01010101) if self.minus_one else 0
+        return codes, scales, self._codes(take("qzeros") + ones)[:, : len(scales)].T
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +255,9 @@ class Awq(CheckpointFormat):
                 "scales": ([groups, rows], _SCALES)}  # fmt: skip
 
     def _unpack(self, layer: str, take: Take) -> tuple[Tensor, Tensor, Tensor | None]:
+        # 偶数的在前，是为它自己的核函数排的：与 0x000f000f 做一次与，就取出相邻的第 0 行和第 1 行，各占 16 位。
+        # Even ones come first for its own kernels: an "and" with 0x000f000f takes out the neighbours, rows 0 and 1, in
+        # 16 bits each.
         def rows(words: Tensor) -> Tensor:
             # 第 1 行在第 4 个位置，第 2 行在第 1 个位置，依此类推。
             # Row 1 lies at place 4, row 2 at place 1, and so on.
@@ -271,6 +290,8 @@ class PackQuantized(CheckpointFormat):
 
     def _unpack(self, layer: str, take: Take) -> tuple[Tensor, Tensor, Tensor | None]:
         codes, scales = self._codes(take("weight_packed")), take("weight_scale")
+        # 列数不是 8 的倍数时，末尾有填充；那样的矩阵在 `fold` 里看不出来。
+        # Columns that are no multiple of 8 are filled up at the end, which `fold` cannot see.
         if take("weight_shape").tolist() != list(codes.shape):
             raise ModelLoadError(f"tensor '{layer:.90}weight_shape' is not {list(codes.shape)}: {_OTHER}")
         if self.symmetric:
@@ -295,6 +316,8 @@ class IntQuantized(CheckpointFormat):
         return parts if self.symmetric else {**parts, "weight_zero_point": ([rows, 1], ("I8",))}
 
     def _unpack(self, layer: str, take: Take) -> tuple[Tensor, Tensor, Tensor | None]:
+        # 翻转最高位就是加 128：变成无符号的，与别的格式走同一条路。
+        # To flip the highest bit is to add 128: unsigned codes go the way of the other formats.
         zeros = None if self.symmetric else take("weight_zero_point").view(torch.uint8) ^ 128
         return take("weight").view(torch.uint8) ^ 128, take("weight_scale"), zeros
 
@@ -324,6 +347,8 @@ def read_format(raw: dict[str, Any]) -> CheckpointFormat | None:
 def _read_gptq(fields: dict[str, Any]) -> CheckpointFormat:
     # `dynamic` 给某些层别的位数；`adapter` 是要另加的低秩修正。
     # `dynamic` gives some layers other bits; `adapter` is a low-rank correction to be added.
+    # 2 位和 3 位、打乱的列、marlin 重排过的，都不读。
+    # Not read are 2 and 3 bits, shuffled columns, and what marlin has reordered.
     layouts = ("gptq", "gptq_v2")
     _allow("GPTQ", fields, bits=(4, 8), desc_act=(False,), checkpoint_format=layouts, format=layouts, dynamic=({},),
            adapter=({},), pack_dtype=("int32",), is_marlin_format=(False,))  # fmt: skip
@@ -344,13 +369,19 @@ def _read_compressed(fields: dict[str, Any]) -> CheckpointFormat:
     group = _object(next(iter(groups.values()), None))
     weights = _object(group.get("weights"))
     _allow(kind, {"format": layout, **group}, format=("pack-quantized", "int-quantized"), targets=(["Linear"],))
+    # 激活也要量化的（W8A8），结果与只量化权重的不同，这里不实现。
+    # Quantized activations, as in W8A8, give other results than quantized weights alone, and are not implemented.
     for key in ("input_activations", "output_activations"):
         if key in group:
             raise _not_read(kind, f"{key}, such as W8A8,")
+    # 几组各有各的位数；不量化的层写在 `ignore` 里，它们本来就存成浮点数，不必看。
+    # Several groups have bits of their own; layers in `ignore` are stored as floats anyway and need no look.
     if len(groups) != 1 or group.get("format", layout) != layout:
         raise _not_read(kind, "several config_groups")
     _allow(kind, fields, kv_cache_scheme=({},), transform_config=({},))
     _allow(f"{kind} (sparsity_config)", _object(fields.get("sparsity_config")), format=("dense",))
+    # “weight”与“static”只是量化时的先后，存的次序不变；“group”和“dynamic”才打乱列。
+    # "weight" and "static" are an order of quantizing only and leave the columns; "group" and "dynamic" shuffle them.
     _allow(kind, weights, type=("int",), num_bits=(8,) if layout == "int-quantized" else (4, 8), dynamic=(False,),
            symmetric=(True, False), strategy=("group", "channel"),
            actorder=(None, False, "weight", "static"))  # fmt: skip
@@ -372,6 +403,8 @@ def _grouped(kind: str, bits: Any, group: Any) -> tuple[int, int]:
 
     Bits and width of a group: 4 bits have a multiple of 32 or whole rows, 8 bits whole rows only.
     """
+    # 用 `type` 而不用 `isinstance`：布尔值也算整数。
+    # `type` and not `isinstance`, for which a bool is an integer.
     for key, value in (("bits", bits), ("group_size", group)):
         if type(value) is not int:
             raise _not_read(kind, f"{key}={value!r:.40}")

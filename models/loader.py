@@ -216,6 +216,10 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
         # A tensor too many is an error too: Qwen3 weights with `q_norm` under a Llama configuration would compute wrong
         # results if it were skipped.
         if place not in targets:
+            # 有些 GPTQ 文件给没有偏置的层也存了偏置，全是零；是不是零，读的时候再看。
+            # Some GPTQ files store a bias of zeros for layers that have none; whether it is shows once it is read.
+            if model.config.packing and place.endswith(".bias"):
+                continue
             raise ModelLoadError(f"unexpected {what} {shape!s:.60} in {file}: {_OTHER}")
         # 必须自己比形状：`copy_` 会广播，一个 [1] 的张量会悄悄填满整个 [2048] 的参数。
         # Compare shapes ourselves: `copy_` broadcasts, and a tensor of [1] would quietly fill a parameter of [2048].
@@ -309,6 +313,10 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
     loaded: set[str] = set()
     for name, tensor in _iterate_tensors(folder, places, model.config.packing):
         place = places[name]
+        if place not in targets:
+            if tensor.any():
+                raise ModelLoadError(f"unexpected tensor {name!r:.100} that is not zero: {_OTHER}")
+            continue
         # 词嵌入与 `lm_head.weight` 都存了的时候，两份内容必须相同，否则不知道该信哪一份。
         # Where both the embedding and `lm_head.weight` are stored they must be equal, or nobody knows which to trust.
         if place in loaded and not _equal(targets[place], tensor):

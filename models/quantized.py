@@ -9,6 +9,9 @@ You are here: `engine/model_runner.py` calls it once the frame stands and before
 
 from pathlib import Path
 
+import torch
+
+from backends.quantized_weight import QuantizedWeight
 from layers.quantized import QUANTIZATIONS, quantize_layers
 from models.llama import LlamaForCausalLM
 from models.loader import model_names, read_headers
@@ -26,6 +29,8 @@ def quantize_model(model: LlamaForCausalLM, quantization: str | None, folder: Pa
     Raises:
         ModelLoadError: 文件与配置不符；files that do not fit the configuration
     """
+    # 文件自带量化时，只换它量化过的层：别的层它留着浮点数，我们也留着。
+    # Where the files bring quantized layers, only those are replaced: what they left in floats stays so.
     packing = model.config.packing
     if packing is None:
         if quantization is not None:
@@ -34,5 +39,26 @@ def quantize_model(model: LlamaForCausalLM, quantization: str | None, folder: Pa
     stored = None
     if folder is not None:
         headers = read_headers(folder, packing)
+        # 折叠后的名字是 `X.weight`，类型写着“int4”或“int8”；按模型里的名字去找层。
+        # Folded names are `X.weight` of type "int4" or "int8"; layers are found by their names in the model.
         stored = {place for name, place in model_names(headers).items() if headers[name][2] == f"int{packing.bits}"}
     quantize_layers(model, packing.bits, stored)
+
+
+def number_types(model: LlamaForCausalLM, dtype: torch.dtype) -> str:
+    """给人看的一句：计算用什么精度，权重和 KV 缓存量化成什么。
+
+    A phrase for people: the precision of the computation, and what weights and KV cache are quantized to.
+
+        "bfloat16, weights int4, KV int8"
+    """
+    # int4 的模型里，词嵌入和输出头是 int8；说大头，即位数最少的。
+    # In an int4 model embedding and head are int8; name what is most of it, the fewest bits.
+    names = [str(dtype)]
+    weights = [getattr(module, "weight", None) for module in model.modules()]
+    bits = {weight.bits for weight in weights if isinstance(weight, QuantizedWeight)}
+    if bits:
+        names.append(f"weights int{min(bits)}")
+    if (stored := model.attention_layers()[0].cache().k.dtype) != dtype:
+        names.append(f"KV {stored}")
+    return ", ".join(names).replace("torch.", "")

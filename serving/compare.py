@@ -6,6 +6,7 @@ tokens?
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from backends import create_backend
 from engine.batch import build_batch
@@ -46,6 +47,29 @@ def show_token(tokenizer: Tokenizer, token: int) -> str:
     return repr(tokenizer.decode_token(token)) if token >= 0 else "NaN"
 
 
+def make_side(config: EngineConfig, name: str, dtype: str) -> EngineConfig:
+    """一边的选项：后端的名字，后面可以用冒号接上量化的方式，例如 `torch:int8`、`triton:int4:kv-int8`。
+
+    The options of a side: the name of a backend, which colons may follow with what is quantized, as in `torch:int8` or
+    `triton:int4:kv-int8`.
+
+    Raises:
+        ValueError: 没有这种量化；there is no such quantization
+    """
+    # 后端的名字里没有冒号，所以第一段总是它；写错的值由 `EngineConfig` 来说。
+    # No backend's name has a colon, so the first piece is always it; a wrong value is for `EngineConfig` to tell.
+    backend, *options = name.split(":")
+    changes: dict[str, Any] = {"backend": backend, "dtype": dtype}
+    for option in options:
+        # `kv-` 开头的是 KV 缓存，其余是权重。
+        # What begins with `kv-` is the KV cache, all else the weights.
+        if option.startswith("kv-"):
+            changes["kv_cache_dtype"] = option.removeprefix("kv-")
+        else:
+            changes["quantization"] = option
+    return replace(config, **changes)
+
+
 def compare_backends(
     config: EngineConfig, names: tuple[str, str], prompts: Sequence[str | list[int]], params: SamplingParams
 ) -> Iterator[StepComparison]:
@@ -62,10 +86,14 @@ def compare_backends(
     """
     # 适合检验新后端：拿慢而直白的 `torch` 当标准答案，误差从哪一步开始变大，一眼就能看到。
     # Made to test a new backend: `torch`, slow and plain, is the reference, and you see in which step the error grows.
-    device = config.resolve_device()
+    device, sides = config.resolve_device(), [make_side(config, name, config.dtype) for name in names]
+    # 只比量化，不比精度：一边量化了，dtype 又没写明，两边都用量化那边的。
+    # Compare quantization and not precision: where a side is quantized and no dtype is given, both take that side's.
+    dtype = next((str(side.resolve().dtype) for side in sides if side.quantization), config.dtype)
     # 块大小不同，前缀命中就不同，步子也会错开；统一用两者默认值里较大的。
     # With different block sizes prefix hits differ and the steps drift apart; use the larger default for both.
-    block_size = config.kvcache_block_size or max(create_backend(name, device).default_block_size for name in names)
+    defaults = [create_backend(side.backend, device).default_block_size for side in sides]
+    block_size = config.kvcache_block_size or max(defaults)
     # 两个引擎各有自己的权重、块池和调度器，互不共享；所以内存要够放 2 份模型。
     # Each engine has its own weights, pool and scheduler, nothing is shared; so memory must hold the model 2 times.
     # 块池按需要给，不按显存给：两个引擎要同住一台设备，而且块数相同，调度才相同。
@@ -78,8 +106,8 @@ def compare_backends(
     length = config.max_model_len or min(limit, max(lengths, default=0) + params.max_tokens)
     tokens = [length, *(min(count + params.max_tokens, length) for count in lengths)]
     num_blocks = config.num_kvcache_blocks or sum(num_blocks_needed(count, block_size) for count in tokens)
-    sizes = replace(config, kvcache_block_size=block_size, max_model_len=length, num_kvcache_blocks=num_blocks)
-    first, second = (LLMEngine(replace(sizes, backend=name)) for name in names)
+    common = replace(config, kvcache_block_size=block_size, max_model_len=length, num_kvcache_blocks=num_blocks)
+    first, second = (LLMEngine(make_side(common, name, dtype)) for name in names)
     # 没给种子时固定为 0：否则两边各抽各的，噪声不同，选的 token 当然不同，比较就失去意义。
     # Without a seed take 0: else each side draws its own, and tokens differ by the noise, not by the backend.
     seeds = replace(params, seed=params.seed if params.seed is not None else 0)

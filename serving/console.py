@@ -23,6 +23,7 @@ from engine.outputs import EngineMetrics, RequestOutput
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import NOT_FINITE
+from models.quantized import number_types
 from serving.compare import StepComparison, show_token
 
 # 每秒最多刷新 10 次：显示不该拖慢它所显示的东西。
@@ -221,7 +222,7 @@ def print_summary(console: Console, engine: LLMEngine, outputs: list[RequestOutp
     # A request without a first token, aborted for instance, counts as `end`, so `min` never meets a None.
     first = min(output.metrics.first_token_time or end for output in outputs)
     table = make_table(console, show_header=False, title="summary 小结")
-    table.add_row("backend 后端", f"{runner.backend.name}, {runner.device}, {runner.dtype}")
+    table.add_row("backend 后端", f"{runner.backend.name}, {runner.device}, {number_types(runner.model, runner.dtype)}")
     table.add_row("requests 请求", str(len(outputs)))
     # 除数至少 1e-9：全部在同一时刻结束时也不会除以 0。
     # The divisor is 1e-9 at least: no division by 0, even if all ends in the same instant.

@@ -44,6 +44,8 @@ def interrupt_again(unraisable: Any) -> None:
     Python swallows exceptions in `__del__` and in callbacks of weak references and of the garbage collector, and a
     Ctrl-C that falls in there is lost: send it again a moment later.
     """
+    # 别的异常照旧打印，不归这里管。
+    # Any other exception is printed as always and is no business of this.
     if unraisable.exc_type is not KeyboardInterrupt:
         return sys.__unraisablehook__(unraisable)
     # 不能在这里直接抛：回调还没走完，抛出的也会被吞掉。

@@ -243,6 +243,32 @@ def test_compare_two_backends(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(float(difference) for _, _, difference in steps) == float(match[1])
 
 
+@pytest.mark.parametrize("quantization, least", [("int8", 0.01), ("int4", 0.1)])
+def test_compare_quantized_and_plain(capsys: pytest.CaptureFixture[str], quantization: str, least: float) -> None:
+    # 两边的精度相同，差别只来自量化：int8 的误差小，int4 的大。
+    # Both sides compute in the same precision, and quantization alone makes the difference: small in int8, large in
+    # int4.
+    prompt = ("--prompt", "What is 23 + 45?", "--max-tokens", "6")
+    code, out, _ = main(capsys, "--compare", "torch", f"torch:{quantization}", *prompt)
+    match = re.search(r"max \|Δlogit\| (\S+), ", out)
+    assert code == 0 and match and least < float(match[1]) < 40 * least
+    same = main(capsys, "--compare", f"torch:{quantization}", f"torch:{quantization}", *prompt)[1]
+    assert float(re.search(r"max \|Δlogit\| (\S+), ", same)[1]) == 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "name, wanted", [("torch:int5", "int8 or int4"), ("torch:kv-int5", "int8"), ("x:int8", "torch")]
+)
+def test_compare_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str], name: str, wanted: str) -> None:
+    code, out, err = main(capsys, "--compare", "torch", name, "--prompt", "hi")
+    assert code == 2 and out == "" and wanted in err and len(err.splitlines()) == 1
+
+
+def test_the_summary_says_what_is_quantized(capsys: pytest.CaptureFixture[str]) -> None:
+    out = main(capsys, "--prompt", "hi", "--device", "cpu", "--backend", "sdpa", "--quantization", "int4")[1]
+    assert "sdpa, cpu, bfloat16, weights int4" in out
+
+
 def test_compare_finds_a_backend_that_is_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

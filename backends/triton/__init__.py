@@ -59,6 +59,9 @@ def _many_rows(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """
     if not isinstance(weight, QuantizedWeight):
         return F.linear(x, weight, bias)
+    # 一段 4096 行：3072 列时是 24 MB，H100 的二级缓存有 50 MB；刚还原的，乘法马上就从那里读走。
+    # A part is 4096 rows: 24 MB with 3072 columns, and an H100's second-level cache has 50; the product reads what was
+    # just restored from there.
     out = torch.cat([F.linear(x, restore(part, x.dtype)) for part in weight.in_parts()], dim=1)
     return out if bias is None else out + bias
 

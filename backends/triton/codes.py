@@ -44,6 +44,9 @@ def int4_tile(
     Returns:
         [BLOCK_N, BLOCK_G * 16], [BLOCK_N, BLOCK_G * 16]
     """
+    # 最后一次可能越过行末：多出的组掩码为假，编码、缩放、零点都读成 0，乘出来也是 0。
+    # The last round may run past a row's end: the groups beyond are masked, and codes, scales and zeros read as 0 make
+    # products of 0.
     group = first + tl.arange(0, BLOCK_G)
     real = inside[:, None] & (group < GROUPS)[None, :]
     place = row.to(tl.int64)[:, None] * GROUPS + group[None, :]  # [BLOCK_N, BLOCK_G]
@@ -51,8 +54,13 @@ def int4_tile(
     # A group of 32 columns is 16 bytes side by side, which a thread takes at once; scale and zero are read once each.
     byte = place[:, :, None] * 16 + tl.arange(0, 16)[None, None, :]  # [BLOCK_N, BLOCK_G, 16]
     codes = tl.load(codes_ptr + byte, mask=real[:, :, None], other=0)
+    # `[:, :, None]` 让一个缩放广播给组里的 16 个字节。
+    # `[:, :, None]` broadcasts a scale to the 16 bytes of its group.
     scale = tl.load(scale_ptr + place, mask=real, other=0.0).to(tl.float32)[:, :, None]
     zero = tl.load(zero_ptr + place, mask=real, other=0.0).to(tl.float32)[:, :, None]
+    # 低 4 位是偶数列，高 4 位是奇数列。例：字节 0xA3 是编码 3 和 10，减 8 得 -5 和 2 步。
+    # The low 4 bits are the even column, the high ones the odd. Example: byte 0xA3 is codes 3 and 10, less 8 they are
+    # -5 and 2 steps.
     even = ((codes & 15).to(tl.float32) - 8) * scale + zero  # [BLOCK_N, BLOCK_G, 16]
     odd = ((codes >> 4).to(tl.float32) - 8) * scale + zero  # [BLOCK_N, BLOCK_G, 16]
     return tl.reshape(even, [BLOCK_N, BLOCK_G * 16]), tl.reshape(odd, [BLOCK_N, BLOCK_G * 16])
@@ -77,6 +85,8 @@ def restore_kernel(
         even, odd = int4_tile(
             codes_ptr, scale_ptr, zero_ptr, row, first // 32, inside, SIZE // 32, BLOCK_N, BLOCK_K // 32
         )
+        # 两半写到相邻的列，合起来仍是连续的一行。
+        # The halves go to neighbouring columns and make a contiguous row again.
         k = first + 2 * tl.arange(0, BLOCK_K // 2)[None, :]
         mask = inside[:, None] & (k < SIZE)
         tl.store(out_ptr + start + k, even.to(out_type), mask=mask)
@@ -100,6 +110,8 @@ def restore(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     num_rows, size = weight.shape
     codes, scales, zeros, bits = parts_of(weight)
     out = torch.empty(num_rows, size, dtype=dtype, device=codes.device)
+    # 一个程序 8 行、512 列：写出 8 KB 的 bf16，足够多的程序同时在写。
+    # A program has 8 rows and 512 columns: it writes 8 KB of bf16, and enough programs write at once.
     block_k = 16 * GROUP
     restore_kernel[(triton.cdiv(num_rows, 8), triton.cdiv(size, block_k))](
         codes, scales, zeros, out, num_rows, SIZE=size, BITS=bits, BLOCK_N=8, BLOCK_K=block_k, num_warps=4,

@@ -35,6 +35,7 @@ from engine.outputs import RequestOutput
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 from layers.attention import Attention
+from models.quantized import number_types
 from tools.xray import events
 from tools.xray.events import Event, Phase, Row, State, Step
 
@@ -362,7 +363,8 @@ class Recorder:
             }
         return {
             "root": events.ROOT.as_posix(),
-            "backend": runner.backend.name, "device": str(runner.device), "dtype": str(runner.dtype).split(".")[-1],
+            "backend": runner.backend.name, "device": str(runner.device),
+            "dtype": number_types(runner.model, runner.dtype),
             "num_blocks": manager.num_blocks, "block_size": manager.block_size,
             "budget": scheduler.max_num_batched_tokens, "max_num_seqs": scheduler.max_num_seqs,
             "num_layers": config.num_hidden_layers, "num_heads": config.num_attention_heads,
