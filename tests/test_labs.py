@@ -257,7 +257,7 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      ("your bytes, int4: each", "scale, value of code 8 or which 4 bits")),
     ("12_quantize.py", WEIGHT + "quantize_int8", "weight.abs().amax(1) / 127", "weight.amax(1) / 127",
      ("OFF  引擎自己量化的 int8", "first row ", "do not fit together")),
-    ("12_quantize.py", WEIGHT + "quantize_int4", "low + 8 * steps", "low + 7 * steps",
+    ("12_quantize.py", WEIGHT + "quantize_int4", "low + 8 * scales.float()", "low + 7 * scales.float()",
      ("OFF  引擎自己量化的 int4", "first row 0: got 1, expected 0")),
     ("12_quantize.py", WEIGHT + "unpack_int4", "(packed & 15, packed >> 4)", "(packed >> 4, packed & 15)",
      ("OFF  引擎读出的 int4", "first row 0: got ", "which 4 bits do not fit")),
