@@ -232,7 +232,7 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      "self.model(input_ids, positions, metadata)\n    return self.model(",
      ("first product 256 -> 384: got '40 times 8 rows', expected '20 times 8 rows'", "computed more than once")),
     ("11_profile.py", "models/llama.py::LlamaForCausalLM.compute_logits", "return self.lm_head(hidden)",
-     "return torch.cat([self.lm_head(row[None]) for row in hidden])",
+     "import torch; return torch.cat([self.lm_head(row[None]) for row in hidden])",
      ("first product 256 -> 2064: got '40 times 1 rows', expected '5 times 8 rows'", "the requests go one by one")),
 
     ("12_quantize.py", "lab", "return weight.abs().amax(1) / 127", "return weight.amax(1) / 127",
