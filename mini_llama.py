@@ -106,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N（默认 auto）/ (default auto)")
     add("--quantization", metavar="NAME", help="权重量化：int8 或 int4 / quantize the weights: int8 or int4")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16（默认 auto）/ (default auto)")
+    add("--kv-cache-dtype", default="auto", metavar="NAME", help="KV 缓存 / KV cache: auto, int8, fp8")
     # 不用 `SamplingParams` 的 16：那是 vLLM 的默认值，一句话常常说到一半就断了。
     # Not the 16 of `SamplingParams`: that is vLLM's default, and many a sentence would break off halfway.
     add("--max-tokens", type=int, default=256, metavar="N", help="最多输出多少 token / most output tokens (256)")

@@ -122,7 +122,8 @@ def backend_status(device: str | torch.device) -> list[BackendStatus]:
     return [BackendStatus(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 
-def choose_backend(device: str | torch.device, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> str:
+def choose_backend(device: str | torch.device, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16,
+                   codes: torch.dtype | None = None) -> str:
     """`auto` 的选择：CUDA 上第一个能用、又支持这个模型的快后端，否则 `sdpa`；不知道是哪个模型时，按常见的形状算。
 
     What `auto` means: on CUDA the first fast backend that is usable and supports this model, else `sdpa`; with no model
@@ -132,14 +133,13 @@ def choose_backend(device: str | torch.device, head_dim: int = 128, dtype: torch
     # 解释模式下的 `triton` 在 CPU 上也“能用”，但慢得多，所以先看设备。
     # Interpreted, `triton` is usable on a CPU as well, but far slower, so the device comes first.
     for name in _AUTO_ON_CUDA if device.type == "cuda" else ():
-        if _why_unusable(name, device) is None and _load(_REGISTRY[name]).why_unsupported(head_dim, dtype) is None:
+        if not (_why_unusable(name, device) or _load(_REGISTRY[name]).why_unsupported(head_dim, dtype, codes)):
             return name
     return "sdpa"
 
 
-def create_backend(
-    name: str, device: str | torch.device, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16
-) -> AttentionBackend:
+def create_backend(name: str, device: str | torch.device, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16,
+                   codes: torch.dtype | None = None) -> AttentionBackend:
     """按名字创建后端；`auto` 由 `choose_backend` 换成具体的名字。
 
     Create a backend by name; `choose_backend` turns `auto` into one.
@@ -152,7 +152,7 @@ def create_backend(
     # Both `"cuda"` and `torch.device("cuda")` are welcome; made uniform, what follows handles one type.
     device = torch.device(device)
     if name == "auto":
-        name = choose_backend(device, head_dim, dtype)
+        name = choose_backend(device, head_dim, dtype, codes)
     # 名字写错和机器不支持是两种错误：前者改拼写，后者装包或换后端，所以类型不同，消息也不同。
     # A wrong name and an unfit machine differ: one wants its spelling mended,
     # the other a package or another backend, so the errors differ.
@@ -168,7 +168,8 @@ def create_backend(
     return backend
 
 
-def create_kernels(backend: AttentionBackend, head_dim: int, dtype: torch.dtype) -> FusedKernels | None:
+def create_kernels(backend: AttentionBackend, head_dim: int, dtype: torch.dtype,
+                   codes: torch.dtype | None = None) -> FusedKernels | None:
     """后端所在设备的融合核函数；参考后端旁边没有，缺包或不支持这个模型时也没有（说一次为什么）。
 
     The fused kernels of the backend's device; none beside the reference, and none where a package is missing or the
@@ -180,7 +181,7 @@ def create_kernels(backend: AttentionBackend, head_dim: int, dtype: torch.dtype)
     reason = _why_missing(entry)
     if reason is None:
         kernels = _load(entry)
-        reason = kernels.why_unusable(backend.device) or kernels.why_unsupported(head_dim, dtype)
+        reason = kernels.why_unusable(backend.device) or kernels.why_unsupported(head_dim, dtype, codes)
     if reason is not None:
         logger.warning("no fused kernels: %s / 没有融合核函数：%s", reason, reason)
         return None

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from backends.quantized_cache import check_codes, check_stored, why_no_codes
+
 
 class BackendUnavailableError(RuntimeError):
     """后端的名字存在，但在这台机器上用不了：消息里写明缺什么、怎么装或改用哪个后端。
@@ -99,6 +101,9 @@ class AttentionBackend(ABC):
     # 参考后端为真：它旁边不用融合的核函数，每一步都能逐行看。
     # True for the reference: no fused kernels run beside it, so that every step can be followed line by line.
     is_reference: ClassVar[bool] = False
+    # 认得哪些量化缓存的编码：要多认 `k_descale`、`v_descale` 两个参数，所以默认一种也没有。
+    # Which codes of quantized caches it reads: none by default, as that takes arguments, `k_descale` and `v_descale`.
+    code_dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -116,14 +121,18 @@ class AttentionBackend(ABC):
         return None
 
     @classmethod
-    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
-        """模型的 `head_dim` 或 `dtype` 不受支持时返回原因，支持返回 None。
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype, codes: torch.dtype | None = None) -> str | None:
+        """模型的 `head_dim`、`dtype` 或量化缓存的 `codes` 不受支持时返回原因，支持返回 None。
 
-        Return why a model with this `head_dim` and `dtype` is not supported, or None if it is.
+        Return why a model with this `head_dim` and `dtype`, and a cache of such `codes`, is not supported, or None if
+        it is.
+
+        Args:
+            codes: 量化缓存里编码的类型，None 是不量化；the codes' type in a quantized cache, None: not quantized
         """
-        # 默认什么都支持；核函数只为某些 `head_dim` 写过的后端在这里拒绝，好过给出错误的结果。
-        # By default all are; a backend whose kernels know only some values of `head_dim` refuses rather than err.
-        return None
+        # 默认支持一切模型；核函数只为某些 `head_dim` 写过的后端在这里拒绝，好过给出错误的结果。
+        # By default all models are; a backend whose kernels know a few values of `head_dim` refuses rather than err.
+        return why_no_codes(codes, cls.code_dtypes)
 
     @classmethod
     def check_block_size(cls, block_size: int) -> None:
@@ -161,22 +170,31 @@ class AttentionBackend(ABC):
         return None
 
     @abstractmethod
-    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                      k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
         """把这一步新算出的 K、V 写进缓存的槽位；槽位 -1 表示不写。
 
+        缓存是量化的，就写编码和缩放。缩放的名字同 flash-attn 3，含义不同：那里每条序列、每个头 1 个，这里每个 token、
+        每个头 1 个。
+
         Write this step's keys and values to their slots; slot -1 stores nothing.
+
+        If the cache is quantized, codes and scales are written. Scales have the names of flash-attn 3 but not its
+        meaning: there it is 1 for each sequence and head, here 1 for each token and head.
 
         Args:
             key, value: [T, Hkv, D]
             k_cache, v_cache: [num_blocks, block_size, Hkv, D]
             slot_mapping: [T] int64，`slot = block_id * block_size + offset`
+            k_descale, v_descale: [num_blocks, block_size, Hkv] float32，缩放，量化的缓存才有，在这里写入；
+                scales of a quantized cache, written here
         """
 
     @abstractmethod
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
-        plan: Any = None,
+        plan: Any = None, k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """变长注意力：多条序列的 query 首尾相接地打包，各自只看自己的 K、V。
 
@@ -193,6 +211,7 @@ class AttentionBackend(ABC):
             softmax_scale: None 就是 `1 / sqrt(D)`；None means `1 / sqrt(D)`
             block_table: [num_seqs, max_blocks] int32
             plan: `prepare` 为这些参数算好的；None 则现算；what `prepare` returned for these arguments; None: made now
+            k_descale, v_descale: 同 `store_kvcache`，只用于分页的缓存；as for `store_kvcache`, with paged caches only
 
         Returns:
             [T, Hq, D]，dtype 与 q 相同；dtype of q
@@ -205,6 +224,7 @@ class AttentionBackend(ABC):
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
         softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
+        k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """解码用的注意力：每条序列带等长的几个 query，对缓存里前 `cache_seqlens[b]` 个 token 计算注意力。
 
@@ -217,6 +237,7 @@ class AttentionBackend(ABC):
             cache_seqlens: [B] int32，含新的 token；the new tokens included
             block_table: [B, max_blocks] int32
             plan: `prepare` 为这些参数算好的；None 则现算；what `prepare` returned for these arguments; None: made now
+            k_descale, v_descale: 同 `store_kvcache`；as for `store_kvcache`
 
         Returns:
             [B, Sq, Hq, D]，dtype 与 q 相同；dtype of q
@@ -268,7 +289,8 @@ def _check_heads(q: Tensor, num_kv_heads: int) -> None:
         raise ValueError(f"q has {q.shape[-2]} heads, not a multiple of the {num_kv_heads} KV heads of k")
 
 
-def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                     k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
     """`store_kvcache` 的参数检查，每个后端第一行都调用它。
 
     The argument check of `store_kvcache`; every backend calls it first.
@@ -283,8 +305,10 @@ def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tenso
     for argument, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if not cache.is_contiguous():
             raise ValueError(f"{argument} must be contiguous, got strides {list(cache.stride())}")
-    _check_tensor("key", key, ("T", heads, head_dim), k_cache.dtype, k_cache.device)
-    _check_tensor("value", value, tuple(key.shape), k_cache.dtype, k_cache.device)
+    # 编码由浮点数得来：缓存是编码时，哪种浮点数都行，K 与 V 相同就可以。
+    # Codes are made from floats: a cache of codes takes any kind, the same for K and V.
+    _check_tensor("key", key, ("T", heads, head_dim), check_stored(key, k_cache, k_descale, v_descale), k_cache.device)
+    _check_tensor("value", value, tuple(key.shape), key.dtype, k_cache.device)
     # 每个新 token 一个槽位。int32 的槽位在小缓存上也能通过测试，显存一大就溢出，所以在这里一律拒绝。
     # One slot per new token. int32 slots pass every test on a small
     # cache and overflow on a large one, so they are refused.
@@ -293,6 +317,7 @@ def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tenso
 
 def check_varlen_args(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, block_table: Tensor | None,
+    k_descale: Tensor | None = None, v_descale: Tensor | None = None,
 ) -> None:
     """`flash_attn_varlen_func` 的参数检查。只看形状、dtype 和设备，不读张量内容，因此不会让 GPU 停下来等。
 
@@ -304,23 +329,27 @@ def check_varlen_args(
     # Its length judges the block table below, so it is checked first; with no sequence it still has 1 entry.
     _check_tensor("cu_seqlens_q", cu_seqlens_q, (max(cu_seqlens_q.numel(), 1),), torch.int32, q.device)
     head_dim = q.shape[2]
+    # 编码和缩放只出现在分页的缓存里，打包的 k 必须是浮点数。
+    # Codes and their scales are in paged caches only, packed k must be floats.
+    dtype = check_codes("k", k, q.dtype, k_descale, v_descale)
     # 没有块表时，k 是打包的 [Tk, Hkv, D]；有块表时，k 是整个块池，长度由 `cu_seqlens_k` 给出。
     # Without a table k is packed, [Tk, Hkv, D]; with one k is the whole pool, and `cu_seqlens_k` gives the lengths.
     if block_table is None:
         _check_tensor("k", k, ("Tk", "Hkv", head_dim), q.dtype, q.device)
     else:
-        _check_tensor("k", k, ("num_blocks", "block_size", "Hkv", head_dim), q.dtype, q.device)
+        _check_tensor("k", k, ("num_blocks", "block_size", "Hkv", head_dim), dtype, q.device)
         # `cu_seqlens_q` 比序列数多 1 项：[0, 3, 8] 是 2 条序列，块表就要有 2 行。
         # `cu_seqlens_q` has 1 entry more than there are sequences: [0, 3, 8] is 2 sequences, so the table needs 2 rows.
         _check_tensor("block_table", block_table, (cu_seqlens_q.shape[0] - 1, "max_blocks"), torch.int32, q.device)
-    _check_tensor("v", v, tuple(k.shape), q.dtype, q.device)
+    _check_tensor("v", v, tuple(k.shape), dtype, q.device)
     # 打包的 [Tk, Hkv, D] 和分页的 [num_blocks, block_size, Hkv, D]，KV 头都在 -2 维，一种写法两用。
     # Packed [Tk, Hkv, D] or paged [num_blocks, block_size, Hkv, D]: KV heads are dimension -2 in both.
     _check_heads(q, k.shape[-2])
     _check_tensor("cu_seqlens_k", cu_seqlens_k, tuple(cu_seqlens_q.shape), torch.int32, q.device)
 
 
-def check_kvcache_args(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor) -> None:
+def check_kvcache_args(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
+                       k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
     """`flash_attn_with_kvcache` 的参数检查。
 
     The argument check of `flash_attn_with_kvcache`.
@@ -330,8 +359,9 @@ def check_kvcache_args(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlen
     # Any number of queries a sequence (Sq) will do: 1 in plain decoding,
     # several at once in speculative decoding later on.
     batch, _, _, head_dim = q.shape
-    _check_tensor("k_cache", k_cache, ("num_blocks", "block_size", "Hkv", head_dim), q.dtype, q.device)
-    _check_tensor("v_cache", v_cache, tuple(k_cache.shape), q.dtype, q.device)
+    dtype = check_codes("k_cache", k_cache, q.dtype, k_descale, v_descale)
+    _check_tensor("k_cache", k_cache, ("num_blocks", "block_size", "Hkv", head_dim), dtype, q.device)
+    _check_tensor("v_cache", v_cache, tuple(k_cache.shape), dtype, q.device)
     _check_heads(q, k_cache.shape[2])
     # 只查形状，不查值是否越过块表的宽度：读值会让 GPU 停下来等，这一点由引擎的块管理器保证。
     # Shapes only, not whether a value exceeds the table's width:

@@ -242,5 +242,5 @@ class CPUKernels(FusedKernels):
         #     [a, b] * [cos, cos] + [b, a] * [-sin, sin] = [a cos - b sin, b cos + a sin]
         turned = (qk * cos).addcmul_(qk.roll(head_dim // 2, -1), sin).to(qkv.dtype)  # [T, Hq + Hkv, D]
         q, k = turned.split_with_sizes((num_heads, num_kv_heads), dim=1)  # [T, Hq, D], [T, Hkv, D]
-        store_by_index(k, v, kv_cache.k, kv_cache.v, slot_mapping)
+        store_by_index(k, v, kv_cache.k, kv_cache.v, slot_mapping, kv_cache.k_descale, kv_cache.v_descale)
         return q  # [T, Hq, D]

@@ -17,6 +17,15 @@ from backends.triton import why_no_triton
 from backends.triton.store import store_kvcache
 
 
+def _refuse_codes(*descales: Tensor | None) -> None:
+    """flash-attn 2 的函数不认得缩放。
+
+    flash-attn 2's functions know no scales.
+    """
+    if any(descale is not None for descale in descales):
+        raise ValueError("k_descale and v_descale must be None: flash-attn 2 reads floats only; use triton or sdpa")
+
+
 class FlashBackend(AttentionBackend):
     """包装 flash-attn：检查参数，其余原样交给它。
 
@@ -41,7 +50,7 @@ class FlashBackend(AttentionBackend):
         return "needs a CUDA GPU; use sdpa on the CPU" if device.type != "cuda" else why_no_triton(device)
 
     @classmethod
-    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype, codes: torch.dtype | None = None) -> str | None:
         """只有 fp16 和 bf16；`head_dim` 是 8 的倍数，最多 256。
 
         fp16 and bf16 only; `head_dim` a multiple of 8, at most 256.
@@ -52,7 +61,7 @@ class FlashBackend(AttentionBackend):
             return f"dtype {dtype}, flash-attn supports float16 and bfloat16; use triton"
         if head_dim % 8 or head_dim > 256:
             return f"head_dim={head_dim}, flash-attn supports multiples of 8 up to 256; use sdpa"
-        return None
+        return super().why_unsupported(head_dim, dtype, codes)
 
     @classmethod
     def check_block_size(cls, block_size: int) -> None:
@@ -73,25 +82,26 @@ class FlashBackend(AttentionBackend):
         super().__init__(device)
         self.flash_attn: Any = flash_attn
 
-    def store_kvcache(
-        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                      k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
         """Triton 的写缓存。
 
         Triton's store.
         """
+        _refuse_codes(k_descale, v_descale)
         check_store_args(key, value, k_cache, v_cache, slot_mapping)
         store_kvcache(key, value, k_cache, v_cache, slot_mapping)
 
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
-        plan: Any = None,
+        plan: Any = None, k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """flash-attn 的同名函数。
 
         flash-attn's function of this name.
         """
+        _refuse_codes(k_descale, v_descale)
         check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
         # 没有 query 就没有输出；flash-attn 会把它当作错误。
         # No queries, no output; flash-attn would call it an error.
@@ -107,11 +117,13 @@ class FlashBackend(AttentionBackend):
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
         softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
+        k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """flash-attn 的同名函数。
 
         flash-attn's function of this name.
         """
+        _refuse_codes(k_descale, v_descale)
         check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
         # 没有 query 就没有输出；flash-attn 会把它当作错误。
         # No queries, no output; flash-attn would call it an error.

@@ -56,10 +56,11 @@ class FusedKernels(ABC):
         return None
 
     @classmethod
-    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
-        """模型的 `head_dim` 或 `dtype` 不受支持时返回原因，支持返回 None。
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype, codes: torch.dtype | None = None) -> str | None:
+        """模型的 `head_dim`、`dtype` 或缓存的 `codes` 不受支持时返回原因，支持返回 None；参数同 `AttentionBackend`。
 
-        Return why a model with this `head_dim` and `dtype` is not supported, or None if it is.
+        Return why a model with this `head_dim` and `dtype`, or a cache of these `codes`, is not supported, or None if
+        it is; the arguments are those of `AttentionBackend`.
         """
         return None
 

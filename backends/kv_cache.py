@@ -1,8 +1,8 @@
-"""KV 缓存：一层的两个张量。
+"""KV 缓存：一层的两个张量，量化时各带一份缩放。
 
 你在这里：`engine/kv_pool.py` 分配它，注意力后端与融合核函数读写它。
 
-The KV cache: the two tensors of a layer.
+The KV cache: the two tensors of a layer, with their scales if it is quantized.
 
 You are here: `engine/kv_pool.py` allocates it, attention backends and fused kernels read and write it.
 """
@@ -24,6 +24,8 @@ class KVCache:
     Attributes:
         k: [num_blocks, block_size, num_kv_heads, head_dim]，键；keys
         v: 值，形状相同；values, same shape
+        k_descale, v_descale: [num_blocks, block_size, num_kv_heads] float32，量化时的缩放，见 `quantized_cache.py`；
+            scales if quantized, see `quantized_cache.py`
     """
 
     # 例：Llama-3.2-1B，块大小 16，8 个 KV 头，每头 64 维，bf16：一个块的 K 占 16 KiB，V 也是。
@@ -31,3 +33,13 @@ class KVCache:
     #     16 slots * 8 heads * 64 * 2 bytes = 16384
     k: Tensor  # [num_blocks, block_size, Hkv, D]
     v: Tensor  # [num_blocks, block_size, Hkv, D]
+    k_descale: Tensor | None = None  # [num_blocks, block_size, Hkv] float32
+    v_descale: Tensor | None = None  # [num_blocks, block_size, Hkv] float32
+
+    def scales(self) -> dict[str, Tensor | None]:
+        """量化时要多传给后端的两个参数；没有量化就一个也不传，后端也就不必认识它们。
+
+        The two more arguments that a backend gets if the cache is quantized; otherwise there are none, and a backend
+        need not know them.
+        """
+        return {} if self.k_descale is None else {"k_descale": self.k_descale, "v_descale": self.v_descale}

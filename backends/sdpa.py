@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backends.base import AttentionBackend, AttentionMetadata, check_kvcache_args, check_store_args, check_varlen_args
+from backends.quantized_cache import dequantize
 from backends.store import store_by_index
 
 
@@ -106,7 +107,7 @@ def _side_by_side(block_table: Tensor, length: int, block_size: int) -> slice | 
     return slice(start, start + length) if blocks == list(range(blocks[0], blocks[0] + len(blocks))) else None
 
 
-def _gather(cache: Tensor, slots: Tensor | slice) -> Tensor:
+def _gather(cache: Tensor, slots: Tensor | slice, descale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """按槽位取出 K 或 V。这其实就是查表，所以用 `F.embedding`：CPU 上它比 `cache[slots]` 快得多。
 
     Take K or V by slot. It is a table look-up, hence `F.embedding`: on a CPU it is much faster than `cache[slots]`.
@@ -114,10 +115,16 @@ def _gather(cache: Tensor, slots: Tensor | slice) -> Tensor:
     Args:
         cache: [num_blocks, block_size, Hkv, D]
         slots: [B, L] int64，或者单条序列的 L 个槽位的区间；or the range of L slots of a single sequence
+        descale: [num_blocks, block_size, Hkv]，编码的缩放；scales, if codes are held
 
     Returns:
-        [B, Hkv, L, D]
+        [B, Hkv, L, D]，编码已变回 `dtype`；codes have become `dtype`
     """
+    # 缩放就是宽度为 1 的缓存，照样取出，再乘上去：[B, Hkv, L, 1]。
+    # Scales are a cache of width 1: take them alike, and multiply: [B, Hkv, L, 1].
+    if descale is not None:
+        scales = _gather(descale[..., None], slots, None, dtype)
+        return dequantize(_gather(cache, slots, None, dtype), scales, dtype)  # [B, Hkv, L, D]
     num_heads, head_dim = cache.shape[2:]
     # 只有一条序列，它的块又恰好首尾相接：K、V 已经是连续的，开一个窗口就行，不必拷贝。
     # A single sequence whose blocks happen to lie side by side: K and V are contiguous already, a window will do.
@@ -296,6 +303,7 @@ class SDPABackend(AttentionBackend):
     """
 
     name = "sdpa"
+    code_dtypes = (torch.int8,)
 
     def prepare(self, metadata: AttentionMetadata) -> _Plan:
         """从哪里取、谁看得见谁：28 层的模型，每步算 1 次而不是 28 次；断点停在这里，一步只会停 1 次。
@@ -317,25 +325,26 @@ class SDPABackend(AttentionBackend):
             )
         return _Plan(decode, prefill or [])
 
-    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                      k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
         """见 `kv_cache.py`。
 
         See `kv_cache.py`.
         """
-        check_store_args(key, value, k_cache, v_cache, slot_mapping)
-        store_by_index(key, value, k_cache, v_cache, slot_mapping)
+        check_store_args(key, value, k_cache, v_cache, slot_mapping, k_descale, v_descale)
+        store_by_index(key, value, k_cache, v_cache, slot_mapping, k_descale, v_descale)
 
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
-        plan: _Plan | None = None,
+        plan: _Plan | None = None, k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """长度相近的序列补齐成一批，一批调用一次 SDPA。
 
         Sequences of similar length are padded into a batch, one SDPA call each.
         """
         if plan is None:
-            check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+            check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table, k_descale, v_descale)
             groups = _plan_prefill(cu_seqlens_q, cu_seqlens_k, block_table, k.shape[1], causal)
         else:
             groups = plan.prefill
@@ -351,7 +360,8 @@ class SDPABackend(AttentionBackend):
                 rows = group.keys.clamp(max=k.shape[0] - 1)  # [B, max_k]
                 keys, values = k[rows].transpose(1, 2), v[rows].transpose(1, 2)  # [B, Hkv, max_k, D]
             else:
-                keys, values = _gather(k, group.keys), _gather(v, group.keys)  # [B, Hkv, max_k, D]
+                keys = _gather(k, group.keys, k_descale, q.dtype)  # [B, Hkv, max_k, D]
+                values = _gather(v, group.keys, v_descale, q.dtype)  # [B, Hkv, max_k, D]
             queries = q[group.queries.clamp(max=q.shape[0] - 1)]  # [B, max_q, Hq, D]
             # SDPA 要头在前、长度在后：[B, Hq, max_q, D]，与 flash-attn 的次序相反，所以进出各转置一次。
             # SDPA wants heads before length, [B, Hq, max_q, D],
@@ -365,13 +375,14 @@ class SDPABackend(AttentionBackend):
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
         softmax_scale: float | None = None, causal: bool = False, plan: _Plan | None = None,
+        k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """所有解码序列补齐到最长的那条，一次 SDPA。
 
         All decoding sequences are padded to the longest and served by one SDPA call.
         """
         if plan is None:
-            check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+            check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table, k_descale, v_descale)
         batch, num_queries, num_heads, head_dim = q.shape
         # 同组的 query 头共用 K、V，把它们当成同一个头的多个 query：K、V 不必复制，一次矩阵乘法服务整组。
         # Query heads of a group share K and V, so treat them as queries of a single head: nothing is copied.
@@ -384,7 +395,8 @@ class SDPABackend(AttentionBackend):
         if decode is None:
             return torch.zeros_like(q)  # [B, Sq, Hq, D]
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
-        keys, values = _gather(k_cache, decode.slots), _gather(v_cache, decode.slots)  # [B, Hkv, L, D]
+        keys = _gather(k_cache, decode.slots, k_descale, q.dtype)  # [B, Hkv, L, D]
+        values = _gather(v_cache, decode.slots, v_descale, q.dtype)  # [B, Hkv, L, D]
         # 例：6 个 query 头、2 个 KV 头、Sq = 1：[B, 6, 1, D] 看作 [B, 2, 3, D]，头 0 到 2 落在 KV 头 0 名下。
         # Example: 6 query heads, 2 KV heads, Sq = 1:
         # [B, 6, 1, D] is seen as [B, 2, 3, D], and heads 0 to 2 fall to KV head 0.

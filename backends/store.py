@@ -6,12 +6,22 @@ Store the K and V of all tokens at once; the store that goes token by token is i
 import torch
 from torch import Tensor
 
+from backends.quantized_cache import quantize
 
-def store_by_index(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+
+def store_by_index(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                   k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
     """一次按下标复制，写完所有 token；槽位 -1 的不写。
 
     One copy by index for all tokens; those of slot -1 are left out.
     """
+    # 量化的缓存：缩放就是宽度为 1 的缓存，用同一个函数写；PyTorch 不按下标复制 fp8，编码就当作整数来搬。
+    # A quantized cache: scales are a cache of width 1, stored by this function, too. PyTorch copies no fp8 by index, so
+    # codes move as integers.
+    if k_descale is not None and v_descale is not None:
+        (key, ks), (value, vs) = quantize(key, k_cache.dtype), quantize(value, v_cache.dtype)
+        store_by_index(ks[..., None], vs[..., None], k_descale[..., None], v_descale[..., None], slot_mapping)
+        key, value, k_cache, v_cache = (x.view(torch.int8) for x in (key, value, k_cache, v_cache))
     # 缓存是连续的，前两维可以看成一长条槽位：[num_blocks * block_size, Hkv, D]。
     # The cache is contiguous, so its first two dimensions are one row of slots: [num_blocks * block_size, Hkv, D].
     k_slots, v_slots = k_cache.view(-1, *key.shape[1:]), v_cache.view(-1, *key.shape[1:])  # [num_slots, Hkv, D]

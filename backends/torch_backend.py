@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from backends.base import AttentionBackend, check_kvcache_args, check_store_args, check_varlen_args
+from backends.quantized_cache import dequantize, quantize
 
 
-def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
+def gather_pages(cache: Tensor, block_table: Tensor, length: int, descale: Tensor | None = None) -> Tensor:
     """按块表把一条序列散落在各块里的 token 收拢成连续的一段，这就是“分页”的全部秘密。
 
     Collect one sequence's tokens from its pages into one contiguous run: this is the whole secret of paging.
@@ -26,9 +27,10 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
         cache: [num_blocks, block_size, Hkv, D]
         block_table: [max_blocks] int32，这条序列的块编号；this sequence's block ids
         length: 取多少个 token；number of tokens to take
+        descale: [num_blocks, block_size, Hkv]，编码的缩放；scales, if codes are held
 
     Returns:
-        [length, Hkv, D]
+        [length, Hkv, D]，编码已变回 float32；codes have become float32
     """
     block_size = cache.shape[1]
     # 例：块大小 16，`length` = 35 时要 3 个块；块表里更靠后的 -1 不会被读到。
@@ -41,7 +43,12 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
     # The last block may be partly empty; the slice leaves its unwritten slots, possibly NaN, outside.
     # 不能指望掩码：NaN * 0 还是 NaN，权重为 0 的槽位只要参加了求和，输出就毁了。
     # The mask alone would not do: NaN * 0 is still NaN, so a slot of weight 0 ruins a sum that it takes part in.
-    return pages.flatten(0, 1)[:length]  # [length, Hkv, D]
+    rows = pages.flatten(0, 1)[:length]  # [length, Hkv, D]
+    # 缩放就是宽度为 1 的缓存，照样收拢，再乘上去。
+    # Scales are a cache of width 1: gather them alike, and multiply.
+    if descale is not None:
+        rows = dequantize(rows, gather_pages(descale[..., None], block_table, length), torch.float32)
+    return rows  # [length, Hkv, D]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) -> Tensor:
@@ -114,14 +121,22 @@ class TorchBackend(AttentionBackend):
 
     name = "torch"
     is_reference = True
+    code_dtypes = (torch.int8,)
 
-    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                      k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
         """逐个 token 写入：慢，但一眼能看出槽位怎样变成（块编号，块内偏移）。
 
         Token by token: slow, but it shows how a slot becomes (block id, offset).
         """
-        check_store_args(key, value, k_cache, v_cache, slot_mapping)
+        check_store_args(key, value, k_cache, v_cache, slot_mapping, k_descale, v_descale)
         block_size = k_cache.shape[1]
+        # 量化的缓存：每个头变成编码和 1 个缩放。缩放就是宽度为 1 的缓存，用同一个函数写；编码接着走下面的循环。
+        # A quantized cache: a head becomes codes and 1 scale. Scales are a cache of width 1, stored by this function,
+        # too; the codes go on to the loop below.
+        if k_descale is not None and v_descale is not None:
+            (key, ks), (value, vs) = quantize(key, k_cache.dtype), quantize(value, v_cache.dtype)
+            self.store_kvcache(ks[..., None], vs[..., None], k_descale[..., None], v_descale[..., None], slot_mapping)
         # 一次 `tolist` 读回全部槽位；在循环里逐个取 `slot_mapping[i]`，GPU 上每个 token 都要等一次。
         # One `tolist` reads all slots back;
         # taking `slot_mapping[i]` inside the loop would wait for the GPU at each token.
@@ -142,13 +157,13 @@ class TorchBackend(AttentionBackend):
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
-        plan: Any = None,
+        plan: Any = None, k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """打包的变长注意力：用累计长度切出每条序列，再逐条计算。
 
         Packed attention: the running sums cut out each sequence, then one after the other.
         """
-        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table, k_descale, v_descale)
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
         # `max_seqlen_q` 和 `max_seqlen_k` 在这里用不到：核函数要靠它们决定启动规模，逐条循环不需要。
         # `max_seqlen_q` and `max_seqlen_k` go unused:
@@ -166,27 +181,28 @@ class TorchBackend(AttentionBackend):
                 values = v[starts_k[i] : starts_k[i + 1]]  # [length, Hkv, D]
             else:
                 length = starts_k[i + 1] - starts_k[i]
-                keys = gather_pages(k, block_table[i], length)  # [length, Hkv, D]
-                values = gather_pages(v, block_table[i], length)  # [length, Hkv, D]
+                keys = gather_pages(k, block_table[i], length, k_descale)  # [length, Hkv, D]
+                values = gather_pages(v, block_table[i], length, v_descale)  # [length, Hkv, D]
             out[rows] = attend(q[rows], keys, values, scale, causal)  # [rows, Hq, D]
         return out  # [T, Hq, D]
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
         softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
+        k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """解码注意力：先按块表取出历史的 K、V，再做同样的注意力。
 
         Decode attention: gather the history's K and V by the block table, then the same attention.
         """
-        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table, k_descale, v_descale)
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
         out = torch.zeros_like(q)  # [B, Sq, Hq, D]
         # 与变长版本的差别只有一处：每条序列的 query 一样多，所以 q 是规整的 4 维，不需要累计长度。
         # It differs from the varlen version in one thing:
         # all sequences have as many queries, so q is a plain 4-dim tensor.
         for b, length in enumerate(cache_seqlens.tolist()):
-            keys = gather_pages(k_cache, block_table[b], length)  # [length, Hkv, D]
-            values = gather_pages(v_cache, block_table[b], length)  # [length, Hkv, D]
+            keys = gather_pages(k_cache, block_table[b], length, k_descale)  # [length, Hkv, D]
+            values = gather_pages(v_cache, block_table[b], length, v_descale)  # [length, Hkv, D]
             out[b] = attend(q[b], keys, values, scale, causal)  # [Sq, Hq, D]
         return out  # [B, Sq, Hq, D]

@@ -15,6 +15,7 @@ import torch
 from backends import create_backend, create_kernels
 from backends.base import AttentionBackend
 from backends.kernels import FusedKernels
+from backends.quantized_cache import CODE_DTYPES, why_no_instructions
 from engine.block_manager import num_blocks_needed
 from engine.validation import check_flag, check_seed, is_int, is_number
 from layers.quantized import QUANTIZATIONS
@@ -53,6 +54,8 @@ class EngineConfig:
         gpu_memory_utilization: 显存最多占几成，含别的程序，(0, 1]；share of the GPU to fill, others included, (0, 1]
         enable_prefix_caching: 相同的前缀共用块；share blocks of equal prefixes
         enforce_eager: 不用 CUDA graph、融合核函数和重叠循环，便于调试；no CUDA graphs, fusion or overlap; for debugging
+        kv_cache_dtype: KV 缓存的类型："auto" 与模型相同，"int8" 和 "fp8" 是量化的；
+            of the KV cache: "auto" is the model's, "int8" and "fp8" are quantized
         load_format: "auto" 读权重，"dummy" 用随机权重（测速用）；"auto" reads weights, "dummy" draws random ones
         seed: 没给种子的请求，种子由它产生；where the seeds of requests without one come from
         quantization: 把权重量化成 "int8" 或 "int4"；None 照文件；quantize weights to "int8" or "int4"; None: as stored
@@ -98,6 +101,9 @@ class EngineConfig:
     # 调试时设为真：每个操作都由 Python 逐行发出，断点才停得住。
     # Set it when debugging: Python issues every operation line by line, so breakpoints are hit.
     enforce_eager: bool = False
+    # 例：head_dim 128，bf16 的一个头 256 字节，int8 的 128 + 4 字节：同样的内存装得下 1.94 倍的 token。
+    # Example: with head_dim 128 a head takes 256 bytes in bf16 and 128 + 4 in int8: 1.94 times the tokens fit.
+    kv_cache_dtype: str = "auto"
     load_format: str = "auto"
     seed: int | None = None
     quantization: str | None = None
@@ -126,12 +132,11 @@ class EngineConfig:
         share = self.gpu_memory_utilization
         if not is_number(share) or not 0 < share <= 1:
             raise ValueError(f"gpu_memory_utilization={share!r} is out of range: use a share in (0, 1]")
-        if self.load_format not in ("auto", "dummy"):
-            raise ValueError(f"load_format={self.load_format!r} is unknown: use auto or dummy")
-        if self.dtype not in ("auto", *DTYPES):
-            raise ValueError(f"dtype={self.dtype!r} is unknown: use auto, {', '.join(DTYPES)}")
-        if self.quantization not in (None, *QUANTIZATIONS):
-            raise ValueError(f"quantization={self.quantization!r:.40} is unknown: use {' or '.join(QUANTIZATIONS)}")
+        named = {"load_format": ("auto", "dummy"), "dtype": ("auto", *DTYPES), "kv_cache_dtype": tuple(CODE_DTYPES)}
+        for name, known in {**named, "quantization": (None, *QUANTIZATIONS)}.items():
+            if getattr(self, name) not in known:
+                names = ", ".join(filter(None, known))
+                raise ValueError(f"{name}={getattr(self, name)!r:.40} is unknown: use one of {names}")
         check_seed(self.seed)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))
@@ -153,10 +158,11 @@ class EngineConfig:
             raise ValueError(f"quantization={self.quantization!r}, but the model is quantized already: leave it out")
         stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
         dtype = self.resolve_dtype(stored, device, self.quantization is not None or model_config.packing is not None)
-        backend = create_backend(self.backend, device, model_config.head_dim, dtype)
+        codes = CODE_DTYPES[self.kv_cache_dtype]
+        backend = create_backend(self.backend, device, model_config.head_dim, dtype, codes)
         # “能在这台机器上跑”和“支持这个模型”是两回事：前者 `create_backend` 已查过，后者要知道 `head_dim` 才能查。
         # Two questions: `create_backend` answered "does it run here"; "does it suit this model" needs `head_dim`.
-        reason = backend.why_unsupported(model_config.head_dim, dtype)
+        reason = backend.why_unsupported(model_config.head_dim, dtype, codes) or why_no_instructions(codes, device)
         if reason:
             raise ValueError(f"backend '{backend.name}' does not support this model: {reason}")
         # 这里用 `or` 取默认值是安全的：`__post_init__` 已拒绝 0，不会把用户写的 0 当成没写。
@@ -181,8 +187,8 @@ class EngineConfig:
             config=self, folder=folder, model_config=model_config, device=device, dtype=dtype, backend=backend,
             # 单步调试时逐个执行：融合的核函数里没有可以停的地方。
             # One step after the other for debugging: inside a fused kernel there is nowhere to stop.
-            kernels=None if self.enforce_eager else create_kernels(backend, model_config.head_dim, dtype),
-            block_size=block_size,
+            kernels=None if self.enforce_eager else create_kernels(backend, model_config.head_dim, dtype, codes),
+            block_size=block_size, codes=codes,
             # 预算越大，长提示算完得越快，但同一步里的解码都要等它；CPU 慢，所以给得小些。
             # A larger budget ends long prompts sooner but delays the decodes of the same step; a slow CPU gets less.
             max_num_batched_tokens=self.max_num_batched_tokens or (8192 if device.type == "cuda" else 2048),
@@ -293,6 +299,7 @@ class EngineSetup:
 
     Attributes:
         config: 用户给的选项，不需要换算的都从这里取；what the user said, for what needs no settling
+        codes: 量化的 KV 缓存里编码的类型；没有量化时为 None；of the codes in a quantized KV cache, or None
         kernels: 融合核函数；每一步要单独执行时为 None；the fused kernels, or None if every step is to run by itself
     """
 
@@ -304,6 +311,7 @@ class EngineSetup:
     backend: AttentionBackend
     kernels: FusedKernels | None
     block_size: int
+    codes: torch.dtype | None
     max_num_batched_tokens: int
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from backends.kv_cache import KVCache
 from engine.batch import build_batch
@@ -83,26 +82,23 @@ def create_pool(setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reser
 
 
 def _block_bytes(setup: EngineSetup) -> int:
-    """一个块在所有层里共占多少字节：K 和 V 各一份。
+    """一个块在所有层里共占多少字节：K 和 V 各一份；量化时每个数 1 字节，每个头另有 4 字节的缩放。
 
-    Bytes of one block over all layers, K and V.
+    Bytes of one block over all layers, K and V; quantized, a number takes 1 byte, and each head 4 more for its scale.
     """
     config = setup.model_config
     # 用 KV 头数，不是查询头数：Llama-3.2-3B 有 24 个查询头、8 个 KV 头，写错就成了 3 倍大。
     # KV heads, not query heads: Llama-3.2-3B has 8 and 24, so a slip makes it 3 times too large.
     #   Llama-3.2-3B, bf16: 2 * 28 * 8 * 128 * 2 = 114688 bytes/token
     #   block_size 16: 16 * 114688 = 1835008 bytes = 1.75 MiB; 131072 tokens: 14 GiB
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return per_token * setup.dtype.itemsize * setup.block_size
+    head_bytes = config.head_dim + 4 if setup.codes else config.head_dim * setup.dtype.itemsize
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_bytes * setup.block_size
 
 
-def _allocate(setup: EngineSetup, runner: ModelRunner, num_blocks: int) -> Tensor:
+def _allocate(setup: EngineSetup, runner: ModelRunner, num_blocks: int) -> None:
     """分配块池，每层得到自己的那一段。
 
     Allocate the pool and give each layer its part.
-
-    Returns:
-        [2, num_layers, num_blocks, block_size, num_kv_heads, head_dim]
     """
     config = setup.model_config
     # 同一个块编号在每一层都有效，所以一条序列只要 1 张块表，而不是每层一张共 28 张。
@@ -112,7 +108,8 @@ def _allocate(setup: EngineSetup, runner: ModelRunner, num_blocks: int) -> Tenso
     # `empty` 而不清零：没写过的槽位本来就不许被读到，操作系统也因此不必真给内存。
     # `empty`, not zeroed: an unwritten slot must never be read anyway, and the system need not back it with memory.
     try:
-        pool = torch.empty(2, config.num_hidden_layers, *shape, dtype=setup.dtype, device=setup.device)
+        pool = torch.empty(2, config.num_hidden_layers, *shape, dtype=setup.codes or setup.dtype, device=setup.device)
+        scales = torch.empty(pool.shape[:-1], dtype=torch.float32, device=setup.device) if setup.codes else None
     except (RuntimeError, MemoryError):
         raise ValueError(
             f"{num_blocks} KV cache blocks are {num_blocks * _block_bytes(setup) / 1e9:,.1f} GB, which does not "
@@ -121,8 +118,7 @@ def _allocate(setup: EngineSetup, runner: ModelRunner, num_blocks: int) -> Tenso
     # 各层拿到的是视图，没有复制：层里写 `kv_cache.k`，就是写 `pool` 的那一段；两层的段互不重叠。
     # Each layer gets a view, not a copy: writing `kv_cache.k` writes its part of `pool`, and no two parts overlap.
     for index, layer in enumerate(runner.model.attention_layers()):
-        layer.kv_cache = KVCache(k=pool[0, index], v=pool[1, index])
-    return pool
+        layer.kv_cache = KVCache(*pool[:, index], *(() if scales is None else scales[:, index]))
 
 
 # ---- 内存装得下多少块 ----
@@ -234,7 +230,7 @@ def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> in
     schedule = _largest_step(setup)
     # 前向要写 K、V，没有块池就跑不起来；先给一个刚好够用的临时块池，量完再从峰值里扣掉。
     # The forward pass writes K and V and needs blocks: a temporary pool, just enough, taken off the peak later.
-    pool = _allocate(setup, runner, sum(len(row.seq.block_table) for row in schedule))
+    _allocate(setup, runner, num_blocks := sum(len(row.seq.block_table) for row in schedule))
     # 峰值是历史最高：不清零，从前的高峰（例如加载时的临时张量）也会算进来，块池就白白变小。
     # The peak is an all-time high: without a reset, an older one (loading, say) would count and shrink the pool.
     torch.cuda.empty_cache()
@@ -252,14 +248,13 @@ def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> in
     # 核函数是异步执行的：在这里等它们跑完，出错就在这里报，而不是在后面某个无关的调用里。
     # Kernels run asynchronously: wait here, so that an error shows here and not in some unrelated call later.
     torch.cuda.synchronize(setup.device)
-    peak = torch.cuda.max_memory_allocated(setup.device) - pool.nbytes
+    peak = torch.cuda.max_memory_allocated(setup.device) - num_blocks * _block_bytes(setup)
     # `mem_get_info` 看的是整张卡：减去 PyTorch 自己预留的，剩下的属于别的进程和 CUDA 上下文，不能分给块池。
     # `mem_get_info` sees the whole card: less what PyTorch reserves, it is other processes and the CUDA context.
     free, total = torch.cuda.mem_get_info(setup.device)
     others = total - free - torch.cuda.memory_reserved(setup.device)
-    # 只 `del pool` 不够：各层的 `kv_cache` 是它的视图，视图还在，显存就不释放，真正的块池便装不下。
-    # `del pool` is not enough: each layer's `kv_cache` is a view that keeps the memory from the real pool.
-    del pool
+    # 各层的 `kv_cache` 是块池的视图：视图还在，显存就不释放，真正的块池便装不下。
+    # Each layer's `kv_cache` is a view that keeps the memory from the real pool.
     for layer in runner.model.attention_layers():
         layer.kv_cache = None
     for seq in sampling:

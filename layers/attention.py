@@ -52,7 +52,7 @@ class Attention(nn.Module):
         # 先存后算，次序不能换：`cache_seqlens` 已把新 token 算在内，后存的话，注意力会读到还没写过的槽位。
         # Store first, attend second: `cache_seqlens` counts the new tokens already,
         # so the other order reads unwritten slots.
-        self.backend.store_kvcache(k, v, cache.k, cache.v, metadata.slot_mapping)
+        self.backend.store_kvcache(k, v, cache.k, cache.v, metadata.slot_mapping, **cache.scales())
         return self.attend(q, metadata)  # [T, Hq, D]
 
     def cache(self) -> KVCache:
@@ -77,7 +77,7 @@ class Attention(nn.Module):
             [T, Hq, D]
         """
         cache = self.cache()
-        k_cache, v_cache = cache.k, cache.v  # [num_blocks, block_size, Hkv, D]
+        k_cache, v_cache, scales = cache.k, cache.v, cache.scales()  # [num_blocks, block_size, Hkv, D]
         # 批里前 `n` 行是解码行，其余是预填充行；只有一种时，直接返回，不做拼接。
         # The first `n` rows are decodes, the rest prefills; with one kind only, return it without joining.
         # 例：A 解码 1 个 token，B、C 是长 3 和 5 的提示词，T = 9：`q[:1]` 走解码，`q[1:]` 这 8 行走预填充。
@@ -93,7 +93,7 @@ class Attention(nn.Module):
             # so row i of q is row i of `decode_block_tables`; no `cu_seqlens_q` is needed.
             decoded = self.backend.flash_attn_with_kvcache(
                 q[:n].unsqueeze(1), k_cache, v_cache, metadata.cache_seqlens, metadata.decode_block_tables,
-                softmax_scale=self.softmax_scale, causal=True, plan=metadata.plan,
+                softmax_scale=self.softmax_scale, causal=True, plan=metadata.plan, **scales,
             )  # [n, 1, Hq, D]
             outputs.append(decoded.squeeze(1))  # [n, Hq, D]
         if n < q.shape[0]:
@@ -106,7 +106,7 @@ class Attention(nn.Module):
             prefilled = self.backend.flash_attn_varlen_func(
                 q[n:], k_cache, v_cache, metadata.cu_seqlens_q, metadata.cu_seqlens_k, metadata.max_seqlen_q,
                 metadata.max_seqlen_k, softmax_scale=self.softmax_scale, causal=True,
-                block_table=metadata.prefill_block_tables, plan=metadata.plan,
+                block_table=metadata.prefill_block_tables, plan=metadata.plan, **scales,
             )
             outputs.append(prefilled)  # [T - n, Hq, D]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # [T, Hq, D]

@@ -32,7 +32,9 @@ GPU_PACKAGES = {"triton", "flash_attn"}
 OPTIONAL_PACKAGES = GPU_PACKAGES | {"llguidance", "starlette", "uvicorn", "ray"}
 # 后端的契约：谁都可以导入，它们不导入任何实现。
 # The contracts of backends: anybody may import them, and they import no implementation.
-CONTRACTS = {"backends.base", "backends.kernels", "backends.kv_cache", "backends.quantized_weight"}
+CONTRACTS = {
+    "backends.base", "backends.kernels", "backends.kv_cache", "backends.quantized_cache", "backends.quantized_weight",
+}  # fmt: skip
 
 
 def source_files(*parts: str) -> dict[str, Path]:
@@ -277,9 +279,10 @@ def test_the_command_runs_by_itself() -> None:
 SHOWS = {
     "draft": {"engine/scheduler.py", "engine/sequence.py"},
     "quantiz": {
-        "backends/cpu_kernels.py", "backends/kernels.py", "backends/triton/__init__.py", "backends/triton/codes.py",
-        "backends/triton/gemv.py", "backends/triton/skinny.py", "engine/config.py", "engine/model_runner.py",
-        "models/loader.py",
+        "backends/base.py", "backends/cpu_kernels.py", "backends/kernels.py", "backends/sdpa.py", "backends/store.py",
+        "backends/torch_backend.py", "engine/config.py", "engine/model_runner.py", "models/loader.py",
+        *(f"backends/triton/{name}.py" for name in ("__init__", "codes", "decode", "fused", "gemv", "prefill")),
+        *(f"backends/triton/{name}.py" for name in ("quantized", "skinny", "store")),
     },
     "guide": set(),
     "ranks.": set(),

@@ -117,7 +117,7 @@ def fast_backend(name: str, unusable: str | None = None, unsupported: str | None
     methods = {
         "name": name,
         "why_unusable": classmethod(lambda cls, device: unusable),
-        "why_unsupported": classmethod(lambda cls, head_dim, dtype: unsupported),
+        "why_unsupported": classmethod(lambda cls, head_dim, dtype, codes: unsupported),
     }
     return type("FakeBackend", (TorchBackend,), methods)
 
@@ -310,7 +310,7 @@ def test_a_backend_is_imported_when_chosen() -> None:
     # The contracts are always there, what implements them comes when it is chosen.
     code = (
         "import sys, backends, torch\n"
-        "contracts = {'backends.base', 'backends.kernels', 'backends.kv_cache'}\n"
+        "contracts = {'backends.base', 'backends.kernels', 'backends.kv_cache', 'backends.quantized_cache'}\n"
         "loaded = lambda: print(sorted(m for m in sys.modules if m.startswith('backends.') and m not in contracts))\n"
         "backends.backend_names(); loaded()\n"
         "backend = backends.create_backend('torch', 'cpu'); loaded()\n"

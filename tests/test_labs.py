@@ -212,7 +212,7 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("10_compare_backends.py", TORCH + "attend", "+ (num_keys - num_queries)", "",
      ("first step 2: got ", "prefill is right and decode is not", "how the mask is")),
     ("10_compare_backends.py", TORCH + "TorchBackend.flash_attn_with_kvcache",
-     "keys = gather_pages(k_cache, block_table[b], length)", "keys = gather_pages(k_cache, block_table[0], length)",
+     "keys = gather_pages(k_cache, block_table[b], length,", "keys = gather_pages(k_cache, block_table[0], length,",
      ("first step 2: got ", "prefill is right and decode is not", "first step 3: got {'1': ")),
     ("10_compare_backends.py", TORCH + "TorchBackend.flash_attn_with_kvcache",
      "keys, values, scale, causal", "keys, values, scale * float('nan'), causal",

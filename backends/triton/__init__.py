@@ -22,6 +22,7 @@ from torch import Tensor
 from backends.base import AttentionBackend, AttentionMetadata, check_kvcache_args, check_store_args, check_varlen_args
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache
+from backends.quantized_cache import LIMITS
 from backends.quantized_weight import QuantizedWeight, Weight
 from backends.triton import fused, sample
 from backends.triton.codes import restore
@@ -83,12 +84,12 @@ class TritonKernels(FusedKernels):
         return why_no_triton(device)
 
     @classmethod
-    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype, codes: torch.dtype | None = None) -> str | None:
         """与注意力后端支持的相同。
 
         What the attention backend supports, too.
         """
-        return TritonBackend.why_unsupported(head_dim, dtype)
+        return TritonBackend.why_unsupported(head_dim, dtype, codes)
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -149,7 +150,9 @@ class TritonKernels(FusedKernels):
 
         See `fused.py`.
         """
-        return fused.qk_norm_rope_store(qkv, cos, sin, norm_weights, eps, kv_cache.k, kv_cache.v, slot_mapping)
+        return fused.qk_norm_rope_store(
+            qkv, cos, sin, norm_weights, eps, kv_cache.k, kv_cache.v, slot_mapping, **kv_cache.scales()
+        )
 
     def sample(
         self, logits: Tensor, columns: Tensor, counts: Tensor, masks: Tensor, max_logprobs: int,
@@ -170,6 +173,7 @@ class TritonBackend(AttentionBackend):
 
     name = "triton"
     supports_cuda_graphs = True
+    code_dtypes = tuple(LIMITS)
     # Hopper 的预填充核函数一次从一个块里取 128 个 key，块至少要有这么多，见 `prefill.py`。
     # The prefill kernel for Hopper takes 128 keys of one block at a time, and blocks must hold as many; see
     # `prefill.py`.
@@ -184,7 +188,7 @@ class TritonBackend(AttentionBackend):
         return why_no_triton(device)
 
     @classmethod
-    def why_unsupported(cls, head_dim: int, dtype: torch.dtype) -> str | None:
+    def why_unsupported(cls, head_dim: int, dtype: torch.dtype, codes: torch.dtype | None = None) -> str | None:
         """`head_dim` 是 16 到 256 的 2 的幂。
 
         `head_dim` is a power of 2 from 16 to 256.
@@ -193,7 +197,7 @@ class TritonBackend(AttentionBackend):
             return f"head_dim={head_dim}, it supports 16, 32, 64, 128 and 256; use sdpa"
         if dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"dtype {dtype}, it supports float16, bfloat16 and float32; use sdpa"
-        return None
+        return super().why_unsupported(head_dim, dtype, codes)
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -215,47 +219,50 @@ class TritonBackend(AttentionBackend):
         # Measured on an H100, a step of Qwen3-0.6B with mixed lengths: 256 rows go from 8.86 ms to 8.70.
         return longest_first(metadata.cache_seqlens) if metadata.num_decodes > 64 else None
 
-    def store_kvcache(
-        self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-    ) -> None:
+    def store_kvcache(self, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                      k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
         """一个程序搬一个 token，见 `store.py`。
 
         One program a token, see `store.py`.
         """
-        check_store_args(key, value, k_cache, v_cache, slot_mapping)
-        store_kvcache(key, value, k_cache, v_cache, slot_mapping)
+        check_store_args(key, value, k_cache, v_cache, slot_mapping, k_descale, v_descale)
+        store_kvcache(key, value, k_cache, v_cache, slot_mapping, k_descale, v_descale)
 
     def flash_attn_varlen_func(
         self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, softmax_scale: float | None = None, causal: bool = False, block_table: Tensor | None = None,
-        plan: Any = None,
+        plan: Any = None, k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """变长的预填充，见 `prefill.py`。
 
         Prefill over different lengths, see `prefill.py`.
         """
-        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table)
+        check_varlen_args(q, k, v, cu_seqlens_q, cu_seqlens_k, block_table, k_descale, v_descale)
         scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
         # 核函数按连续存放算地址；K、V 缓存必然连续，打包的 K、V 和 q 可能是别人的切片。
         # The kernel computes addresses of contiguous tensors; caches are, but q and packed K and V may be slices.
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        return prefill_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scale, causal, block_table)
+        return prefill_attention(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, scale, causal, block_table, k_descale, v_descale
+        )
 
     def flash_attn_with_kvcache(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor,
         softmax_scale: float | None = None, causal: bool = False, plan: Any = None,
+        k_descale: Tensor | None = None, v_descale: Tensor | None = None,
     ) -> Tensor:
         """解码，见 `decode.py`；每条序列有好几个 query 时，它就是变长的预填充。
 
         Decoding, see `decode.py`; with several queries a sequence it is prefill over different lengths.
         """
-        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table)
+        check_kvcache_args(q, k_cache, v_cache, cache_seqlens, block_table, k_descale, v_descale)
         batch, num_queries, num_heads, head_dim = q.shape
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
         if num_queries == 1:
             squeezed = q.squeeze(1).contiguous()
             out = decode_attention(
-                squeezed, k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors, self.arrived, plan
+                squeezed, k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors, self.arrived, plan,
+                k_descale, v_descale,
             )
             return out.unsqueeze(1)
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
@@ -264,6 +271,7 @@ class TritonBackend(AttentionBackend):
         cu_seqlens_k = torch.nn.functional.pad(cache_seqlens.cumsum(0, dtype=torch.int32), (1, 0))
         flat = q.reshape(-1, num_heads, head_dim).contiguous()
         out = prefill_attention(
-            flat, k_cache, v_cache, starts * num_queries, cu_seqlens_k, num_queries, scale, causal, block_table
+            flat, k_cache, v_cache, starts * num_queries, cu_seqlens_k, num_queries, scale, causal, block_table,
+            k_descale, v_descale,
         )
         return out.view_as(q)

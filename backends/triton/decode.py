@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.triton.launch import await_inputs, early, nearly_done
+from backends.triton.quantized import scale_values
 
 
 @triton.jit
@@ -53,8 +54,8 @@ def merge_splits(partial_ptr, lse_ptr, out_ptr, row, parts, HEAD_DIM: tl.constex
 # for the basics of a GPU see the comments in `store.py`.
 @triton.jit(do_not_specialize=["cache_seqlens_ptr", "block_table_ptr", "table_stride"])
 def decode_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, order_ptr, cache_seqlens_ptr, block_table_ptr,
-    scale_log2, table_stride,
+    q_ptr, k_ptr, v_ptr, k_descale_ptr, v_descale_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, order_ptr,
+    cache_seqlens_ptr, block_table_ptr, scale_log2, table_stride,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr, HAS_ORDER: tl.constexpr,
     EARLY: tl.constexpr,
@@ -156,7 +157,12 @@ def decode_kernel(
         # `tl.dot` 是矩阵乘法，bf16 和 fp16 用张量核心；`"ieee"` 让 float32 的输入按完整精度相乘，不降成 TF32。
         # `tl.dot` is a matrix product, on tensor cores for bf16 and fp16; `"ieee"` multiplies float32 inputs in full
         # precision and not in TF32.
-        scores = tl.dot(q, k, input_precision="ieee") * scale_log2  # [BLOCK_G, BLOCK_N]
+        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale_log2  # [BLOCK_G, BLOCK_N]
+        # 量化的缓存：一个 key 的 D 个编码共用 1 个缩放，乘积之后再乘也一样：q · (code * s) = (q · code) * s。
+        # A quantized cache: all D codes of a key share 1 scale, so it may multiply the product:
+        # q · (code * s) = (q · code) * s.
+        if k_descale_ptr is not None:
+            scores *= tl.load(k_descale_ptr + kv_row // HEAD_DIM, mask=valid, other=0.0)[None, :]
         # 越界的 key 读成 0，分数是 0 而不是“没有”；换成 -inf，2 ** -inf 才正好是 0。
         # A key past the end reads as 0, and its score is 0 and not "none"; as -inf it becomes 2 ** -inf, which is just
         # 0.
@@ -185,6 +191,8 @@ def decode_kernel(
         # p 先转成 v 的精度：张量核心要求两个输入的 dtype 相同；乘积的累加仍是 float32。
         # p is cast to v's precision first: tensor cores want both inputs of one dtype; the products still add up in
         # float32.
+        if v_descale_ptr is not None:
+            p, v = scale_values(p, v, tl.load(v_descale_ptr + kv_row // HEAD_DIM, mask=valid, other=0.0), q.dtype)
         acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         m = m_new
 
@@ -294,7 +302,8 @@ def choose_tile(head_bytes: int) -> tuple[int, int, int]:
 
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor, softmax_scale: float,
-    num_processors: int, arrived: Tensor, order: Tensor | None = None,
+    num_processors: int, arrived: Tensor, order: Tensor | None = None, k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
 ) -> Tensor:
     """启动上面的核函数。
 
@@ -307,6 +316,7 @@ def decode_attention(
         block_table: [B, max_blocks] int32，每行内存连续；rows contiguous
         arrived: [2 * num_processors] int32，值为 0 的计数器，用完又是 0；counters of value 0, and 0 again afterwards
         order: `longest_first` 的结果，None 则按编号；what `longest_first` returned; None: by their numbers
+        k_descale, v_descale: [num_blocks, block_size, Hkv] float32，量化的缓存才有；of a quantized cache
 
     Returns:
         [B, Hq, D]
@@ -324,10 +334,12 @@ def decode_attention(
     if num_splits > 1:
         partial = torch.empty(batch, num_heads, num_splits, head_dim, dtype=torch.float32, device=q.device)
         lse = torch.empty(batch, num_heads, num_splits, dtype=torch.float32, device=q.device)
-    block_n, num_warps, num_stages = choose_tile(head_dim * q.element_size())
+    block_n, num_warps, num_stages = choose_tile(head_dim * k_cache.element_size())
     decode_kernel[(num_kv_heads, batch, num_splits)](
-        q, k_cache, v_cache, out, partial, lse, arrived, cache_seqlens if order is None else order, cache_seqlens,
-        block_table,
+        # 没有量化时传的是 None：编译时就知道，编译出的核函数里没有缩放。
+        # Without quantization None is passed: that is known to the compiler, and its kernel has no scales in it.
+        q, k_cache, v_cache, k_descale, v_descale, out, partial, lse, arrived,
+        cache_seqlens if order is None else order, cache_seqlens, block_table,
         # exp(x) = 2 ** (x * log2(e))：硬件只有 2 的幂，先把常数乘进缩放里。
         # exp(x) = 2 ** (x * log2(e)): the hardware has powers of 2 only, so fold the constant into the scale.
         softmax_scale * 1.4426950408889634, block_table.stride(0),

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.triton.launch import await_inputs, early, nearly_done
+from backends.triton.quantized import store_heads
 
 
 @triton.jit
@@ -173,7 +174,8 @@ def rotary(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit(do_not_specialize=["slot_mapping_ptr"])
 def qk_norm_rope_store_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, slot_mapping_ptr, eps,
+    qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, k_descale_ptr,
+    v_descale_ptr, slot_mapping_ptr, eps,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,
     BLOCK_H: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -234,19 +236,18 @@ def qk_norm_rope_store_kernel(
     # 不属于 k 的头，算出的地址没有意义（甚至是负的偏移），但掩码为假，不会去写：这就是没有 `if` 的分支。
     # For heads that are not k the address is meaningless, even a negative offset, but where the mask is false nothing
     # is written: this is branching without `if`.
-    k_mask = ((head >= NUM_HEADS) & (head < FIRST_V) & stored)[:, None]
-    target = k_cache_ptr + (slot * NUM_KV_HEADS + head - NUM_HEADS)[:, None] * HEAD_DIM + i[None, :]
-    tl.store(target, rotated_first, mask=k_mask)
-    tl.store(target + HALF, rotated_second, mask=k_mask)
-    v_mask = ((head >= FIRST_V) & inside & stored)[:, None]
-    target = v_cache_ptr + (slot * NUM_KV_HEADS + head - FIRST_V)[:, None] * HEAD_DIM + i[None, :]
-    tl.store(target, first, mask=v_mask)
-    tl.store(target + HALF, second, mask=v_mask)
+    k_mask = (head >= NUM_HEADS) & (head < FIRST_V) & stored
+    row = slot * NUM_KV_HEADS + head
+    # 量化的缓存：在寄存器里就变成编码，见 `quantized.py`。
+    # A quantized cache: they become codes while still in registers, see `quantized.py`.
+    store_heads(k_cache_ptr, k_descale_ptr, row - NUM_HEADS, rotated_first, rotated_second, k_mask, HALF)
+    v_mask = (head >= FIRST_V) & inside & stored
+    store_heads(v_cache_ptr, v_descale_ptr, row - FIRST_V, first, second, v_mask, HALF)
 
 
 def qk_norm_rope_store(
     qkv: Tensor, cos: Tensor, sin: Tensor, norm_weights: tuple[Tensor, Tensor] | None, eps: float, k_cache: Tensor,
-    v_cache: Tensor, slot_mapping: Tensor,
+    v_cache: Tensor, slot_mapping: Tensor, k_descale: Tensor | None = None, v_descale: Tensor | None = None,
 ) -> Tensor:
     """拆出 q、k、v；q、k 归一化（若有）并旋转；k、v 写进缓存；返回 q。
 
@@ -272,7 +273,7 @@ def qk_norm_rope_store(
     # few tokens 4 heads are faster.
     block_h = 4 if num_tokens <= 16 else 8
     qk_norm_rope_store_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, block_h))](
-        qkv, cos, sin, q_weight, k_weight, q, k_cache, v_cache, slot_mapping, eps,
+        qkv, cos, sin, q_weight, k_weight, q, k_cache, v_cache, k_descale, v_descale, slot_mapping, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HAS_NORM=norm_weights is not None,
         BLOCK_H=block_h, num_warps=4, **early(qkv.device, num_tokens),
     )  # fmt: skip

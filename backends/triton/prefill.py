@@ -22,6 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, load_ragged
 
+from backends.triton.quantized import scale_values
+
 # 平均每条序列超过这么多个 query，才用 `prefill_hopper_kernel`。
 # `prefill_hopper_kernel` is used from this many queries a sequence on, on average.
 HOPPER_QUERIES = 768
@@ -52,9 +54,9 @@ def kv_rows(
 
 @triton.jit(do_not_specialize=["cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "block_table_ptr", "table_stride"])
 def prefill_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, block_table_ptr, scale_log2, table_stride,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, k_descale_ptr, v_descale_ptr, out_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, block_table_ptr,
+    scale_log2, table_stride, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """一个程序：一条序列、一个 query 头、BLOCK_M 个 query。
 
@@ -122,7 +124,11 @@ def prefill_kernel(
         # With `row` for columns and `d` for rows, K arrives transposed; there is no mask, as all keys of this tile are
         # real.
         k = tl.load(k_ptr + row[None, :] + d[:, None])  # [D, BLOCK_N]
-        scores = tl.dot(q, k, input_precision="ieee") * scale_log2  # [BLOCK_M, BLOCK_N]
+        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale_log2  # [BLOCK_M, BLOCK_N]
+        # 量化的缓存：K 的缩放乘到分数上，V 的乘到权重上，见 `decode.py`。
+        # A quantized cache: K's scale multiplies scores and V's the weights, see `decode.py`.
+        if k_descale_ptr is not None:
+            scores *= tl.load(k_descale_ptr + row // HEAD_DIM)[None, :]
         # 每一行都看得见这里的每个 key，所以 `m_new` 一定不是 -inf，不必像第二段那样防 NaN。
         # Every row sees every key here, so `m_new` is never -inf and needs no guard against NaN as in part two.
         m_new = tl.maximum(m, tl.max(scores, 1))
@@ -130,6 +136,8 @@ def prefill_kernel(
         p = tl.exp2(scores - m_new[:, None])
         total = total * shrink + tl.sum(p, 1)
         v = tl.load(v_ptr + row[:, None] + d[None, :])  # [BLOCK_N, D]
+        if v_descale_ptr is not None:
+            p, v = scale_values(p, v, tl.load(v_descale_ptr + row // HEAD_DIM), q.dtype)
         # 第三个参数是累加的起点：p @ v 直接加在缩小后的 `acc` 上，张量核心本来就会做“乘完再加”。
         # The third argument is what to add to: p @ v goes on top of the shrunken `acc`, as tensor cores multiply and
         # add anyway.
@@ -142,7 +150,9 @@ def prefill_kernel(
         valid = token < k_len
         row = kv_rows(n, token, valid, table, k_start, kv_head, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, BLOCK_N)
         k = tl.load(k_ptr + row[None, :] + d[:, None], mask=valid[None, :], other=0.0)
-        scores = tl.dot(q, k, input_precision="ieee") * scale_log2
+        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale_log2
+        if k_descale_ptr is not None:
+            scores *= tl.load(k_descale_ptr + row // HEAD_DIM, mask=valid, other=0.0)[None, :]
         visible = valid[None, :]
         if CAUSAL:
             # [1, BLOCK_N] 与 [BLOCK_M, 1] 比较，广播成一张 [BLOCK_M, BLOCK_N] 的布尔表：谁看得见谁。
@@ -158,6 +168,8 @@ def prefill_kernel(
         p = tl.exp2(scores - base[:, None])
         total = total * shrink + tl.sum(p, 1)
         v = tl.load(v_ptr + row[:, None] + d[None, :], mask=valid[:, None], other=0.0)
+        if v_descale_ptr is not None:
+            p, v = scale_values(p, v, tl.load(v_descale_ptr + row // HEAD_DIM, mask=valid, other=0.0), q.dtype)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         m = m_new
 
@@ -249,10 +261,11 @@ def prefill_hopper_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(m_offsets < q_len)[:, None])
 
 
-def suits_hopper(q: Tensor, page_size: int, num_seqs: int, softmax_scale: float, causal: bool) -> bool:
-    """是否用 `prefill_hopper_kernel`；解释模式也用它，好让测试走到。
+def suits_hopper(q: Tensor, k: Tensor, page_size: int, num_seqs: int, softmax_scale: float) -> bool:
+    """是否用 `prefill_hopper_kernel`，它不读编码；解释模式也用它，好让测试走到。
 
-    Whether to use `prefill_hopper_kernel`; the interpreter uses it, too, so that the tests reach it.
+    Whether to use `prefill_hopper_kernel`, which reads no codes; the interpreter uses it, too, so that the tests reach
+    it.
 
     Args:
         page_size: 块大小，打包时为 0；the block size, 0 if packed
@@ -263,13 +276,14 @@ def suits_hopper(q: Tensor, page_size: int, num_seqs: int, softmax_scale: float,
     # 1024 it is the reverse, 214 and 247: this kernel cannot leave early, and programs past a short one's end go on.
     long = q.shape[0] > HOPPER_QUERIES * num_seqs
     hopper = q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] == 9
-    half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] in (64, 128)
-    return hopper and half and causal and page_size >= 64 and long and softmax_scale > 0
+    half = k.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] in (64, 128)
+    return hopper and half and page_size >= 64 and long and softmax_scale > 0
 
 
 def prefill_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
-    softmax_scale: float, causal: bool, block_table: Tensor | None,
+    softmax_scale: float, causal: bool, block_table: Tensor | None, k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
 ) -> Tensor:
     """启动上面两个核函数中的一个。
 
@@ -278,6 +292,7 @@ def prefill_attention(
     Args:
         q: [T, Hq, D]，内存连续；contiguous
         k, v: [Tk, Hkv, D]，有 `block_table` 时是分页的缓存；paged caches with `block_table`
+        k_descale, v_descale: [num_blocks, block_size, Hkv] float32，量化的缓存才有；of a quantized cache
 
     Returns:
         [T, Hq, D]
@@ -292,7 +307,7 @@ def prefill_attention(
     # 1.4427 is log2(e); folded into the scale it lets softmax use exp2, as powers of 2 are what the hardware
     # computes: exp(1) = 2 ** 1.4427 = 2.718.
     scale_log2 = softmax_scale * 1.4426950408889634
-    if block_table is not None and suits_hopper(q, page_size, num_seqs, softmax_scale, causal):
+    if causal and block_table is not None and suits_hopper(q, k, page_size, num_seqs, softmax_scale):
         block_n = min(page_size, 128)
         # 核函数里现做的描述符每个 128 字节，放在显存里，由 Triton 启动时向这个函数要。
         # A descriptor made in the kernel takes 128 bytes of device memory, for which Triton asks this at launch.
@@ -330,6 +345,8 @@ def prefill_attention(
         q,
         k,
         v,
+        k_descale,
+        v_descale,
         out,
         cu_seqlens_q,
         cu_seqlens_k,

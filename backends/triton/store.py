@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backends.triton.quantized import store_heads
+
 
 # 核函数（kernel）是在 GPU 上运行的函数。`triton.jit` 把下面这段 Python 编译成 GPU 指令，
 # 不由 Python 解释器执行（`TRITON_INTERPRET=1` 时除外）。
@@ -20,11 +22,12 @@ from torch import Tensor
 # A tensor passed in is a mere pointer inside: it has no shape and no bounds check, and addresses are ours to compute.
 @triton.jit
 def store_kernel(
-    key_ptr, value_ptr, k_cache_ptr, v_cache_ptr, slot_mapping_ptr, key_stride, value_stride,
+    key_ptr, value_ptr, k_cache_ptr, v_cache_ptr, k_descale_ptr, v_descale_ptr, slot_mapping_ptr, key_stride,
+    value_stride,
     # `tl.constexpr` 是编译时就知道的数：每换一组值，就另编译一份核函数，所以只用于很少变化的数。
     # `tl.constexpr` is a number known at compile time: each new set of values compiles another kernel, so it is for
     # numbers that rarely change.
-    ROW: tl.constexpr, BLOCK: tl.constexpr,
+    ROW: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """一个程序：一个 token。
 
@@ -42,6 +45,24 @@ def store_kernel(
     # Slot -1 stores nothing (the padding rows of CUDA graphs use it).
     if slot < 0:
         return
+    # 量化的缓存：一个头一行，写成编码和缩放，见 `quantized.py`；没有量化时传来的是 None，这一段不会被编译。
+    # A quantized cache: a head a row, stored as codes and scales, see `quantized.py`; otherwise None was passed, and
+    # this part is not compiled.
+    if k_descale_ptr is not None:
+        head = tl.arange(0, BLOCK // HEAD_DIM)
+        real = head < ROW // HEAD_DIM
+        # 每个头的前一半的位置，[heads, HEAD_DIM // 2]；后一半各加 HEAD_DIM // 2。
+        # Where each head's first half lies, [heads, HEAD_DIM // 2]; the second half is HEAD_DIM // 2 further on.
+        HALF: tl.constexpr = HEAD_DIM // 2
+        j = head[:, None] * HEAD_DIM + tl.arange(0, HALF)[None, :]
+        k, v = key_ptr + token * key_stride + j, value_ptr + token * value_stride + j
+        mask = real[:, None]
+        row = slot * (ROW // HEAD_DIM) + head
+        k_first, k_second = tl.load(k, mask=mask, other=0.0), tl.load(k + HALF, mask=mask, other=0.0)
+        store_heads(k_cache_ptr, k_descale_ptr, row, k_first, k_second, real, HALF)
+        v_first, v_second = tl.load(v, mask=mask, other=0.0), tl.load(v + HALF, mask=mask, other=0.0)
+        store_heads(v_cache_ptr, v_descale_ptr, row, v_first, v_second, real, HALF)
+        return
     # 一个 token 的 K 是连续的 `ROW` = Hkv * D 个数；`tl.arange` 只能是 2 的幂，多出来的用掩码盖住。
     # A token's K is `ROW` = Hkv * D numbers in a row; `tl.arange` wants a power of 2, the mask hides the excess.
     i = tl.arange(0, BLOCK)
@@ -55,7 +76,8 @@ def store_kernel(
     tl.store(v_cache_ptr + slot * ROW + i, tl.load(value_ptr + token * value_stride + i, mask=inside), mask=inside)
 
 
-def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor,
+                  k_descale: Tensor | None = None, v_descale: Tensor | None = None) -> None:
     """启动上面的核函数。
 
     Launch the kernel above.
@@ -64,6 +86,7 @@ def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, 
         key, value: [T, Hkv, D]，最后两维内存连续；the last two dimensions contiguous
         k_cache, v_cache: [num_blocks, block_size, Hkv, D]
         slot_mapping: [T] int64
+        k_descale, v_descale: [num_blocks, block_size, Hkv] float32，量化的缓存才有；of a quantized cache
     """
     # 从这里起又是普通的 Python：在 CPU 上算好参数，把核函数交给 GPU 就返回，不等它做完。
     # From here on it is plain Python again: it prepares the arguments on the CPU, hands the kernel to the GPU and
@@ -78,8 +101,8 @@ def store_kvcache(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, 
     # In square brackets stands the grid, how many programs to launch: one for each token here. The GPU shares them
     # among its multiprocessors, in no guaranteed order.
     store_kernel[(num_tokens,)](
-        key, value, k_cache, v_cache, slot_mapping, key.stride(0), value.stride(0),
+        key, value, k_cache, v_cache, k_descale, v_descale, slot_mapping, key.stride(0), value.stride(0),
         # `num_warps` 是一个程序用几个 warp；1 个 warp 是 32 个步调一致的线程，4 个就是 128 个线程。
         # `num_warps` is the number of warps in a program; 1 warp is 32 threads in step, so 4 are 128 threads.
-        ROW=row, BLOCK=triton.next_power_of_2(row), num_warps=4,
+        ROW=row, BLOCK=triton.next_power_of_2(row), HEAD_DIM=head_dim, num_warps=4,
     )  # fmt: skip

@@ -327,7 +327,8 @@ class Recorder:
         """
         end = seq.num_computed_tokens + q.shape[0]
         table = torch.tensor(seq.block_table, device=q.device)
-        keys = gather_pages(layer.cache().k, table, end)  # [end, Hkv, D]
+        cache = layer.cache()
+        keys = gather_pages(cache.k, table, end, cache.k_descale)  # [end, Hkv, D]
         keys = keys.repeat_interleave(q.shape[1] // keys.shape[1], dim=1).float()  # [end, Hq, D]
         scores = torch.einsum("qhd,khd->qhk", q.float(), keys) * layer.softmax_scale  # [count, Hq, end]
         for row, position in enumerate(range(seq.num_computed_tokens, end)):
