@@ -134,9 +134,8 @@ class EngineConfig:
             raise ValueError(f"gpu_memory_utilization={share!r} is out of range: use a share in (0, 1]")
         named = {"load_format": ("auto", "dummy"), "dtype": ("auto", *DTYPES), "kv_cache_dtype": tuple(CODE_DTYPES)}
         for name, known in {**named, "quantization": (None, *QUANTIZATIONS)}.items():
-            if getattr(self, name) not in known:
-                names = ", ".join(filter(None, known))
-                raise ValueError(f"{name}={getattr(self, name)!r:.40} is unknown: use one of {names}")
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r:.40} is unknown: use one of {', '.join(filter(None, known))}")
         check_seed(self.seed)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))
@@ -154,8 +153,6 @@ class EngineConfig:
         model_config = load_config(folder)
         # 配置没写 dtype，就看权重自己是什么；随机的权重没有文件可问，用 float32。
         # Where the configuration names no dtype the weights tell; random ones have no file to ask and take float32.
-        if model_config.packing and self.quantization not in (None, f"int{model_config.packing.bits}"):
-            raise ValueError(f"quantization={self.quantization!r}, but the model is quantized already: leave it out")
         stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
         dtype = self.resolve_dtype(stored, device, self.quantization is not None or model_config.packing is not None)
         codes = CODE_DTYPES[self.kv_cache_dtype]

@@ -17,6 +17,7 @@ from layers.rotary_embedding import Llama3Scaling, RopeScaling
 from models.checkpoint_formats import CheckpointFormat, read_format
 from models.fields import ModelLoadError, flag, positive_int, positive_number, read_json
 from models.refusals import OPTIONS, ROPE_OPTIONS, unsupported_option
+from models.sliding_window import read_window
 from models.yarn import YarnScaling, read_yarn
 
 # 白名单，而不是 `getattr(torch, name)`：后者会让文件里的一个字符串取到 torch 里的任何东西，例如 `torch.load`。
@@ -183,25 +184,6 @@ def _read_scaling(raw: dict[str, Any], rope: dict[str, Any], theta: float) -> Ro
     return read_yarn(rope, factor, original, theta)
 
 
-def _read_window(raw: dict[str, Any], num_layers: int) -> int | None:
-    """有效的滑动窗口；没有窗口，或没有一层用它，返回 None。
-
-    The sliding window that is in force; None if there is none, or if no layer uses it.
-    """
-    if not flag(raw, "use_sliding_window", "sliding_window" in raw):
-        return None
-    # Qwen 的文件写明哪些层用窗口：逐层列出，或者从第 `max_window_layers` 层起。
-    # Qwen's files say which layers use it: one by one, or those from layer `max_window_layers` on.
-    kinds, first = raw.get("layer_types") or [], raw.get("max_window_layers", 0)
-    if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
-        raise ModelLoadError(f"config.json: layer_types={kinds!r:.60} is not supported: only full_attention is")
-    if ("sliding_attention" not in kinds) if kinds else isinstance(first, int) and first >= num_layers:
-        return None
-    if "sliding_window" not in raw:
-        raise ModelLoadError("config.json: use_sliding_window=True without sliding_window: set it to false")
-    return positive_int(raw, "sliding_window")
-
-
 def parse_token_ids(value: Any, where: str) -> tuple[int, ...]:
     """`eos_token_id` 可以没有、是一个整数、或是一列整数。
 
@@ -260,7 +242,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     length, num_layers = positive_int(raw, "max_position_embeddings"), positive_int(raw, "num_hidden_layers")
     if isinstance(scaling, YarnScaling):
         length = int(scaling.original_max_position_embeddings * scaling.factor)
-    window = _read_window(raw, num_layers)
+    window = read_window(raw, num_layers)
     window = window if window is not None and window < length else None
     return ModelConfig(
         architecture=architectures[0], vocab_size=positive_int(raw, "vocab_size"), hidden_size=hidden_size,

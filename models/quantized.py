@@ -13,6 +13,7 @@ import torch
 
 from backends.quantized_weight import QuantizedWeight
 from layers.quantized import QUANTIZATIONS, quantize_layers
+from models.fields import ModelLoadError
 from models.llama import LlamaForCausalLM
 from models.loader import model_names, read_headers
 
@@ -27,7 +28,8 @@ def quantize_model(model: LlamaForCausalLM, quantization: str | None, folder: Pa
         folder: 权重在哪里；None 是随机的权重，整个模型都算量化；where the weights are; None: random ones, all quantized
 
     Raises:
-        ModelLoadError: 文件与配置不符；files that do not fit the configuration
+        ModelLoadError: 文件与配置不符，或者已经量化成别的；
+            files that do not fit the configuration, or are quantized otherwise
     """
     # 文件自带量化时，只换它量化过的层：别的层它留着浮点数，我们也留着。
     # Where the files bring quantized layers, only those are replaced: what they left in floats stays so.
@@ -36,6 +38,8 @@ def quantize_model(model: LlamaForCausalLM, quantization: str | None, folder: Pa
         if quantization is not None:
             quantize_layers(model, QUANTIZATIONS[quantization])
         return
+    if quantization not in (None, f"int{packing.bits}"):
+        raise ModelLoadError(f"quantization={quantization!r}, but the model is int{packing.bits} already: leave it out")
     stored = None
     if folder is not None:
         headers = read_headers(folder, packing)

@@ -64,7 +64,7 @@ ROOMS: Final = (
             *_in("engine", "drafters guides"),
             *_in("layers", "ranks quantized"),
             *_in("backends", "quantized_cache quantized_weight"),
-            *_in("models", "checkpoint_formats quantized refusals yarn qwen2"),
+            *_in("models", "checkpoint_formats quantized refusals sliding_window yarn qwen2"),
         ),
     ),
 )
