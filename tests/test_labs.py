@@ -33,6 +33,7 @@ SEEN = {
     "01": "夜夢不知晨。", "02": "'The' 21.", "03": "3 blocks [3, 4, 1]",
     "04": "17 steps; static: 23", "05": "took 3 chunks: [31, 31, 28]", "06": "Hits [0, 32, 48, 0, 64]",
     "07": "1 preempted, 31 tokens computed again", "09": "check: OK", "10": "check: OK", "11": "check: OK",
+    "12": "Measured: 0.0112; over all outputs the root mean square is 1.00 times",
 }
 # 一个实验、它的参数、退出码、输出里要有的话。
 # A lab, its arguments, the exit code, and what the output must say.
@@ -75,6 +76,11 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["10_compare_backends.py", "--error", "0.1", "--a", "sdpa"], 2, "not allowed with argument"),
     (["10_compare_backends.py", "--b", "nope"], 2, "unknown backend 'nope'"),
     (["11_profile.py", "--backend", "nope"], 2, "unknown backend 'nope'"),
+    (["12_quantize.py", "--outlier", "20"], 0, "int8 0.009378, int4 (groups of 32) 0.007651"),
+    (["12_quantize.py", "--outlier", "1000", "--layer", "3", "--tokens", "64"], 0, "check: OK"),
+    (["12_quantize.py", "--tokens", "1"], 0, "off by 0.5366 at most, typically by 0.0149"),
+    (["12_quantize.py", "--layer", "4"], 2, "layers from 0 to 3"),
+    (["12_quantize.py", "--outlier", "nan"], 2, "an --outlier from 1 to 1000"),
     (["11_profile.py", "--requests", "1", "--steps", "2", "--backend", "torch"], 0, "check: OK"),
 ]
 RUNS = DEFAULTS + TASKS
@@ -88,6 +94,7 @@ LIMIT, PREEMPT = "engine/scheduler.py::Scheduler._at_length_limit", "engine/sche
 SAMPLE, NOISE = "layers/sampler.py::sample", "layers/sampler.py::gumbel_noise"
 LLAMA, ROTARY = "models/llama.py::LlamaAttention.forward", "layers/rotary_embedding.py::apply_rotary"
 MANAGER, TORCH = "engine/block_manager.py::BlockManager", "backends/torch_backend.py::"
+WEIGHT = "backends/quantized_weight.py::"
 POSITIONS, RESTART = "step.positions += range(start, end)", "step.positions += range(end - start)"
 MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("01_first_request.py", "lab", "logprob / temperature", "logprob * temperature",
@@ -225,8 +232,37 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      "self.model(input_ids, positions, metadata)\n    return self.model(",
      ("first product 256 -> 384: got '40 times 8 rows', expected '20 times 8 rows'", "computed more than once")),
     ("11_profile.py", "models/llama.py::LlamaForCausalLM.compute_logits", "return self.lm_head(hidden)",
-     "return torch.cat([self.lm_head(row[None]) for row in hidden])",
+     "import torch; return torch.cat([self.lm_head(row[None]) for row in hidden])",
      ("first product 256 -> 2064: got '40 times 1 rows', expected '5 times 8 rows'", "the requests go one by one")),
+
+    ("12_quantize.py", "lab", "return weight.abs().amax(1) / 127", "return weight.amax(1) / 127",
+     ("first row ", "the absolute value comes first")),
+    ("12_quantize.py", "lab", "return weight.abs().amax(1) / 127", "return weight.abs().amax(1) / 128",
+     ("first row 0: got 0.001862, expected 0.001876", "the largest code is 127, not 128")),
+    ("12_quantize.py", "lab", "(weight / scales[:, None]).round()", "(weight / scales[:, None]).trunc()",
+     ("first column 2: got 1, expected 2", "round to the nearest integer", "rounding takes the nearest")),
+    ("12_quantize.py", "lab", "(weight / scales[:, None]).round()", "(weight / scales[:, None] + 0.5).floor()",
+     ("first column 1: got 3, expected 2", "divide by the scale, then round")),
+    ("12_quantize.py", "lab", ".round().clamp(-127, 127)", ".round()",
+     ("first column 0: got ", "expected 127", "130 has no room in 8 bits")),
+    ("12_quantize.py", "lab", "codes.float() * scales[:, None]", "codes.float() * scales.mean()",
+     ("each restored weight", "weight = code * the scale of its row")),
+    ("12_quantize.py", "lab", "x.abs().sum(1)[:, None] * scales / 2", "x.abs().sum(1)[:, None] * scales",
+     ("first token 0, row 0: got 1144, expected 572", "at most half a step, not a whole one")),
+    ("12_quantize.py", "lab", "x.abs().sum(1)[:, None] * scales / 2", "x.sum(1)[:, None] * scales / 2",
+     ("first token 0, row 0: got ", "expected 572", "take the absolute values first")),
+    ("12_quantize.py", "lab", "codes[:, 0::2] + 16 * codes[:, 1::2]", "codes[:, 1::2] + 16 * codes[:, 0::2]",
+     ("first byte 0: got 15, expected 240", "even columns go into the low 4 bits")),
+    ("12_quantize.py", "lab", "(high - low) / 15", "(high - low) / 16",
+     ("your bytes, int4: each", "scale, value of code 8 or which 4 bits")),
+    ("12_quantize.py", WEIGHT + "quantize_int8", "weight.abs().amax(1) / 127", "weight.amax(1) / 127",
+     ("OFF  引擎自己量化的 int8", "first row ", "do not fit together")),
+    ("12_quantize.py", WEIGHT + "quantize_int4", "low + 8 * scales.float()", "low + 7 * scales.float()",
+     ("OFF  引擎自己量化的 int4", "first row 0: got 1, expected 0")),
+    ("12_quantize.py", WEIGHT + "unpack_int4", "(packed & 15, packed >> 4)", "(packed >> 4, packed & 15)",
+     ("OFF  引擎读出的 int4", "first row 0: got ", "which 4 bits do not fit")),
+    ("12_quantize.py", WEIGHT + "QuantizedWeight.dequantize", "* self.scales.float().unsqueeze(-1)", "",
+     ("OFF  `F.linear`", "first token 0: got [", "or restoring")),
 ]  # fmt: skip
 
 
@@ -263,8 +299,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     return together
 
 
-def test_there_are_eleven_labs() -> None:
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 12)]
+def test_there_are_twelve_labs() -> None:
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 13)]
 
 
 @pytest.mark.parametrize("index", range(len(RUNS)), ids=[" ".join(arguments) for arguments, _, _ in RUNS])
