@@ -100,13 +100,14 @@ def main() -> None:
         theirs = theirs.to(next(iter(llms.values())).engine.model_runner.device).eval()
         theirs.generation_config.eos_token_id = None
         runs["transformers"] = lambda prompts, length: time_theirs(theirs, prompts, [length])[0]
+    vocab_size = next(iter(llms.values())).engine.model_runner.model_config.vocab_size
     rng, times = random.Random(0), {name: {"first": [], "later": []} for name in runs}
     # 第 0 次是热身，不计入；大家轮流跑，机器忽快忽慢时影响相同。
     # Run 0 warms up and does not count; all take turns, so a machine that speeds up or slows down hits all.
     for repeat in range(args.repeats + 1):
         for name, run in runs.items():
-            prompts = random_prompts(rng, [args.prompt_tokens], 10000)
-            first, total = run(prompts, 1), run(random_prompts(rng, [args.prompt_tokens], 10000), args.output_tokens)
+            one, other = (random_prompts(rng, [args.prompt_tokens], vocab_size) for _ in range(2))
+            first, total = run(one, 1), run(other, args.output_tokens)
             if repeat > 0:
                 times[name]["first"].append(first * 1e3)
                 times[name]["later"].append((total - first) / (args.output_tokens - 1) * 1e3)

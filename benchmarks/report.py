@@ -178,7 +178,23 @@ def compare_hf() -> list[str]:
     )
 
 
-TABLES: tuple[Callable[[], list[str]], ...] = (setting, workloads, first, attention, compare_hf)
+def quantization() -> list[str]:
+    """量化与不量化；时间是几遍的中位数。
+
+    Quantized and not; times are the median of the runs.
+    """
+    rows = []
+    for result in load("quantization"):
+        for row in result["results"]:
+            bytes_of = [f"{row[key] / unit:,.0f}" if key in row else "–"
+                        for key, unit in (("weight_bytes", 1e6), ("kv_bytes", 1))]  # fmt: skip
+            times = [f"{row['first']['median']:,.0f}", f"{row['later']['median']:.1f}", f"{row['ratio']:.2f}"]
+            rows.append([f"{card(result)}, {NAMES[result['model']]}", row["name"], *times, *bytes_of])
+    head = ["where", "numbers", "first token ms", "ms a token", "ratio", "weights MB", "KV cache bytes a token"]
+    return table(head, rows)
+
+
+TABLES: tuple[Callable[[], list[str]], ...] = (setting, workloads, first, attention, compare_hf, quantization)
 
 
 def rewrite(chapter: str) -> str:

@@ -39,6 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "workloads": ["--scale", "64"],
         "first": [],
         "compare_hf": [*tiny, "--dtype", "float32"],
+        "quantization": [*tiny, "--transformers"],
     }.items():
         command = [sys.executable, f"benchmarks/{name}.py", "--repeats", "2", "--json", str(folder / f"{name}-x.json")]
         done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
@@ -96,6 +97,20 @@ def test_both_sides_of_the_comparison_write_the_same_tokens(results: Path, scrip
     # 同样的权重：若两边各有各的随机权重，几乎没有相同的。
     # The same weights: if each side had random weights of its own, hardly any would be equal.
     assert all(row["equal_tokens"] >= 0.9 for row in rows)
+
+
+def test_quantized_weights_and_caches_are_smaller(results: Path, scripts: None) -> None:
+    rows = {row["name"]: row for row in load(results / "quantization-x.json")["results"]}
+    assert list(rows) == ["bfloat16", "int8", "int4", "int4, KV int8", "transformers"]
+    assert all(row["first"]["min"] > 0 for row in rows.values())
+    bf16, int8, int4 = (rows[name]["weight_bytes"] for name in ("bfloat16", "int8", "int4"))
+    # 归一化的权重和缩放也算在内，所以比一半略多。
+    # Weights of norms and scales are counted, too: a little more than half.
+    assert 0.5 < int8 / bf16 < 0.52 and 0.3 < int4 / int8 < 1
+    assert rows["int4, KV int8"]["weight_bytes"] == int4
+    # 一个头 32 维：bf16 64 字节，int8 32 + 4 字节。
+    # A head has 32 components: 64 bytes in bf16, 32 + 4 in int8.
+    assert rows["int4, KV int8"]["kv_bytes"] / rows["int4"]["kv_bytes"] == 36 / 64
 
 
 def test_the_docs_show_the_results_that_are_there(scripts: None) -> None:
