@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from engine.config import EMBEDDED_MODELS, EngineConfig
 from layers.embedding import Embedding
 from layers.linear import Linear
 from mini_llama import LLM, SamplingParams
+from serving.compare import compare_backends
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -234,6 +236,42 @@ def test_backends_agree_on_every_model(kind: str, quantization: str, tmp_path: P
         assert out.cumulative_logprob == pytest.approx(first.cumulative_logprob, abs=1e-3)
 
 
+# 在同样的位置上，logits 最多差多少。编码的公式只有一个，float32 下各后端量到 5e-6，留出余地：舍入偶尔会让一个编码差 1。
+# fp8 与不量化的缓存相比，量到 0.63；这个模型的 logits 在 -6 到 5 之间。
+# How far logits may be apart at the same places. There is one formula for codes, and in float32 backends are within
+# 5e-6 as measured; the rest allows for a rounding that now and then moves a code by 1. fp8 is 0.63 from a cache of
+# floats, as measured; this model's logits lie between -6 and 5.
+TOLERANCE = {"auto": 1e-4, "int8": 2e-2, "fp8": 1.5}
+
+
+@pytest.mark.parametrize("backend", ["torch", "sdpa", "triton"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("cache", ["auto", "int8", "fp8"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_combination_runs_or_is_refused_in_one_line(
+    kind: str, cache: str, quantization: str | None, backend: str, tmp_path: Path
+) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton")
+    folder = save_model(tmp_path, kind, num_hidden_layers=1)
+    config = EngineConfig(str(folder), backend=backend, device="cpu", dtype="float32", quantization=quantization,
+                          kv_cache_dtype=cache, num_kvcache_blocks=16, kvcache_block_size=16)  # fmt: skip
+    if cache == "fp8" and backend != "triton":
+        with pytest.raises(ValueError, match=f"'{backend}' .* kv_cache_dtype=fp8, it supports auto, int8") as error:
+            config.resolve()
+        assert "\n" not in str(error.value)
+        return
+    # 参照：参考后端，同样的缓存；fp8 只有 triton 认得，所以不能拿同样的缓存作参照。
+    # The reference: the reference backend with the same cache; fp8, which triton alone knows, is held against a cache
+    # of floats.
+    name = "torch" + (f":{quantization}" if quantization else "") + (f":kv-{cache}" if cache == "int8" else "")
+    own = backend + (f":{quantization}" if quantization else "") + (f":kv-{cache}" if cache != "auto" else "")
+    plain = replace(config, backend="torch", quantization=None, kv_cache_dtype="auto")
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    steps = list(compare_backends(plain, (name, own), [[5, 9, 200, 31, 7, 77, 3], [1, 2]], params))
+    assert len(steps) == 3 and max(step.max_difference for step in steps) < TOLERANCE[cache]
+
+
 def test_the_unquantized_engine_runs_none_of_it() -> None:
     # 关着就是关着：连模块的一行都不执行。
     # Off is off: not a line of it runs.
@@ -247,6 +285,7 @@ for name in ("__init__", "dequantize", "copy_"):
     setattr(QuantizedWeight, name, lambda *_: 1 / 0)
 layers.quantized.quantize_layers.__code__ = (lambda *_: 1 / 0).__code__
 from mini_llama import LLM, SamplingParams
+from serving.compare import compare_backends
 llm = LLM(num_kvcache_blocks=32, max_model_len=256)
 print(llm.generate("a", SamplingParams(max_tokens=2), progress=False)[0].finished)
 """

@@ -534,13 +534,20 @@ def test_the_same_memory_holds_1_85_times_the_tokens() -> None:
         assert ratio == pytest.approx(256 / 132) and ratio >= 1.85
 
 
+# 允许升高几成：缓存 int8 是 0.5 %，权重 int8 是 1 %；int4 只看它有没有坏，量到的是 11 %。
+# The rise that is allowed: 0.5 % for a cache in int8, 1 % for weights in int8; int4 is only to be sound, 11 % is what
+# was measured.
+RISES = [({"kv_cache_dtype": "int8"}, 1.005), ({"quantization": "int8"}, 1.01), ({"quantization": "int4"}, 1.2)]
+
+
+@pytest.mark.parametrize("options, most", RISES)
 @pytest.mark.parametrize("model", ["tiny-llama", "tiny-poet"])
-def test_perplexity_hardly_rises(model: str) -> None:
+def test_perplexity_hardly_rises(model: str, options: dict[str, str], most: float) -> None:
     plain = make_llm(model)
     texts = own_texts(plain, count=12, length=120)
     assert all(len(text) == 120 for text in texts)
-    before, after = perplexity(plain, texts), perplexity(make_llm(model, kv_cache_dtype="int8"), texts)
-    assert before != after and after <= 1.005 * before
+    before, after = perplexity(plain, texts), perplexity(make_llm(model, **options), texts)
+    assert before != after and after <= most * before
     assert before > 1.2
 
 
@@ -549,7 +556,9 @@ def test_the_tool_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_path:
     file.write_text("what is a KV cache?\n\n中国的首都是北京。\n", encoding="utf-8")
     assert eval_perplexity(["--text", str(file), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| auto", "| int8"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| nothing", "| KV cache int8", "| weights int8", "| weights int4",
+    ]  # fmt: skip
     assert lines[2].endswith("+0.000 % |")
 
 

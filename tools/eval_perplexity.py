@@ -1,12 +1,13 @@
-"""评测 KV 缓存的类型：同样的文本，各种 `kv_cache_dtype` 下的困惑度。
+"""评测量化：同样的文本，各种 `kv_cache_dtype` 和 `quantization` 下的困惑度。
 
 文本默认由模型自己写：温度 1，不受限制地采样；`--text FILE` 换成一个文件，每行一篇。每篇一次预填充，K、V 都经过缓存，
 量化的误差全在里面。
 
     python tools/eval_perplexity.py --model tiny-poet
+    python tools/eval_perplexity.py --model tiny-poet --quantization int8 int4
     python tools/eval_perplexity.py --model DIR --text FILE --device cuda --kv-cache-dtype int8 fp8
 
-Judges types of KV cache: the perplexity of the same text with each `kv_cache_dtype`.
+Judges quantization: the perplexity of the same text with each `kv_cache_dtype` and each `quantization`.
 
 By default the model writes the text itself, sampled freely at temperature 1; `--text FILE` takes a file, a document a
 line. Each document is one prefill that reads K and V from the cache, with all the error of quantization.
@@ -16,6 +17,7 @@ import argparse
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,21 +74,26 @@ def main(argv: list[str] | None = None) -> int:
 
     The command line.
     """
-    parser = argparse.ArgumentParser(description="评测 KV 缓存的类型 / judge types of KV cache")
+    parser = argparse.ArgumentParser(description="评测量化 / judge quantization")
     parser.add_argument("--model", default="tiny-llama", help="模型 / the model")
     parser.add_argument("--text", type=Path, help="每行一篇的文件 / a file with a document a line")
     parser.add_argument("--count", type=int, default=40, help="自己写几篇 / how many documents to write")
     parser.add_argument("--length", type=int, default=200, help="每篇最多多少词元 / tokens of a document at most")
     parser.add_argument("--backend", default="auto", help="注意力后端 / attention backend")
     parser.add_argument("--device", default="auto", help="设备 / device")
-    parser.add_argument("--kv-cache-dtype", nargs="+", default=["auto", "int8"], help="要比的 / those to compare")
+    parser.add_argument("--dtype", default="float32", help="计算的精度 / precision of the computation")
+    parser.add_argument("--kv-cache-dtype", nargs="+", default=["int8"], help="要比的 / those to compare")
+    parser.add_argument("--quantization", nargs="+", default=["int8", "int4"], help="要比的 / those to compare")
     args = parser.parse_args(argv)
 
     texts: list[list[int]] = []
     plain = 0.0
-    print("| kv_cache_dtype | perplexity | change |\n|---|---|---|")
-    for name in ["auto", *(name for name in args.kv_cache_dtype if name != "auto")]:
-        llm = LLM(args.model, backend=args.backend, device=args.device, kv_cache_dtype=name, num_kvcache_blocks=None)
+    print("| quantized | perplexity | change |\n|---|---|---|")
+    caches = [(f"KV cache {name}", {"kv_cache_dtype": name}) for name in args.kv_cache_dtype]
+    weights = [(f"weights {name}", {"quantization": name}) for name in args.quantization]
+    variants: list[tuple[str, dict[str, Any]]] = [("nothing", {}), *caches, *weights]
+    for name, options in variants:
+        llm = LLM(args.model, backend=args.backend, device=args.device, dtype=args.dtype, **options)
         if not texts and args.text is None:
             texts = own_texts(llm, args.count, args.length)
         elif not texts:
