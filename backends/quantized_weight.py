@@ -23,9 +23,9 @@ from torch import Tensor
 # int4 的一组有几列：同组的 32 个权重共用一个缩放和一个零点。
 # Columns of a group in int4: 32 weights share a scale and a zero.
 GROUP: Final = 32
-# 一次量化或还原几行。
-# Rows quantized or restored at a time.
-_ROWS: Final = 4096
+# 一次量化或还原几个数：16777216 个，bf16 是 32 MiB，在 H100 的二级缓存（50 MB）里放得下。
+# Numbers quantized or restored at a time: 16777216 are 32 MiB in bf16 and fit into an H100's second-level cache, 50 MB.
+_AT_ONCE: Final = 1 << 24
 
 
 def quantize_int8(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -169,6 +169,24 @@ class QuantizedWeight:
         return torch.Size((len(self.codes), self.codes.shape[1] * (8 // self.bits)))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """还原后的 dtype。
+
+        The dtype when restored.
+        """
+        return self.scales.dtype
+
+    @property
+    def ruler(self) -> Tensor:
+        """各把尺子两头的值：装载时看它们是不是有限的数，装不装得进 `dtype`。
+
+        The values at both ends of each ruler: loading looks whether they are finite, and fit into `dtype`.
+        """
+        if self.zeros is None:
+            return torch.stack((-127 * self.scales, 127 * self.scales))
+        return torch.stack((self.zeros - 8 * self.scales, self.zeros + 7 * self.scales))
+
+    @property
     def nbytes(self) -> int:
         """占多少字节。
 
@@ -194,7 +212,8 @@ class QuantizedWeight:
 
         The kernels keep it in an order of their own: let this memory go; the shape stays, nothing can be restored.
         """
-        self.codes, self.scales, self.zeros = (part.to("meta") for part in self.parts)
+        self.codes, self.scales = self.codes.to("meta"), self.scales.to("meta")
+        self.zeros = None if self.zeros is None else self.zeros.to("meta")
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """还原成浮点数；不写 dtype，就与缩放相同。
@@ -214,12 +233,41 @@ class QuantizedWeight:
         groups = steps * self.scales.float().unsqueeze(2) + self.zeros.float().unsqueeze(2)  # [N, K // 32, 32]
         return groups.flatten(1).to(dtype)  # [N, K]
 
-    def in_parts(self) -> "list[QuantizedWeight]":
-        """按行切成几段，一段一段地还原，就不会有整个词表那么大的浮点张量。
+    @property
+    def part_rows(self) -> int:
+        """`in_parts` 的一段有几行。
 
-        Cut by rows into parts: restored one by one, there is never a float tensor as large as the vocabulary.
+        Rows in a part of `in_parts`.
         """
-        return [self[start : start + _ROWS] for start in range(0, len(self), _ROWS)]
+        return max(1, _AT_ONCE // self.shape[1])
+
+    def in_parts(self) -> "list[QuantizedWeight]":
+        """按行切成几段。
+
+        Cut by rows into parts.
+        """
+        return [self[start : start + self.part_rows] for start in range(0, len(self), self.part_rows)]
+
+    def linear(self, x: Tensor, bias: Tensor | None = None, restore: Callable[..., Tensor] | None = None,
+               multiply: Callable[..., Tensor] = F.linear) -> Tensor:  # fmt: skip
+        """一段一段地还原，各乘一次：不会有整个词表那么大的浮点张量。融合核函数的朴素实现。
+
+        Restore a part at a time and multiply it: there is never a float tensor as large as the vocabulary. The plain
+        twin of the fused kernels.
+
+        Args:
+            x: [T, K]
+            restore: 怎样还原一段，默认 `dequantize`；how to restore a part, `dequantize` by default
+            multiply: 怎样乘，参数同 `F.linear`；how to multiply, with the arguments of `F.linear`
+
+        Returns:
+            [T, N]
+        """
+        parts = self.in_parts()
+        biases = [None] * len(parts) if bias is None else bias.split(self.part_rows)
+        restore = restore or QuantizedWeight.dequantize
+        outs = [multiply(x, restore(part), added) for part, added in zip(parts, biases)]  # [T, rows]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)  # [T, N]
 
     def copy_(self, source: "Tensor | QuantizedWeight") -> None:
         """填入浮点权重（边填边量化），或已经量化好的。
@@ -236,11 +284,13 @@ class QuantizedWeight:
             for part, new in zip(rows.parts, codes, strict=True):
                 part.copy_(new)
 
-    def equal(self, source: Tensor) -> bool:
-        """这些浮点权重量化之后，是否就是它。
+    def equal(self, source: "Tensor | QuantizedWeight") -> bool:
+        """这些浮点权重量化之后，是否就是它；已经量化好的，直接比。
 
-        Whether these float weights, quantized, are what it holds.
+        Whether these float weights, quantized, are what it holds; what is quantized already is compared as it is.
         """
+        if isinstance(source, QuantizedWeight):
+            return all(part.equal(other.to(part)) for part, other in zip(self.parts, source.parts, strict=True))
         return all(
             part.equal(new.to(part.device))
             for rows, codes in self._quantized(source) for part, new in zip(rows.parts, codes, strict=True)
@@ -248,22 +298,25 @@ class QuantizedWeight:
 
     def _quantized(self, source: Tensor) -> Iterator[tuple["QuantizedWeight", tuple[Tensor, ...]]]:
         quantize: Callable[..., tuple[Tensor, ...]] = quantize_int8 if self.bits == 8 else quantize_int4
-        for part, rows in zip(self.in_parts(), source.split(_ROWS)):
+        for part, rows in zip(self.in_parts(), source.split(self.part_rows)):
             yield part, quantize(rows.to(self.codes.device), self.scales.dtype)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
-        """`F.linear(x, weight, bias)`：先还原，再乘。融合核函数的朴素实现。
+        """`F.linear(x, weight, bias)` 就是 `linear`。
 
-        `F.linear(x, weight, bias)`: restore, then multiply. The plain twin of the fused kernels.
+        `F.linear(x, weight, bias)` is `linear`.
         """
         # torch 的函数遇到不认识的参数，会来问它的类：这里只答应 `F.linear`，别的运算照样报错，不会悄悄算错。
         # A function of torch that meets an argument it does not know asks the argument's class: only `F.linear` is
         # taken on, any other operation still fails and is not quietly wrong.
         if function is not F.linear:
             return NotImplemented
-        x, weight, *rest = args
-        return F.linear(x, weight.dequantize(), *rest, **(kwargs or {}))
+
+        def plain(input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+            return weight.linear(input, bias)
+
+        return plain(*args, **(kwargs or {}))
 
 
 # 线性层的权重是其中一种。

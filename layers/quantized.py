@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 # 选项的值 -> 一个权重几位。
 # The option's values -> bits of a weight.
 QUANTIZATIONS = {"int8": 8, "int4": 4}
-# 读 int4 的核函数一次处理 16 个输出、一组 32 列。
-# The kernels that read int4 take 16 outputs and a group of 32 columns at a time.
+# PyTorch 在 CPU 上读 int4 的乘法一次处理 16 个输出、一组 32 列；GPU 上也照此，同一个模型到处一样。
+# PyTorch's product that reads int4 on a CPU takes 16 outputs and a group of 32 columns at a time; a GPU does likewise,
+# so that a model is the same everywhere.
 _OUTPUTS = 16
 
 

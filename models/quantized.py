@@ -30,6 +30,7 @@ def quantize_model(model: LlamaForCausalLM, quantization: str | None, folder: Pa
     Raises:
         ModelLoadError: 文件与配置不符，或者已经量化成别的；
             files that do not fit the configuration, or are quantized otherwise
+        ValueError: 见 `quantize_layers`；see `quantize_layers`
     """
     # 文件自带量化时，只换它量化过的层：别的层它留着浮点数，我们也留着。
     # Where the files bring quantized layers, only those are replaced: what they left in floats stays so.
@@ -46,6 +47,11 @@ def quantize_model(model: LlamaForCausalLM, quantization: str | None, folder: Pa
         # 折叠后的名字是 `X.weight`，类型写着“int4”或“int8”；按模型里的名字去找层。
         # Folded names are `X.weight` of type "int4" or "int8"; layers are found by their names in the model.
         stored = {place for name, place in model_names(headers).items() if headers[name][2] == f"int{packing.bits}"}
+        if not stored:
+            raise ModelLoadError("config.json says that weights are quantized, and none is: drop quantization_config")
+        shared = stored & {"lm_head.weight", "model.embed_tokens.weight"}
+        if model.config.tie_word_embeddings and shared:
+            raise ModelLoadError(f"{min(shared)} is quantized and shared by embedding and head, which is not read")
     quantize_layers(model, packing.bits, stored)
 
 

@@ -63,10 +63,10 @@ def make_side(config: EngineConfig, name: str, dtype: str) -> EngineConfig:
     for option in options:
         # `kv-` 开头的是 KV 缓存，其余是权重。
         # What begins with `kv-` is the KV cache, all else the weights.
-        if option.startswith("kv-"):
-            changes["kv_cache_dtype"] = option.removeprefix("kv-")
-        else:
-            changes["quantization"] = option
+        field = "kv_cache_dtype" if option.startswith("kv-") else "quantization"
+        if field in changes:
+            raise ValueError(f"{name!r:.60} names {field} twice: leave one out")
+        changes[field] = option.removeprefix("kv-")
     return replace(config, **changes)
 
 

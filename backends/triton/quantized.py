@@ -9,12 +9,13 @@ There is one formula, that of `backends/quantized_cache.py`; each step here foll
 one by one.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from backends.quantized_cache import LIMITS, SMALLEST
 
-_INT8, _FP8 = (tl.constexpr(1 / limit) for limit in LIMITS.values())
+_INT8, _FP8 = tl.constexpr(1 / LIMITS[torch.int8]), tl.constexpr(1 / LIMITS[torch.float8_e4m3fn])
 _SMALLEST = tl.constexpr(SMALLEST)
 
 
