@@ -2,7 +2,7 @@
 
 学什么：一行权重共用一个缩放，每个权重变成一个整数；误差最多半步，所以还没有算，就知道输出最多差多少；
 int4 的两个编码怎样放进一个字节。
-试一试：`--outlier 20`（一个特别大的权重，看它拖累谁）、`--tokens 64`、`--layer 3`；再改标着 TODO 的几行，看检查怎样
+试一试：`--outlier 100`（一个特别大的权重，看它拖累谁）、`--tokens 64`、`--layer 3`；再改标着 TODO 的几行，看检查怎样
 发现。
 怎样算对：缩放、编码、字节与手算的相同；还原后每个权重最多差半步；输出的误差不超过先算好的上限，常见的大小也对；
 引擎读得懂这些字节，它自己量化的也一样准。
@@ -11,7 +11,7 @@ Lab 12: quantize a layer by hand.
 
 Teaches: the weights of a row share a scale, and each becomes an integer; the error is at most half a step, so one knows
 before computing how far an output can be off; how two codes of int4 go into a byte.
-Try: `--outlier 20` (a very large weight: see who suffers), `--tokens 64`, `--layer 3`; then change the lines marked
+Try: `--outlier 100` (a very large weight: see who suffers), `--tokens 64`, `--layer 3`; then change the lines marked
 TODO and see the check find it.
 Check: scales, codes and bytes are those worked out by hand; each restored weight is at most half a step off; the
 outputs' error keeps within the bound that was predicted, and is typically as large as predicted; the engine reads
