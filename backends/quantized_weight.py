@@ -65,6 +65,8 @@ def quantize_int4(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
         [N, K // 2] uint8，第 2j 列在低 4 位，第 2j + 1 列在高 4 位；column 2j in the low 4 bits, 2j + 1 in the high
         [N, K // 32], [N, K // 32]，缩放，和编码 8 的值；scales, and the value of code 8
     """
+    # 一行 3072 个权重切成 96 组，各有自己的最小和最大。
+    # A row of 3072 weights is cut into 96 groups, each with its own least and greatest.
     groups = weight.float().unflatten(1, (-1, GROUP))  # [N, K // 32, 32]
     low, high = groups.aminmax(dim=2)
     scales = ((high - low) / 15).to(dtype)  # [N, K // 32]
@@ -212,6 +214,8 @@ class QuantizedWeight:
 
         The kernels keep it in an order of their own: let this memory go; the shape stays, nothing can be restored.
         """
+        # `meta` 上的张量没有数据；误用的人会得到报错，而不是次序错乱的数。
+        # Tensors on `meta` have no data: whoever uses them by mistake gets an error and no numbers in a wrong order.
         self.codes, self.scales = self.codes.to("meta"), self.scales.to("meta")
         self.zeros = None if self.zeros is None else self.zeros.to("meta")
 
@@ -263,6 +267,9 @@ class QuantizedWeight:
         Returns:
             [T, N]
         """
+        # 例：128256 行、3072 列的输出头切成 24 段，每段还原出来是 bf16 的 32 MiB，而不是整个的 788 MB。
+        # Example: a head of 128256 rows and 3072 columns is cut into 24 parts of 32 MiB each in bf16, where the whole
+        # would be 788 MB.
         parts = self.in_parts()
         biases = [None] * len(parts) if bias is None else bias.split(self.part_rows)
         restore = restore or QuantizedWeight.dequantize

@@ -29,6 +29,8 @@ def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
 
     Take it apart into arguments of the kernels.
     """
+    # int8 没有零点，用缩放占位：核函数按 `BITS` 编译，那一份里没有读它的代码。
+    # int8 has no zeros and scales stand in: the kernel is compiled for its `BITS`, and that one has no code to read them.
     if isinstance(weight, QuantizedWeight):
         return weight.codes, weight.scales, weight.scales if weight.zeros is None else weight.zeros, weight.bits
     return weight, weight, weight, 16
@@ -79,6 +81,8 @@ def restore_kernel(
 
     One program: `BLOCK_N` rows and `BLOCK_K` columns.
     """
+    # 写的地方可能是上一段刚用过的内存，所以要等前一个核函数读完它。
+    # The place written to may be memory that the part before has just used: wait until the kernel before has read it.
     await_inputs(EARLY)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = row < num_rows
