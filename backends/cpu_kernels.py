@@ -100,7 +100,7 @@ def _pack_quantized(weight: QuantizedWeight) -> tuple[Tensor, Tensor] | None:
     as it is.
 
     Returns:
-        编码，[K // 32, N, 2] 的缩放和零点；codes, and scales with zeros of [K // 32, N, 2]
+        编码，[K // 32, N, 2] 的缩放和中值；codes, and scales with zeros of [K // 32, N, 2]
     """
     if weight.scales.dtype != torch.bfloat16:
         _say_slow(weight.scales.dtype)
@@ -110,7 +110,7 @@ def _pack_quantized(weight: QuantizedWeight) -> tuple[Tensor, Tensor] | None:
     if weight.zeros is None or len(weight) % 16:
         return None
     codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_int4(weight.codes).int(), 2)
-    # 缩放和零点交替存放，组在最外层：[K // 32, N, 2]。
+    # 缩放和中值交替存放，组在最外层：[K // 32, N, 2]。
     # Scales and zeros alternate, and groups come first: [K // 32, N, 2].
     packed = codes, torch.stack((weight.scales.T, weight.zeros.T), dim=-1).contiguous()
     weight.release()

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# int4 的一组有几列：同组的 32 个权重共用一个缩放和一个零点。
+# int4 的一组有几列：同组的 32 个权重共用一个缩放和一个中值。
 # Columns of a group in int4: 32 weights share a scale and a zero.
 GROUP: Final = 32
 # 一次量化或还原几个数：16777216 个，bf16 是 32 MiB，在 H100 的二级缓存（50 MB）里放得下。
@@ -74,7 +74,7 @@ def quantize_int4(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     # Example: a group from -0.7 to 0.8 has steps of 0.1 and code 8 is -0.7 + 8 * 0.1 = 0.1; 0.33 has the code 8 + 2.3,
     # rounded 10, which is 0.3.
     zeros = (low + 8 * scales.float()).to(dtype)  # [N, K // 32]
-    # 整组一样大时，缩放是 0，每个值都等于零点。
+    # 整组一样大时，缩放是 0，每个值都等于中值。
     # Where a whole group is equal the scale is 0, and every value is the zero.
     steps = torch.where(scales == 0, 1, scales).float()  # [N, K // 32]
     codes = ((groups - zeros.float().unsqueeze(2)) / steps.unsqueeze(2) + 8).round().clamp(0, 15)
@@ -140,7 +140,7 @@ class QuantizedWeight:
 
         Allocate; `copy_` fills it.
         """
-        # 编码的类型是定的，缩放和零点跟着模型的精度。
+        # 编码的类型是定的，缩放和中值跟着模型的精度。
         # The type of the codes is fixed; scales and zeros go by the model's precision.
         kinds = (torch.int8 if self.bits == 8 else torch.uint8, dtype, dtype)
         made = [torch.empty(part.shape, dtype=kind, device=device) for part, kind in zip(self.parts, kinds)]
@@ -204,7 +204,7 @@ class QuantizedWeight:
 
         A range of rows is a window that can be filled; rows by index, as an embedding takes them, are restored.
         """
-        # 编码、缩放、零点的第 0 维都是行，所以同一个下标对三者都适用。
+        # 编码、缩放、中值的第 0 维都是行，所以同一个下标对三者都适用。
         # Codes, scales and zeros have rows for dimension 0, so one index serves all three.
         taken = QuantizedWeight(*(part[rows] for part in self.parts))
         return taken if isinstance(rows, slice) else taken.dequantize()

@@ -4,7 +4,7 @@
     int4    每 32 列一组；词嵌入和输出头用 int8      / groups of 32 columns; embedding and head are int8
 
 解码一步要把所有权重从内存读一遍，时间与字节数成正比：每个权重 bfloat16 占 2 字节，int8 占 1，
-int4 连缩放和零点占 0.625。
+int4 连缩放和中值占 0.625。
 
 Quantization: once the model is built, the weights of linear layers, embedding and head become `QuantizedWeight`s; not a
 line of the layers changes.

@@ -18,7 +18,7 @@ from backends.triton.launch import await_inputs, early
 # 核函数里用的一组几列，和它占几个字节。
 # Columns of a group for use in kernels, and the bytes that they take.
 CODE_GROUP, GROUP_BYTES = tl.constexpr(GROUP), tl.constexpr(GROUP // 2)
-# 传给核函数的权重：编码或浮点数，缩放，零点，一个权重几位；浮点权重没有后两样，随便传什么占位。
+# 传给核函数的权重：编码或浮点数，缩放，中值，一个权重几位；浮点权重没有后两样，随便传什么占位。
 # A weight as the kernels take it: codes or floats, scales, zeros, and bits of a weight; a float weight has neither
 # scales nor zeros, and anything stands in.
 Parts = tuple[Tensor, Tensor, Tensor, int]
@@ -29,8 +29,8 @@ def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
 
     Take it apart into arguments of the kernels.
     """
-    # int8 没有零点，用缩放占位：核函数按 `BITS` 编译，那一份里没有读它的代码。
-    # int8 has no zeros and scales stand in: the kernel is compiled for its `BITS`, and that one has no code to read them.
+    # int8 没有中值，用缩放占位：核函数按 `BITS` 编译，那一份里没有读它的代码。
+    # int8 has no zeros and scales stand in: a kernel is compiled for its `BITS`, and that one does not read them.
     if isinstance(weight, QuantizedWeight):
         return weight.codes, weight.scales, weight.scales if weight.zeros is None else weight.zeros, weight.bits
     return weight, weight, weight, 16
@@ -49,13 +49,13 @@ def int4_tile(
     Returns:
         [BLOCK_N, BLOCK_G * GROUP_BYTES]，偶数列和奇数列；even and odd columns
     """
-    # 最后一次可能越过行末：多出的组掩码为假，编码、缩放、零点都读成 0，乘出来也是 0。
+    # 最后一次可能越过行末：多出的组掩码为假，编码、缩放、中值都读成 0，乘出来也是 0。
     # The last round may run past a row's end: the groups beyond are masked, and codes, scales and zeros read as 0 make
     # products of 0.
     group = first + tl.arange(0, BLOCK_G)
     real = inside[:, None] & (group < GROUPS)[None, :]
     place = row.to(tl.int64)[:, None] * GROUPS + group[None, :]  # [BLOCK_N, BLOCK_G]
-    # 一组 32 列是相邻的 16 个字节，一个线程正好一次取走；缩放和零点一组各读一次。
+    # 一组 32 列是相邻的 16 个字节，一个线程正好一次取走；缩放和中值一组各读一次。
     # A group of 32 columns is 16 bytes side by side, which a thread takes at once; scale and zero are read once each.
     byte = place[:, :, None] * GROUP_BYTES + tl.arange(0, GROUP_BYTES)[None, None, :]  # [BLOCK_N, BLOCK_G, 16]
     codes = tl.load(codes_ptr + byte, mask=real[:, :, None], other=0)
