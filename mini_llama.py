@@ -261,7 +261,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     refused = {
         "--list-backends": given - {"--list-backends", "--device"},
         "--chat": {"--prompt", "--complete", "--compare", "--xray", "--xray-trace", "--watch"},
-        "--compare": {"--backend", "--xray", "--xray-trace", "--watch"},
+        "--compare": {"--backend", "--quantization", "--kv-cache-dtype", "--xray", "--xray-trace", "--watch"},
     }
     for mode, bad in refused.items():
         if mode in given and (others := ", ".join(sorted(given & bad))):

@@ -128,6 +128,9 @@ def choose_backend(device: str | torch.device, head_dim: int = 128, dtype: torch
 
     What `auto` means: on CUDA the first fast backend that is usable and supports this model, else `sdpa`; with no model
     known, a common shape is assumed.
+
+    Args:
+        codes: 量化的 KV 缓存里编码的类型，None 是不量化；the codes' type in a quantized KV cache, None: not quantized
     """
     device = torch.device(device)
     # 解释模式下的 `triton` 在 CPU 上也“能用”，但慢得多，所以先看设备。

@@ -4,7 +4,7 @@ The fused kernels on a CPU: the results of the written-out steps with fewer call
 """
 
 import logging
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ def _pack_quantized(weight: QuantizedWeight) -> tuple[Tensor, Tensor] | None:
     as it is.
 
     Returns:
-        编码，[K // 32, N, 2] 的缩放和零点；codes, and scales with zeros of [K // 32, N, 2]
+        编码，[K // 32, N, 2] 的缩放和中值；codes, and scales with zeros of [K // 32, N, 2]
     """
     if weight.scales.dtype != torch.bfloat16:
         _say_slow(weight.scales.dtype)
@@ -110,7 +110,7 @@ def _pack_quantized(weight: QuantizedWeight) -> tuple[Tensor, Tensor] | None:
     if weight.zeros is None or len(weight) % 16:
         return None
     codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_int4(weight.codes).int(), 2)
-    # 缩放和零点交替存放，组在最外层：[K // 32, N, 2]。
+    # 缩放和中值交替存放，组在最外层：[K // 32, N, 2]。
     # Scales and zeros alternate, and groups come first: [K // 32, N, 2].
     packed = codes, torch.stack((weight.scales.T, weight.zeros.T), dim=-1).contiguous()
     weight.release()
@@ -186,20 +186,24 @@ class CPUKernels(FusedKernels):
         # PyTorch 的这两个乘法只为 bf16 写过向量指令，别的精度反而慢几十倍：那就走朴素实现。
         # These products of PyTorch have vector instructions for bf16 only and are dozens of times slower in any other
         # type, for which the plain twin runs.
+        # 例：Qwen3-0.6B 的各层乘一遍，bf16 用 42 毫秒，float32 用 316 毫秒。
+        # Example: once through the layers of Qwen3-0.6B takes 42 ms in bf16 and 316 in float32.
         if x.dtype != torch.bfloat16 or (weight.bits == 4 and packed is None):
-            return F.linear(x, weight.dequantize(), bias)  # [T, out_features]
+            return weight.linear(x, bias)  # [T, out_features]
         # 重排过的 int4 只剩这一种读法，行多时也用它。
         # int4, once reordered, can be read in this way only, with many rows too.
         if packed is not None:
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed[0], GROUP, packed[1])  # [T, out_features]
-        elif x.shape[0] <= _UNPACK_ROWS:
+        # 输入不是 16 的倍数时，PyTorch 的这个乘法会读到末尾之外。
+        # Where the inputs are no multiple of 16 this product of PyTorch reads past the end.
+        elif x.shape[0] <= _UNPACK_ROWS and weight.shape[1] % 16 == 0:
             out = torch.ops.aten._weight_int8pack_mm(x, weight.codes, weight.scales)  # [T, out_features]
         else:
             # 128 行的提示词：还原一遍权重的工夫，分摊到 128 行上就不显眼了。
             # A prompt of 128 rows: the work of restoring the weights is shared by 128 rows and hardly shows.
             kind = torch.bfloat16 if _has_bf16_units() else torch.float32
-            parts = [self.linear(x.to(kind), part.dequantize(kind), None, None) for part in weight.in_parts()]
-            out = torch.cat(parts, dim=1).to(x.dtype)  # [T, out_features]
+            multiply = partial(self.linear, packed=None)
+            out = weight.linear(x.to(kind), None, partial(QuantizedWeight.dequantize, dtype=kind), multiply).to(x.dtype)
         return out if bias is None else out + bias  # [T, out_features]
 
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:

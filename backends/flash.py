@@ -22,6 +22,9 @@ def _refuse_codes(*descales: Tensor | None) -> None:
 
     flash-attn 2's functions know no scales.
     """
+    # 引擎选后端时就会拒绝；直接调用这几个函数的人，在这里得到同样的话，而不是把编码当成浮点数算出来的结果。
+    # The engine refuses when it picks a backend; whoever calls these functions directly is told the same here, and does
+    # not get what codes give when they are taken for floats.
     if any(descale is not None for descale in descales):
         raise ValueError("k_descale and v_descale must be None: flash-attn 2 reads floats only; use triton or sdpa")
 

@@ -73,7 +73,9 @@ def why_no_codes(codes: torch.dtype | None, supported: tuple[torch.dtype, ...]) 
     # Example: asked for fp8, sdpa supports auto and int8, and the way out is triton.
     asked = next(name for name, dtype in CODE_DTYPES.items() if dtype == codes)
     known = ", ".join(name for name, dtype in CODE_DTYPES.items() if dtype is None or dtype in supported)
-    return f"kv_cache_dtype={asked}, it supports {known}; use triton" + (", or sdpa" if codes == torch.int8 else "")
+    return f"kv_cache_dtype={asked}, it supports {known}; use " + (
+        "triton, or sdpa" if codes == torch.int8 else "int8, or triton on a GPU"
+    )
 
 
 def why_no_instructions(codes: torch.dtype | None, device: torch.device) -> str | None:
@@ -83,6 +85,8 @@ def why_no_instructions(codes: torch.dtype | None, device: torch.device) -> str 
     """
     if codes != torch.float8_e4m3fn or device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
         return None
+    # 例：A100 是 8.0，H100 是 9.0，RTX 4090 是 8.9。
+    # Example: an A100 has 8.0, an H100 9.0, an RTX 4090 8.9.
     major, minor = torch.cuda.get_device_capability(device)
     return f"kv_cache_dtype=fp8 needs compute capability 8.9, this GPU has {major}.{minor}; use int8"
 
@@ -94,8 +98,13 @@ def check_stored(key: Tensor, k_cache: Tensor, k_descale: Tensor | None, v_desca
     and V.
     """
     dtype = check_codes("k_cache", k_cache, k_cache.dtype, k_descale, v_descale)
+    # 浮点的缓存不做转换：精度不同就是上游的错误，见 `base.py` 的 `_check_tensor`。
+    # A cache of floats converts nothing: another precision is a mistake made earlier, see `_check_tensor` in `base.py`.
     if k_descale is None:
         return dtype
+    # 编码的缓存总要转换，所以 bf16、float16、float32 都收；整数没有缩放可言，报错时按 float32 说。
+    # A cache of codes converts anyway, so bf16, float16 and float32 are all welcome; integers are not, and the message
+    # asks for float32.
     return key.dtype if key.is_floating_point() else torch.float32
 
 
@@ -116,6 +125,8 @@ def check_codes(
         ValueError: 缺了、多了，或者形状、dtype、设备不符；
             one missing or too many, or its shape, dtype or device does not fit
     """
+    # 平常的路：浮点的缓存，两个缩放都是 None，查一次字典就走。
+    # The usual way: a cache of floats, both scales None, one look-up and on.
     if k.dtype not in LIMITS:
         for name, descale in (("k_descale", k_descale), ("v_descale", v_descale)):
             if descale is not None:
@@ -127,6 +138,8 @@ def check_codes(
     for name, descale in (("k_descale", k_descale), ("v_descale", v_descale)):
         if descale is None:
             raise ValueError(f"{name} must be given, as {argument} holds codes of {k.dtype}")
+        # 缩放与编码同在一个块池里，切出来总是连续的；不连续的，核函数会读错位置。
+        # Scales lie in a pool as codes do, and slices of it are contiguous; of others kernels would read wrong places.
         found = (tuple(descale.shape), descale.dtype, descale.device, descale.is_contiguous())
         if found != (shape, torch.float32, k.device, True):
             raise ValueError(

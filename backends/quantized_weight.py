@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# int4 的一组有几列：同组的 32 个权重共用一个缩放和一个零点。
+# int4 的一组有几列：同组的 32 个权重共用一个缩放和一个中值。
 # Columns of a group in int4: 32 weights share a scale and a zero.
 GROUP: Final = 32
-# 一次量化或还原几行。
-# Rows quantized or restored at a time.
-_ROWS: Final = 4096
+# 一次量化或还原几个数：16777216 个，bf16 是 32 MiB，在 H100 的二级缓存（50 MB）里放得下。
+# Numbers quantized or restored at a time: 16777216 are 32 MiB in bf16 and fit into an H100's second-level cache, 50 MB.
+_AT_ONCE: Final = 1 << 24
 
 
 def quantize_int8(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -65,6 +65,8 @@ def quantize_int4(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
         [N, K // 2] uint8，第 2j 列在低 4 位，第 2j + 1 列在高 4 位；column 2j in the low 4 bits, 2j + 1 in the high
         [N, K // 32], [N, K // 32]，缩放，和编码 8 的值；scales, and the value of code 8
     """
+    # 一行 3072 个权重切成 96 组，各有自己的最小和最大。
+    # A row of 3072 weights is cut into 96 groups, each with its own least and greatest.
     groups = weight.float().unflatten(1, (-1, GROUP))  # [N, K // 32, 32]
     low, high = groups.aminmax(dim=2)
     scales = ((high - low) / 15).to(dtype)  # [N, K // 32]
@@ -72,7 +74,7 @@ def quantize_int4(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     # Example: a group from -0.7 to 0.8 has steps of 0.1 and code 8 is -0.7 + 8 * 0.1 = 0.1; 0.33 has the code 8 + 2.3,
     # rounded 10, which is 0.3.
     zeros = (low + 8 * scales.float()).to(dtype)  # [N, K // 32]
-    # 整组一样大时，缩放是 0，每个值都等于零点。
+    # 整组一样大时，缩放是 0，每个值都等于中值。
     # Where a whole group is equal the scale is 0, and every value is the zero.
     steps = torch.where(scales == 0, 1, scales).float()  # [N, K // 32]
     codes = ((groups - zeros.float().unsqueeze(2)) / steps.unsqueeze(2) + 8).round().clamp(0, 15)
@@ -138,7 +140,7 @@ class QuantizedWeight:
 
         Allocate; `copy_` fills it.
         """
-        # 编码的类型是定的，缩放和零点跟着模型的精度。
+        # 编码的类型是定的，缩放和中值跟着模型的精度。
         # The type of the codes is fixed; scales and zeros go by the model's precision.
         kinds = (torch.int8 if self.bits == 8 else torch.uint8, dtype, dtype)
         made = [torch.empty(part.shape, dtype=kind, device=device) for part, kind in zip(self.parts, kinds)]
@@ -169,6 +171,24 @@ class QuantizedWeight:
         return torch.Size((len(self.codes), self.codes.shape[1] * (8 // self.bits)))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """还原后的 dtype。
+
+        The dtype when restored.
+        """
+        return self.scales.dtype
+
+    @property
+    def ruler(self) -> Tensor:
+        """各把尺子两头的值：装载时看它们是不是有限的数，装不装得进 `dtype`。
+
+        The values at both ends of each ruler: loading looks whether they are finite, and fit into `dtype`.
+        """
+        if self.zeros is None:
+            return torch.stack((-127 * self.scales, 127 * self.scales))
+        return torch.stack((self.zeros - 8 * self.scales, self.zeros + 7 * self.scales))
+
+    @property
     def nbytes(self) -> int:
         """占多少字节。
 
@@ -184,7 +204,7 @@ class QuantizedWeight:
 
         A range of rows is a window that can be filled; rows by index, as an embedding takes them, are restored.
         """
-        # 编码、缩放、零点的第 0 维都是行，所以同一个下标对三者都适用。
+        # 编码、缩放、中值的第 0 维都是行，所以同一个下标对三者都适用。
         # Codes, scales and zeros have rows for dimension 0, so one index serves all three.
         taken = QuantizedWeight(*(part[rows] for part in self.parts))
         return taken if isinstance(rows, slice) else taken.dequantize()
@@ -194,7 +214,10 @@ class QuantizedWeight:
 
         The kernels keep it in an order of their own: let this memory go; the shape stays, nothing can be restored.
         """
-        self.codes, self.scales, self.zeros = (part.to("meta") for part in self.parts)
+        # `meta` 上的张量没有数据；误用的人会得到报错，而不是次序错乱的数。
+        # Tensors on `meta` have no data: whoever uses them by mistake gets an error and no numbers in a wrong order.
+        self.codes, self.scales = self.codes.to("meta"), self.scales.to("meta")
+        self.zeros = None if self.zeros is None else self.zeros.to("meta")
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """还原成浮点数；不写 dtype，就与缩放相同。
@@ -214,12 +237,44 @@ class QuantizedWeight:
         groups = steps * self.scales.float().unsqueeze(2) + self.zeros.float().unsqueeze(2)  # [N, K // 32, 32]
         return groups.flatten(1).to(dtype)  # [N, K]
 
-    def in_parts(self) -> "list[QuantizedWeight]":
-        """按行切成几段，一段一段地还原，就不会有整个词表那么大的浮点张量。
+    @property
+    def part_rows(self) -> int:
+        """`in_parts` 的一段有几行。
 
-        Cut by rows into parts: restored one by one, there is never a float tensor as large as the vocabulary.
+        Rows in a part of `in_parts`.
         """
-        return [self[start : start + _ROWS] for start in range(0, len(self), _ROWS)]
+        return max(1, _AT_ONCE // self.shape[1])
+
+    def in_parts(self) -> "list[QuantizedWeight]":
+        """按行切成几段。
+
+        Cut by rows into parts.
+        """
+        return [self[start : start + self.part_rows] for start in range(0, len(self), self.part_rows)]
+
+    def linear(self, x: Tensor, bias: Tensor | None = None, restore: Callable[..., Tensor] | None = None,
+               multiply: Callable[..., Tensor] = F.linear) -> Tensor:  # fmt: skip
+        """一段一段地还原，各乘一次：不会有整个词表那么大的浮点张量。融合核函数的朴素实现。
+
+        Restore a part at a time and multiply it: there is never a float tensor as large as the vocabulary. The plain
+        twin of the fused kernels.
+
+        Args:
+            x: [T, K]
+            restore: 怎样还原一段，默认 `dequantize`；how to restore a part, `dequantize` by default
+            multiply: 怎样乘，参数同 `F.linear`；how to multiply, with the arguments of `F.linear`
+
+        Returns:
+            [T, N]
+        """
+        # 例：128256 行、3072 列的输出头切成 24 段，每段还原出来是 bf16 的 32 MiB，而不是整个的 788 MB。
+        # Example: a head of 128256 rows and 3072 columns is cut into 24 parts of 32 MiB each in bf16, where the whole
+        # would be 788 MB.
+        parts = self.in_parts()
+        biases = [None] * len(parts) if bias is None else bias.split(self.part_rows)
+        restore = restore or QuantizedWeight.dequantize
+        outs = [multiply(x, restore(part), added) for part, added in zip(parts, biases)]  # [T, rows]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)  # [T, N]
 
     def copy_(self, source: "Tensor | QuantizedWeight") -> None:
         """填入浮点权重（边填边量化），或已经量化好的。
@@ -236,11 +291,13 @@ class QuantizedWeight:
             for part, new in zip(rows.parts, codes, strict=True):
                 part.copy_(new)
 
-    def equal(self, source: Tensor) -> bool:
-        """这些浮点权重量化之后，是否就是它。
+    def equal(self, source: "Tensor | QuantizedWeight") -> bool:
+        """这些浮点权重量化之后，是否就是它；已经量化好的，直接比。
 
-        Whether these float weights, quantized, are what it holds.
+        Whether these float weights, quantized, are what it holds; what is quantized already is compared as it is.
         """
+        if isinstance(source, QuantizedWeight):
+            return all(part.equal(other.to(part)) for part, other in zip(self.parts, source.parts, strict=True))
         return all(
             part.equal(new.to(part.device))
             for rows, codes in self._quantized(source) for part, new in zip(rows.parts, codes, strict=True)
@@ -248,22 +305,25 @@ class QuantizedWeight:
 
     def _quantized(self, source: Tensor) -> Iterator[tuple["QuantizedWeight", tuple[Tensor, ...]]]:
         quantize: Callable[..., tuple[Tensor, ...]] = quantize_int8 if self.bits == 8 else quantize_int4
-        for part, rows in zip(self.in_parts(), source.split(_ROWS)):
+        for part, rows in zip(self.in_parts(), source.split(self.part_rows)):
             yield part, quantize(rows.to(self.codes.device), self.scales.dtype)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
-        """`F.linear(x, weight, bias)`：先还原，再乘。融合核函数的朴素实现。
+        """`F.linear(x, weight, bias)` 就是 `linear`。
 
-        `F.linear(x, weight, bias)`: restore, then multiply. The plain twin of the fused kernels.
+        `F.linear(x, weight, bias)` is `linear`.
         """
         # torch 的函数遇到不认识的参数，会来问它的类：这里只答应 `F.linear`，别的运算照样报错，不会悄悄算错。
         # A function of torch that meets an argument it does not know asks the argument's class: only `F.linear` is
         # taken on, any other operation still fails and is not quietly wrong.
         if function is not F.linear:
             return NotImplemented
-        x, weight, *rest = args
-        return F.linear(x, weight.dequantize(), *rest, **(kwargs or {}))
+
+        def plain(input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+            return weight.linear(input, bias)
+
+        return plain(*args, **(kwargs or {}))
 
 
 # 线性层的权重是其中一种。

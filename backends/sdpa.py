@@ -395,6 +395,8 @@ class SDPABackend(AttentionBackend):
         if decode is None:
             return torch.zeros_like(q)  # [B, Sq, Hq, D]
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+        # 编码取出来就变回浮点数：SDPA 自己不认得缩放，省下的只是内存。
+        # Codes become floats as they are taken: SDPA itself knows no scales, so memory is all that is saved.
         keys = _gather(k_cache, decode.slots, k_descale, q.dtype)  # [B, Hkv, L, D]
         values = _gather(v_cache, decode.slots, v_descale, q.dtype)  # [B, Hkv, L, D]
         # 例：6 个 query 头、2 个 KV 头、Sq = 1：[B, 6, 1, D] 看作 [B, 2, 3, D]，头 0 到 2 落在 KV 头 0 名下。

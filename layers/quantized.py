@@ -4,7 +4,7 @@
     int4    每 32 列一组；词嵌入和输出头用 int8      / groups of 32 columns; embedding and head are int8
 
 解码一步要把所有权重从内存读一遍，时间与字节数成正比：每个权重 bfloat16 占 2 字节，int8 占 1，
-int4 连缩放和零点占 0.625。
+int4 连缩放和中值占 0.625。
 
 Quantization: once the model is built, the weights of linear layers, embedding and head become `QuantizedWeight`s; not a
 line of the layers changes.
@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 # 选项的值 -> 一个权重几位。
 # The option's values -> bits of a weight.
 QUANTIZATIONS = {"int8": 8, "int4": 4}
-# 读 int4 的核函数一次处理 16 个输出、一组 32 列。
-# The kernels that read int4 take 16 outputs and a group of 32 columns at a time.
+# PyTorch 在 CPU 上读 int4 的乘法一次处理 16 个输出、一组 32 列；GPU 上也照此，同一个模型到处一样。
+# PyTorch's product that reads int4 on a CPU takes 16 outputs and a group of 32 columns at a time; a GPU does likewise,
+# so that a model is the same everywhere.
 _OUTPUTS = 16
 
 

@@ -124,7 +124,7 @@ class CheckpointFormat(ABC):
             get: 按名字取文件里的一个张量；takes a tensor from the file by its name
 
         Returns:
-            在 CPU 上，缩放和零点是 float32；on the CPU, scales and zeros in float32
+            在 CPU 上，缩放和中值是 float32；on the CPU, scales and zeros in float32
 
         Raises:
             ModelLoadError: 列的次序是打乱的，8 位却有零点，形状不符；shuffled columns, 8 bits with zero points, a shape
@@ -138,7 +138,7 @@ class CheckpointFormat(ABC):
             if zeros is not None and bool((zeros != 128).any()):
                 raise ModelLoadError(f"tensor {name!r:.100} is int8 with a zero point, which is not read: {_INSTEAD}")
             return QuantizedWeight((codes ^ 128).view(torch.int8), scales.float().flatten().contiguous())
-        # (code - zero) * scale = (code - 8) * scale + (8 - zero) * scale；例：zero 11，scale 0.1，我们的零点是 -0.3。
+        # (code - zero) * scale = (code - 8) * scale + (8 - zero) * scale；例：zero 11，scale 0.1，我们的中值是 -0.3。
         # (code - zero) * scale = (code - 8) * scale + (8 - zero) * scale; for example zero 11 and scale 0.1 make -0.3.
         # 16 位的缩放乘以不超过 15 的整数，float32 装得下，所以这一步没有舍入。
         # A scale of 16 bits times an integer of up to 15 fits into float32: nothing is rounded in this step.

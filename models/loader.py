@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +113,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
     The dtype where `config.json` names none: that of the largest tensor.
     """
-    _, _, dtype = max(read_headers(folder).values(), key=lambda stored: math.prod(stored[1]), default=("", [], ""))
-    return _FLOATS.get(dtype, torch.float32)
+    floats = [stored for stored in read_headers(folder).values() if stored[2] in _FLOATS]
+    return _FLOATS[max(floats, key=lambda stored: math.prod(stored[1]), default=("", [], "F32"))[2]]
 
 
 def weight_targets(model: nn.Module) -> dict[str, Any]:
@@ -218,7 +217,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
         if place not in targets:
             # 有些 GPTQ 文件给没有偏置的层也存了偏置，全是零；是不是零，读的时候再看。
             # Some GPTQ files store a bias of zeros for layers that have none; whether it is shows once it is read.
-            if model.config.packing and place.endswith(".bias"):
+            if place.endswith(".bias") and stored.get(f"{name[:-4]}weight", "  ")[2].startswith("int"):
                 continue
             raise ModelLoadError(f"unexpected {what} {shape!s:.60} in {file}: {_OTHER}")
         # 必须自己比形状：`copy_` 会广播，一个 [1] 的张量会悄悄填满整个 [2048] 的参数。
@@ -249,24 +248,21 @@ def _iterate_tensors(
     quantized become one.
     """
     stored, folded = read_headers(folder), read_headers(folder, packing)
-    with ExitStack() as stack:
-        files: dict[Path, Any] = {}
 
-        def get(name: str) -> Tensor:
-            path = folder / stored[name][0]
-            try:
-                if path not in files:
-                    files[path] = stack.enter_context(safe_open(str(path), framework="pt", device="cpu"))
-                # 用到哪个张量，才从文件里读哪一段。
-                # A tensor's bytes are read from the file on demand.
-                return files[path].get_tensor(name)
-            except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-                raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
+    def get(name: str) -> Tensor:
+        path = folder / stored[name][0]
+        try:
+            # 用到哪个张量，才从文件里读哪一段。
+            # A tensor's bytes are read from the file on demand.
+            with safe_open(str(path), framework="pt", device="cpu") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
 
-        # 一个文件读完再读下一个。
-        # One file after the other.
-        for name in sorted(names, key=lambda each: folded[each][0]):
-            yield name, packing.read(name, get) if packing and name not in stored else get(name)
+    # 一个文件读完再读下一个；折叠过的名字在文件里另有内容，或者根本没有。
+    # One file after the other; of a folded name the file has something else, or nothing at all.
+    for name in sorted(names, key=lambda each: folded[each][0]):
+        yield name, packing.read(name, get) if packing and folded[name] != stored.get(name) else get(name)
 
 
 def _equal(target: Any, tensor: Tensor) -> bool:
@@ -290,7 +286,7 @@ def _fill(name: str, target: Any, tensor: Tensor) -> None:
     # A single NaN makes every answer `!!!!`. If minimum and maximum are finite all are: NaN spreads to both.
     # 量化的看缩放：一组里有一个坏数，缩放就是坏的。
     # Of a quantized one look at the scales: one bad number in a group makes its scale bad.
-    filled, stored = (getattr(each, "scales", each) for each in (target, tensor))
+    filled, stored = (getattr(each, "ruler", each) for each in (target, tensor))
     if all(bound.isfinite() for bound in torch.aminmax(filled)):
         return
     if all(bound.isfinite() for bound in torch.aminmax(stored)):

@@ -63,10 +63,10 @@ def make_side(config: EngineConfig, name: str, dtype: str) -> EngineConfig:
     for option in options:
         # `kv-` 开头的是 KV 缓存，其余是权重。
         # What begins with `kv-` is the KV cache, all else the weights.
-        if option.startswith("kv-"):
-            changes["kv_cache_dtype"] = option.removeprefix("kv-")
-        else:
-            changes["quantization"] = option
+        field = "kv_cache_dtype" if option.startswith("kv-") else "quantization"
+        if field in changes:
+            raise ValueError(f"{name!r:.60} names {field} twice: leave one out")
+        changes[field] = option.removeprefix("kv-")
     return replace(config, **changes)
 
 
@@ -92,6 +92,8 @@ def compare_backends(
     dtype = next((str(side.resolve().dtype) for side in sides if side.quantization), config.dtype)
     # 块大小不同，前缀命中就不同，步子也会错开；统一用两者默认值里较大的。
     # With different block sizes prefix hits differ and the steps drift apart; use the larger default for both.
+    # 量化不影响块大小：它由后端决定，见 `AttentionBackend.default_block_size`。
+    # Quantization does not change block sizes: they are the backend's, see `AttentionBackend.default_block_size`.
     defaults = [create_backend(side.backend, device).default_block_size for side in sides]
     block_size = config.kvcache_block_size or max(defaults)
     # 两个引擎各有自己的权重、块池和调度器，互不共享；所以内存要够放 2 份模型。

@@ -85,11 +85,17 @@ def test_triton_on_the_cpu_is_for_tests_only(monkeypatch: pytest.MonkeyPatch) ->
     assert create_backend("auto", "cpu").name == choose_backend("cpu") == "sdpa"
 
 
-def test_triton_and_flash_say_what_they_do_not_support() -> None:
+def test_triton_and_flash_say_what_they_do_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from backends.flash import FlashBackend
     from backends.triton import TritonBackend
 
+    # 解释执行靠 NumPy，它没有 bf16：照样算，结果全错，所以拒绝。
+    # The interpreter works by NumPy, which has no bf16: it would compute all the same, all wrong, and is refused.
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "bfloat16 cannot be interpreted" in str(TritonBackend.why_unsupported(64, torch.bfloat16))
+    assert TritonBackend.why_unsupported(64, torch.float16) is None
+    monkeypatch.delenv("TRITON_INTERPRET")
     for head_dim in (16, 32, 64, 128, 256):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             assert TritonBackend.why_unsupported(head_dim, dtype) is None
@@ -226,6 +232,7 @@ def kernels_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from backends.triton import TritonBackend, TritonKernels
 
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(
@@ -310,7 +317,8 @@ def test_a_backend_is_imported_when_chosen() -> None:
     # The contracts are always there, what implements them comes when it is chosen.
     code = (
         "import sys, backends, torch\n"
-        "contracts = {'backends.base', 'backends.kernels', 'backends.kv_cache', 'backends.quantized_cache'}\n"
+        "contracts = {'backends.' + name for name in\n"
+        "             ('base', 'kernels', 'kv_cache', 'quantized_cache', 'quantized_weight')}\n"
         "loaded = lambda: print(sorted(m for m in sys.modules if m.startswith('backends.') and m not in contracts))\n"
         "backends.backend_names(); loaded()\n"
         "backend = backends.create_backend('torch', 'cpu'); loaded()\n"
@@ -324,6 +332,7 @@ def test_a_backend_is_imported_when_chosen() -> None:
     assert result.stdout.splitlines() == [
         str(modules)
         for modules in (
-            [], plain, plain, ["backends.sdpa", *plain], ["backends.cpu_kernels", "backends.sdpa", *plain],
+            [], plain, plain, ["backends.sdpa", "backends.store", *plain],
+            ["backends.cpu_kernels", "backends.sdpa", "backends.store", *plain],
         )
     ]  # fmt: skip

@@ -257,7 +257,8 @@ def test_compare_quantized_and_plain(capsys: pytest.CaptureFixture[str], quantiz
 
 
 @pytest.mark.parametrize(
-    "name, wanted", [("torch:int5", "int8, int4"), ("torch:kv-int5", "int8"), ("x:int8", "torch")]
+    "name, wanted",
+    [("torch:int5", "int8, int4"), ("torch:kv-int5", "int8"), ("x:int8", "torch"), ("torch:int8:int4", "twice")],
 )
 def test_compare_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str], name: str, wanted: str) -> None:
     code, out, err = main(capsys, "--compare", "torch", name, "--prompt", "hi")

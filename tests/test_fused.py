@@ -131,10 +131,11 @@ def test_gated_linear(kernels: FusedKernels, place: Place, num_tokens: int, size
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize(
-    "num_tokens, rows, columns", [(1, 64, 96), (1, 34, 2080), (3, 48, 160), (40, 64, 64), (70, 96, 96)]
-)
+@pytest.mark.parametrize("num_tokens, rows, columns, bits", [
+    *((*sizes, bits) for sizes in [(1, 64, 96), (1, 34, 2080), (3, 48, 160), (40, 64, 64), (70, 96, 96)]
+      for bits in (8, 4)),
+    (1, 32, 72, 8), (4, 32, 40, 8),
+])  # fmt: skip
 def test_quantized_linear(
     kernels: FusedKernels, place: Place, num_tokens: int, rows: int, columns: int, bits: int, gated: bool
 ) -> None:

@@ -363,32 +363,37 @@ def pack_words(codes: Tensor, bits: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def store_packed(source: Path, folder: Path, bits: int, group: int) -> dict[str, Tensor]:
-    """把一个文件夹的线性层改存成 compressed-tensors 的 pack-quantized，返回各层还原后的权重。
+def store_packed(
+    source: Path, folder: Path, bits: int, group: int, layout: str = "pack-quantized", pattern: str = "proj.weight"
+) -> dict[str, Tensor]:
+    """把一个文件夹的线性层改存成 compressed-tensors 的一种格式，返回各层还原后的权重。
 
-    Store a folder's linear layers as pack-quantized of compressed-tensors; returns the restored weight of each.
+    Store a folder's linear layers in a format of compressed-tensors; returns the restored weight of each.
     """
     from safetensors.torch import load_file
 
     shutil.copytree(source, folder)
     tensors, restored = load_file(folder / "model.safetensors"), {}
     middle = 1 << (bits - 1)
-    for name in [name for name in tensors if name.endswith("proj.weight")]:
+    for name in [name for name in tensors if name.endswith(pattern)]:
         weight = tensors.pop(name).float()
         groups = weight.unflatten(1, (-1, weight.shape[1] if group < 0 else group))
         scales = (groups.abs().amax(2) / (middle - 1)).half().float()
         codes = (groups / scales[:, :, None]).round().clamp(-middle, middle - 1)
         restored[name] = (codes * scales[:, :, None]).flatten(1)
         layer = name.removesuffix("weight")
-        tensors[layer + "weight_packed"] = pack_words((codes + middle).flatten(1).int(), bits)
         tensors[layer + "weight_scale"] = scales.half()
-        tensors[layer + "weight_shape"] = torch.tensor(weight.shape)
+        if layout == "int-quantized":
+            tensors[layer + "weight"] = codes.flatten(1).to(torch.int8)
+        else:
+            tensors[layer + "weight_packed"] = pack_words((codes + middle).flatten(1).int(), bits)
+            tensors[layer + "weight_shape"] = torch.tensor(weight.shape)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel" if group < 0 else "group",
                "group_size": None if group < 0 else group}  # fmt: skip
     config["quantization_config"] = {
-        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+        "quant_method": "compressed-tensors", "format": layout, "ignore": ["lm_head"],
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
@@ -396,10 +401,15 @@ def store_packed(source: Path, folder: Path, bits: int, group: int) -> dict[str,
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("bits, group", [(8, -1), (4, 32), (4, 64), (4, -1)])
-def test_a_packed_checkpoint_equals_its_restored_weights(bits: int, group: int, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits, group, layout", [
+    (8, -1, "pack-quantized"), (4, 32, "pack-quantized"), (4, 64, "pack-quantized"), (4, -1, "pack-quantized"),
+    (8, -1, "int-quantized"),
+])  # fmt: skip
+def test_a_packed_checkpoint_equals_its_restored_weights(
+    bits: int, group: int, layout: str, kind: str, tmp_path: Path
+) -> None:
     source = save_model(tmp_path / "source", kind, hidden_size=64, intermediate_size=128)
-    restored = store_packed(source, tmp_path / "packed", bits, group)
+    restored = store_packed(source, tmp_path / "packed", bits, group, layout)
     options = {"device": "cpu", "dtype": "float32", "num_kvcache_blocks": 16, "backend": "torch"}
     packed = LLM(str(tmp_path / "packed"), **options)
     weights = layers_of(packed)
@@ -446,6 +456,46 @@ def test_a_bias_of_zeros_that_the_model_lacks_is_passed_over(value: float, tmp_p
     else:
         with pytest.raises(ValueError, match=r"unexpected tensor .*q_proj.bias' that is not zero"):
             LLM(str(tmp_path / "packed"), device="cpu", num_kvcache_blocks=16)
+
+
+def test_a_quantized_embedding_that_the_head_shares_is_refused(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", tie_word_embeddings=True)
+    store_packed(source, tmp_path / "packed", 4, 32, pattern="embed_tokens.weight")
+    with pytest.raises(ValueError, match=r"embed_tokens.weight is quantized and shared by embedding and head"):
+        LLM(str(tmp_path / "packed"), device="cpu", num_kvcache_blocks=16)
+
+
+def test_a_configuration_that_promises_quantized_weights_is_held_to_it(tmp_path: Path) -> None:
+    store_packed(save_model(tmp_path / "source"), tmp_path / "packed", 4, 32, pattern="nothing")
+    with pytest.raises(ValueError, match="none is: drop quantization_config"):
+        LLM(str(tmp_path / "packed"), device="cpu", num_kvcache_blocks=16)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_what_does_not_fit_into_float16_is_refused(quantization: str | None, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    file = save_model(tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = 2e5
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"up_proj.weight' does not fit into torch.float16"):
+        LLM(str(tmp_path), device="cpu", dtype="float16", quantization=quantization, num_kvcache_blocks=16)
+
+
+@pytest.mark.parametrize("inputs", [72, 88, 100])
+def test_inputs_of_any_number_give_the_plain_result(inputs: int, tmp_path: Path) -> None:
+    # PyTorch 的 int8 乘法要求输入是 16 的倍数，否则读到末尾之外。
+    # PyTorch's int8 product wants inputs in multiples of 16, and else reads past the end.
+    save_model(tmp_path, intermediate_size=inputs)
+    prompt = [[5, 9, 200, 31, 7, 77, 3]]
+    params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, logprobs=0)
+    chosen = []
+    for eager in (True, False):
+        llm = LLM(str(tmp_path), device="cpu", quantization="int8", num_kvcache_blocks=16, enforce_eager=eager)
+        chosen.append(llm.generate(prompt, params, progress=False)[0].outputs[0])
+    assert chosen[0].token_ids == chosen[1].token_ids
+    assert chosen[0].cumulative_logprob == pytest.approx(chosen[1].cumulative_logprob, abs=0.1)
 
 
 def test_of_stacked_layers_all_or_none_are_quantized(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ in them, and the tests use it.
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,11 +61,9 @@ def _many_rows(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """
     if not isinstance(weight, QuantizedWeight):
         return F.linear(x, weight, bias)
-    # 一段 4096 行：3072 列时是 24 MB，H100 的二级缓存有 50 MB；刚还原的，乘法马上就从那里读走。
-    # A part is 4096 rows: 24 MB with 3072 columns, and an H100's second-level cache has 50; the product reads what was
-    # just restored from there.
-    out = torch.cat([F.linear(x, restore(part, x.dtype)) for part in weight.in_parts()], dim=1)
-    return out if bias is None else out + bias
+    # 刚还原的一段还在二级缓存里，乘法马上就从那里读走。
+    # The part that was just restored is still in the second-level cache, and the product reads it from there.
+    return weight.linear(x, bias, partial(restore, dtype=x.dtype, num_rows=x.shape[0]))
 
 
 class TritonKernels(FusedKernels):
@@ -195,6 +194,8 @@ class TritonBackend(AttentionBackend):
         """
         if head_dim not in (16, 32, 64, 128, 256):
             return f"head_dim={head_dim}, it supports 16, 32, 64, 128 and 256; use sdpa"
+        if dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1":
+            return "bfloat16 cannot be interpreted, as NumPy has none; use float32 or float16"
         if dtype not in (torch.float16, torch.bfloat16, torch.float32):
             return f"dtype {dtype}, it supports float16, bfloat16 and float32; use sdpa"
         return super().why_unsupported(head_dim, dtype, codes)

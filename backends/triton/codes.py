@@ -15,7 +15,10 @@ from torch import Tensor
 from backends.quantized_weight import GROUP, QuantizedWeight
 from backends.triton.launch import await_inputs, early
 
-# 传给核函数的权重：编码或浮点数，缩放，零点，一个权重几位；浮点权重没有后两样，随便传什么占位。
+# 核函数里用的一组几列，和它占几个字节。
+# Columns of a group for use in kernels, and the bytes that they take.
+CODE_GROUP, GROUP_BYTES = tl.constexpr(GROUP), tl.constexpr(GROUP // 2)
+# 传给核函数的权重：编码或浮点数，缩放，中值，一个权重几位；浮点权重没有后两样，随便传什么占位。
 # A weight as the kernels take it: codes or floats, scales, zeros, and bits of a weight; a float weight has neither
 # scales nor zeros, and anything stands in.
 Parts = tuple[Tensor, Tensor, Tensor, int]
@@ -26,6 +29,8 @@ def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
 
     Take it apart into arguments of the kernels.
     """
+    # int8 没有中值，用缩放占位：核函数按 `BITS` 编译，那一份里没有读它的代码。
+    # int8 has no zeros and scales stand in: a kernel is compiled for its `BITS`, and that one does not read them.
     if isinstance(weight, QuantizedWeight):
         return weight.codes, weight.scales, weight.scales if weight.zeros is None else weight.zeros, weight.bits
     return weight, weight, weight, 16
@@ -42,17 +47,17 @@ def int4_tile(
     byte holds one of each.
 
     Returns:
-        [BLOCK_N, BLOCK_G * 16], [BLOCK_N, BLOCK_G * 16]
+        [BLOCK_N, BLOCK_G * GROUP_BYTES]，偶数列和奇数列；even and odd columns
     """
-    # 最后一次可能越过行末：多出的组掩码为假，编码、缩放、零点都读成 0，乘出来也是 0。
+    # 最后一次可能越过行末：多出的组掩码为假，编码、缩放、中值都读成 0，乘出来也是 0。
     # The last round may run past a row's end: the groups beyond are masked, and codes, scales and zeros read as 0 make
     # products of 0.
     group = first + tl.arange(0, BLOCK_G)
     real = inside[:, None] & (group < GROUPS)[None, :]
     place = row.to(tl.int64)[:, None] * GROUPS + group[None, :]  # [BLOCK_N, BLOCK_G]
-    # 一组 32 列是相邻的 16 个字节，一个线程正好一次取走；缩放和零点一组各读一次。
+    # 一组 32 列是相邻的 16 个字节，一个线程正好一次取走；缩放和中值一组各读一次。
     # A group of 32 columns is 16 bytes side by side, which a thread takes at once; scale and zero are read once each.
-    byte = place[:, :, None] * 16 + tl.arange(0, 16)[None, None, :]  # [BLOCK_N, BLOCK_G, 16]
+    byte = place[:, :, None] * GROUP_BYTES + tl.arange(0, GROUP_BYTES)[None, None, :]  # [BLOCK_N, BLOCK_G, 16]
     codes = tl.load(codes_ptr + byte, mask=real[:, :, None], other=0)
     # `[:, :, None]` 让一个缩放广播给组里的 16 个字节。
     # `[:, :, None]` broadcasts a scale to the 16 bytes of its group.
@@ -63,7 +68,8 @@ def int4_tile(
     # -5 and 2 steps.
     even = ((codes & 15).to(tl.float32) - 8) * scale + zero  # [BLOCK_N, BLOCK_G, 16]
     odd = ((codes >> 4).to(tl.float32) - 8) * scale + zero  # [BLOCK_N, BLOCK_G, 16]
-    return tl.reshape(even, [BLOCK_N, BLOCK_G * 16]), tl.reshape(odd, [BLOCK_N, BLOCK_G * 16])
+    width: tl.constexpr = BLOCK_G * GROUP_BYTES
+    return tl.reshape(even, [BLOCK_N, width]), tl.reshape(odd, [BLOCK_N, width])
 
 
 @triton.jit
@@ -75,6 +81,8 @@ def restore_kernel(
 
     One program: `BLOCK_N` rows and `BLOCK_K` columns.
     """
+    # 写的地方可能是上一段刚用过的内存，所以要等前一个核函数读完它。
+    # The place written to may be memory that the part before has just used: wait until the kernel before has read it.
     await_inputs(EARLY)
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = row < num_rows
@@ -83,7 +91,8 @@ def restore_kernel(
     out_type = out_ptr.dtype.element_ty
     if BITS == 4:
         even, odd = int4_tile(
-            codes_ptr, scale_ptr, zero_ptr, row, first // 32, inside, SIZE // 32, BLOCK_N, BLOCK_K // 32
+            codes_ptr, scale_ptr, zero_ptr, row, first // CODE_GROUP, inside, SIZE // CODE_GROUP, BLOCK_N,
+            BLOCK_K // CODE_GROUP,
         )
         # 两半写到相邻的列，合起来仍是连续的一行。
         # The halves go to neighbouring columns and make a contiguous row again.
@@ -99,22 +108,25 @@ def restore_kernel(
         tl.store(out_ptr + start + k, (codes * scale[:, None]).to(out_type), mask=mask)
 
 
-def restore(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+def restore(weight: QuantizedWeight, dtype: torch.dtype, num_rows: int) -> Tensor:
     """启动上面的核函数：还原成浮点数。
 
     Launch the kernel above: restore the floats.
 
+    Args:
+        num_rows: 这一步的行数，同 `early`；rows of the step, as for `early`
+
     Returns:
         [N, K]
     """
-    num_rows, size = weight.shape
+    outputs, size = weight.shape
     codes, scales, zeros, bits = parts_of(weight)
-    out = torch.empty(num_rows, size, dtype=dtype, device=codes.device)
+    out = torch.empty(outputs, size, dtype=dtype, device=codes.device)
     # 一个程序 8 行、512 列：写出 8 KB 的 bf16，足够多的程序同时在写。
     # A program has 8 rows and 512 columns: it writes 8 KB of bf16, and enough programs write at once.
     block_k = 16 * GROUP
-    restore_kernel[(triton.cdiv(num_rows, 8), triton.cdiv(size, block_k))](
-        codes, scales, zeros, out, num_rows, SIZE=size, BITS=bits, BLOCK_N=8, BLOCK_K=block_k, num_warps=4,
+    restore_kernel[(triton.cdiv(outputs, 8), triton.cdiv(size, block_k))](
+        codes, scales, zeros, out, outputs, SIZE=size, BITS=bits, BLOCK_N=8, BLOCK_K=block_k, num_warps=4,
         **early(codes.device, num_rows),
     )  # fmt: skip
     return out

@@ -191,6 +191,8 @@ def decode_kernel(
         # p 先转成 v 的精度：张量核心要求两个输入的 dtype 相同；乘积的累加仍是 float32。
         # p is cast to v's precision first: tensor cores want both inputs of one dtype; the products still add up in
         # float32.
+        # V 的缩放各个 token 不同，乘在权重上：Σ p · (code * s) = Σ (p * s) · code。
+        # V's scale differs from token to token and multiplies the weights: Σ p · (code * s) = Σ (p * s) · code.
         if v_descale_ptr is not None:
             p, v = scale_values(p, v, tl.load(v_descale_ptr + kv_row // HEAD_DIM, mask=valid, other=0.0), q.dtype)
         acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")

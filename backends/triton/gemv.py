@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.quantized_weight import Weight
-from backends.triton.codes import int4_tile, parts_of
+from backends.triton.codes import CODE_GROUP, int4_tile, parts_of
 from backends.triton.fused import gate_values
 from backends.triton.launch import await_inputs, early
 
@@ -60,7 +60,8 @@ def gemv_kernel(
         # 一个字节两个权重，偶数列和奇数列分开乘，见 `codes.py`。
         # A byte holds two weights; even and odd columns are multiplied apart, see `codes.py`.
         k = 2 * tl.arange(0, BLOCK_K // 2)
-        w, odd = int4_tile(weight_ptr, scale_ptr, zero_ptr, row, 0, inside, SIZE // 32, BLOCK_N, BLOCK_K // 32)
+        GROUPS: tl.constexpr = BLOCK_K // CODE_GROUP
+        w, odd = int4_tile(weight_ptr, scale_ptr, zero_ptr, row, 0, inside, SIZE // CODE_GROUP, BLOCK_N, GROUPS)
     else:
         w = tl.load(weights, mask=inside[:, None] & (k < SIZE)[None, :], other=0.0)
     await_inputs(EARLY)
@@ -81,9 +82,9 @@ def gemv_kernel(
         # The weights of the next round; mostly a round is a whole row, and the mask, false all over, reads nothing.
         if BITS == 4:
             acc += odd * tl.load(x_ptr + start + k + 1, mask=start + k < SIZE, other=0.0).to(tl.float32)[None, :]
-            first = (start + BLOCK_K) // 32
+            first = (start + BLOCK_K) // CODE_GROUP
             w, odd = int4_tile(
-                weight_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE // 32, BLOCK_N, BLOCK_K // 32
+                weight_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE // CODE_GROUP, BLOCK_N, GROUPS
             )
         else:
             real = start + BLOCK_K + k < SIZE
@@ -140,10 +141,10 @@ def gemv(x: Tensor, weight: Weight, bias: Tensor | None, gated: bool = False) ->
 
 
 def choose_tile(size: int, bits: int = 16) -> tuple[int, int]:
-    """每个程序几行权重，一次几列；编码比浮点数短，多取一倍的行，在路上的字节才不会太少。
+    """每个程序几行权重，一次几列；宽的权重若是编码，就多取一倍的行：编码短，在路上的字节才不会太少。
 
-    Rows of the weight a program has, and columns at a time; codes are shorter than floats, and twice the rows keep
-    enough bytes on their way.
+    Rows of the weight a program has, and columns at a time; wide weights of codes have twice the rows: codes are short,
+    and enough bytes have to be on their way.
     """
     # 窄的一次读完整行，宽的一次 1024 列：等前一个核函数时，第一批权重都已在路上。
     # Narrow ones take a whole row at once, wide ones 1024 columns: the first of the weights are on their way while the

@@ -151,6 +151,8 @@ def prefill_kernel(
         row = kv_rows(n, token, valid, table, k_start, kv_head, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, BLOCK_N)
         k = tl.load(k_ptr + row[None, :] + d[:, None], mask=valid[None, :], other=0.0)
         scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale_log2
+        # 末尾之外的槽位没写过，缩放也是垃圾值，所以同样用掩码读成 0。
+        # Slots past the end were never written and their scales are garbage, too: masked, they read as 0.
         if k_descale_ptr is not None:
             scores *= tl.load(k_descale_ptr + row // HEAD_DIM, mask=valid, other=0.0)[None, :]
         visible = valid[None, :]

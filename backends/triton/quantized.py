@@ -9,12 +9,13 @@ There is one formula, that of `backends/quantized_cache.py`; each step here foll
 one by one.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from backends.quantized_cache import LIMITS, SMALLEST
 
-_INT8, _FP8 = (tl.constexpr(1 / limit) for limit in LIMITS.values())
+_INT8, _FP8 = tl.constexpr(1 / LIMITS[torch.int8]), tl.constexpr(1 / LIMITS[torch.float8_e4m3fn])
 _SMALLEST = tl.constexpr(SMALLEST)
 
 
@@ -34,6 +35,8 @@ def store_heads(cache_ptr, descale_ptr, row, first, second, mask, HALF: tl.const
     if descale_ptr is not None:
         first, second, descale = quantize_halves(first, second, cache_ptr.dtype.element_ty)
         tl.store(descale_ptr + row, descale, mask=mask)
+    # 两半分两次写：一个头的编码在缓存里仍是连续的 `2 * HALF` 个。
+    # The halves are stored one after the other: in the cache a head's codes are `2 * HALF` in a row all the same.
     target = cache_ptr + row[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
     tl.store(target, first, mask=mask[:, None])
     tl.store(target + HALF, second, mask=mask[:, None])
@@ -52,6 +55,8 @@ def quantize_halves(first, second, CODES: tl.constexpr):
     Returns:
         [heads, HEAD_DIM // 2], [heads, HEAD_DIM // 2], [heads] float32
     """
+    # 缩放要看整个头，两半的最大值再取一次最大值。
+    # A scale is the whole head's: the larger of the two halves' maxima.
     a, b = first.to(tl.float32), second.to(tl.float32)
     largest = tl.maximum(tl.max(tl.abs(a), 1), tl.max(tl.abs(b), 1))
     # `tl.max` 会漏掉 NaN，`x * 0` 的和不会。
@@ -105,4 +110,6 @@ def scale_values(p, v, descale, DTYPE: tl.constexpr):
         v = v.to(tl.float32) * descale[:, None]
     else:
         p = p * descale[None, :]
+    # 张量核心要求两边同一种类型；-127 到 127 的整数在 bf16 里没有误差。
+    # Tensor cores want one type on both sides; integers from -127 to 127 are exact in bf16.
     return p.to(DTYPE), v.to(DTYPE)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.quantized_weight import Weight
-from backends.triton.codes import int4_tile, parts_of
+from backends.triton.codes import CODE_GROUP, int4_tile, parts_of
 from backends.triton.fused import gate_values
 from backends.triton.launch import await_inputs, early, nearly_done
 
@@ -57,7 +57,8 @@ def skinny_kernel(
             # 偶数列和奇数列各乘一次，加在一起，见 `codes.py`。
             # Even and odd columns are multiplied one after the other and added up, see `codes.py`.
             w, odd = int4_tile(
-                weight_ptr, scale_ptr, zero_ptr, row, first // 32, inside_n, SIZE // 32, BLOCK_N, BLOCK_K // 32
+                weight_ptr, scale_ptr, zero_ptr, row, first // CODE_GROUP, inside_n, SIZE // CODE_GROUP, BLOCK_N,
+                BLOCK_K // CODE_GROUP,
             )
             k = (first + 2 * tl.arange(0, BLOCK_K // 2))[None, :]
             x_odd = tl.load(x_row + k + 1, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 2]

@@ -57,6 +57,8 @@ def store_kernel(
         j = head[:, None] * HEAD_DIM + tl.arange(0, HALF)[None, :]
         k, v = key_ptr + token * key_stride + j, value_ptr + token * value_stride + j
         mask = real[:, None]
+        # 缩放按（槽位，头）编号，一个头 1 个。
+        # Scales are numbered by (slot, head), 1 for each head.
         row = slot * (ROW // HEAD_DIM) + head
         k_first, k_second = tl.load(k, mask=mask, other=0.0), tl.load(k + HALF, mask=mask, other=0.0)
         store_heads(k_cache_ptr, k_descale_ptr, row, k_first, k_second, real, HALF)
