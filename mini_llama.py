@@ -25,11 +25,13 @@ if LEAVES_BY_CTRL_C:
 import argparse
 import io
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 # 依赖只有一个方向：命令行 -> `serving` -> `engine` -> `models` -> `layers` -> `backends`；下层从不导入上层。
@@ -48,8 +50,8 @@ from serving.chat import chat
 from serving.chat_template import encode_chat, require_chat_template
 from serving.compare import compare_backends
 from serving.console import print_answers, print_backends, print_comparison, print_summary, printable
+from serving.interrupts import interrupt_again
 from serving.llm import LLM
-from serving.process import interrupt_again, one_thread_if_small
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
 # Users may rely on these names; all else is internal and may change at any time.
@@ -66,6 +68,12 @@ BUILT_IN_PROMPTS = [
     "introduce yourself", "中国的首都是哪里？", "list all prime numbers within 100", "what is a KV cache?",
     "什么是前缀缓存？", "What is 23 + 45?",
 ]
+
+
+# 权重文件合计不到 32 MiB 的模型，一步只要一毫秒，多线程省不下时间；别的程序一忙，线程互相等，反而要 100 毫秒。
+# With weight files below 32 MiB in all a step takes a millisecond, where threads save nothing; and beside another busy
+# program, threads that wait for each other make it 100.
+_SMALL_BYTES = 1 << 25
 
 
 class Parser(argparse.ArgumentParser):
@@ -246,6 +254,23 @@ def answer(
         print_answers(console, prompts, outputs)
     print_summary(console, llm.engine, outputs, started)
     each_prompt(check_finite, [output.outputs[0].finish_reason for output in outputs])
+
+
+@contextmanager
+def one_thread_if_small(folder: Path) -> Iterator[None]:
+    """小模型只用一个线程，除非环境里写了 `OMP_NUM_THREADS`；只有命令行这样做，作为库时不碰全局的设置。
+
+    A small model runs on one thread, unless the environment has `OMP_NUM_THREADS`. The command line alone does so: as
+    a library it leaves settings of the process alone.
+    """
+    before = torch.get_num_threads()
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size < _SMALL_BYTES and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -100,13 +100,13 @@ WALKS = [
     ], ["return", "self.name", "scores"]),
     Walk("add_model", "0-2", [
         Stop("models/llama.py::LlamaDecoderLayer.forward", {
-            2: ["torch.allclose(`x + delta`, script['hf'](torch.tensor([script['prompt']]), output_hidden_states=True)"
-                ".`hidden_states[1]`[0], atol=1e-4)"],
+            2: ["(`x + delta`).allclose(script['hf'](script['torch'].tensor([script['prompt']]),"
+                " output_hidden_states=True).`hidden_states[1]`[0], atol=1e-4)"],
         }),
         Stop("models/llama.py::LlamaDecoderLayer.forward", {1: ["`normed`.shape == x.shape"]}, "delta = self.self"),
         Stop("models/llama.py::LlamaAttention.forward", {1: ["seen.update(q=q, k=k) is None"]}, "q, k = apply_rotary("),
         Stop("models/llama.py::LlamaAttention.forward", {
-            1: ["all((new[0] == old[0]).all() and not torch.allclose(new[1], old[1])"
+            1: ["all((new[0] == old[0]).all() and not new[1].allclose(old[1])"
                 " for new, old in ((q, seen['q']), (k, seen['k'])))"],
         }, "return self.o_proj(self.attn(q, k, v"),
     ], ["transformers", "enforce_eager=True", "x", "delta"]),
@@ -169,11 +169,11 @@ WALKS = [
                 "seen.update(q=`q[0, 0]`, second=q[1, 0]) is None"],
         }, "q, k = apply_rotary("),
         Stop("models/llama.py::LlamaAttention.forward", {
-            1: ["torch.equal(`q[0, 0]`, seen['q'])", "not torch.allclose(q[1, 0], seen['second'])"],
+            1: ["`q[0, 0]`.equal(seen['q'])", "not q[1, 0].allclose(seen['second'])"],
         }, "return self.o_proj(self.attn(q, k, v"),
         Stop("models/llama.py::LlamaModel.forward", {
             2: ["seen.update(x=x, sum=`x[0] + delta[0]`) is None"],
-            3: ["not torch.allclose(`x[0] + delta[0]`, seen['sum'])", "not torch.allclose(x[0], seen['sum'])"],
+            3: ["not (`x[0] + delta[0]`).allclose(seen['sum'])", "not x[0].allclose(seen['sum'])"],
         }, "x, delta = layer("),
     ], ["unflatten", "apply_rotary", "delta", "x"]),
     Walk("loading_weights", 'python mini_llama.py --prompt "What is safetensors?"', [
@@ -205,6 +205,22 @@ WALKS = [
                 "`seq.block_table` == []", "len(`seq.token_ids`) == 7", "up['`seq`'] is not seq"],
         }, "seq.status ="),
     ], ["free", "schedule"]),
+    Walk("quantized_cache", "python mini_llama.py --backend torch --kv-cache-dtype int8 --prompt hi", [
+        Stop("backends/quantized_cache.py::quantize", {
+            1: ["list(`x`.shape) == `[15, 2, 32]`",
+                "(`x[0, 0]` - `codes[0, 0] * descale[0, 0]`).abs().max() <= descale[0, 0] / 2"],
+        }, "return (codes.round()"),
+        Stop("backends/torch_backend.py::gather_pages", {1: ["descale is not None"]}, "rows = dequantize("),
+    ]),
+    Walk("quantized_weights", "python mini_llama.py --backend torch --quantization int8 --prompt hi", [
+        Stop("backends/quantized_weight.py::quantize_int8", {
+            1: ["`scales`.shape == (`weight.shape`[0],)", "(weight / steps).abs().amax(1).round().max() == 127"],
+        }, "return (weight / steps)"),
+        Stop("backends/quantized_weight.py::QuantizedWeight.linear", {
+            1: ["list(`self.shape`) == `[384, 256]`", "len(`x`) == 15",
+                "(`self.codes[0, :8] * self.scales[0]`).float().allclose(`self.dequantize()[0, :8]`.float(), rtol=0.01)"],
+        }, "parts = self.in_parts()"),
+    ]),
     Walk("questions", "all", [
         Stop("engine/scheduler.py::Scheduler._finish_reason", {
             1: ["`token` == seq.token_ids[-1]", "`seq.params.max_tokens` == `seq.num_output_tokens` == 3"],

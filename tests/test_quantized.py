@@ -77,7 +77,7 @@ def test_every_weight_is_within_half_a_step(bits: int, dtype: torch.dtype) -> No
     steps = made.scales.double()
     steps = steps[:, None] if bits == 8 else steps.repeat_interleave(GROUP, 1)
     error = (made.dequantize(torch.float64) - weight.double()).abs()
-    # 缩放（和零点）先舍入到 `dtype`；编码 127 步之外、15 步之外会被截断，多出的不超过舍入误差的倍数。
+    # 缩放（和中值）先舍入到 `dtype`；编码 127 步之外、15 步之外会被截断，多出的不超过舍入误差的倍数。
     # Scales and zeros are rounded to `dtype` first; what lies beyond the last code is clamped, and the excess is a
     # multiple of that rounding.
     slack = (127 if bits == 8 else 16) * torch.finfo(dtype).eps * steps + 1e-6 * weight.double().abs()
