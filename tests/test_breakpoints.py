@@ -218,7 +218,8 @@ WALKS = [
         }, "return (weight / steps)"),
         Stop("backends/quantized_weight.py::QuantizedWeight.linear", {
             1: ["list(`self.shape`) == `[384, 256]`", "len(`x`) == 15",
-                "(`self.codes[0, :8] * self.scales[0]`).float().allclose(`self.dequantize()[0, :8]`.float(), rtol=0.01)"],
+                "(`self.codes[0, :8] * self.scales[0]`).float()"
+                ".allclose(`self.dequantize()[0, :8]`.float(), rtol=0.01)"],
         }, "parts = self.in_parts()"),
     ]),
     Walk("questions", "all", [
