@@ -21,6 +21,7 @@ from common import environment, write_report
 
 from backends import backend_status, create_backend
 from backends.base import AttentionBackend
+from backends.quantized_cache import quantize
 
 HEADS, KV_HEADS, HEAD_DIM = 24, 8, 128
 
@@ -69,10 +70,14 @@ class Cache:
     The paged cache of some sequences, blocks scattered at random.
     """
 
-    def __init__(self, lengths: list[int], block_size: int) -> None:
+    def __init__(self, lengths: list[int], block_size: int, codes: torch.dtype | None = None) -> None:
         counts = [-(-length // block_size) for length in lengths]
         shape = (sum(counts), block_size, KV_HEADS, HEAD_DIM)
         self.k, self.v = (torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+        self.scales: dict[str, torch.Tensor] = {}
+        if codes is not None:
+            (self.k, k_descale), (self.v, v_descale) = quantize(self.k, codes), quantize(self.v, codes)
+            self.scales = {"k_descale": k_descale, "v_descale": v_descale}
         order = torch.randperm(sum(counts))
         table = torch.zeros(len(lengths), max(counts), dtype=torch.int32)
         start = 0
@@ -83,20 +88,27 @@ class Cache:
         self.lengths = torch.tensor(lengths, dtype=torch.int32, device="cuda")
 
 
-def decode(backend: AttentionBackend, lengths: list[int], block_size: int) -> tuple[float, float]:
+def decode(
+    backend: AttentionBackend, lengths: list[int], block_size: int, codes: torch.dtype | None = None
+) -> tuple[float, float]:
     """解码：微秒，TB/s（只数 K、V 的字节）。
 
     Decode: microseconds and TB/s (bytes of K and V only).
+
+    Args:
+        codes: 量化的缓存里编码的类型；the type of the codes in a quantized cache
     """
-    num_bytes = sum(lengths) * KV_HEADS * HEAD_DIM * 2 * 2
+    num_bytes = sum(lengths) * KV_HEADS * HEAD_DIM * 2 * (codes or torch.bfloat16).itemsize
     copies = max(1, int(200e6 // num_bytes) + 1)
-    caches = [Cache(lengths, block_size) for _ in range(copies)]
+    caches = [Cache(lengths, block_size, codes) for _ in range(copies)]
     q = torch.randn(len(lengths), 1, HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
     turn = iter(range(1 << 30))
 
     def launch() -> torch.Tensor:
         cache = caches[next(turn) % copies]
-        return backend.flash_attn_with_kvcache(q, cache.k, cache.v, cache.lengths, cache.table, causal=True)
+        return backend.flash_attn_with_kvcache(
+            q, cache.k, cache.v, cache.lengths, cache.table, causal=True, **cache.scales
+        )
 
     micros = measure(launch, max(20, copies))
     return micros, num_bytes / micros / 1e6
@@ -162,11 +174,14 @@ def main() -> None:
                 ("prefill 16 x 1024", prefill(backend, [1024] * 16, block_size), "TFLOP/s", arithmetic),
                 ("store 8192 tokens", store(backend, 8192, block_size), "TB/s", bandwidth),
             ]
+            for codes in backend.code_dtypes if block_size == backend.default_block_size else ():
+                name = f"decode 256 x 512-1024, {str(codes).removeprefix('torch.')}"
+                cases.append((name, decode(backend, mixed, block_size, codes), "TB/s", bandwidth))
             for name, (micros, rate), unit, ceiling in cases:
                 row = {"backend": status.name, "block_size": block_size, "case": name, "us": micros}
                 rows.append(row | {"rate": rate, "unit": unit, "share_of_ceiling": rate / ceiling})
                 print(
-                    f"{status.name:7} block {block_size:3}  {name:22}{micros:9.1f} us {rate:8.2f} {unit:8}"
+                    f"{status.name:7} block {block_size:3}  {name:38}{micros:9.1f} us {rate:8.2f} {unit:8}"
                     f"{rate / ceiling:6.0%}",
                     flush=True,
                 )

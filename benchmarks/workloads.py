@@ -146,9 +146,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="全部负载 / all workloads")
     add_model_options(parser)
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
+    parser.add_argument("--quantization", help="权重量化 / quantize the weights")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="KV 缓存的类型 / type of the KV cache")
     parser.add_argument("--scale", type=int, default=1, help="请求数和长度缩小几倍 / divide counts and lengths")
     args = parser.parse_args()
-    llm = make_llm(args)
+    llm = make_llm(args, quantization=args.quantization, kv_cache_dtype=args.kv_cache_dtype)
     report: dict[str, Any] = {"model": model_name(args), "environment": environment(llm), "scale": args.scale}
     report |= {"repeats": args.repeats, "results": {}}
     rng = random.Random(1)
