@@ -73,9 +73,8 @@ def why_no_codes(codes: torch.dtype | None, supported: tuple[torch.dtype, ...]) 
     # Example: asked for fp8, sdpa supports auto and int8, and the way out is triton.
     asked = next(name for name, dtype in CODE_DTYPES.items() if dtype == codes)
     known = ", ".join(name for name, dtype in CODE_DTYPES.items() if dtype is None or dtype in supported)
-    return f"kv_cache_dtype={asked}, it supports {known}; use " + (
-        "triton, or sdpa" if codes == torch.int8 else "int8, or triton on a GPU"
-    )
+    way_out = "triton, or sdpa" if codes == torch.int8 else "int8, or triton on a GPU" if supported else "triton"
+    return f"kv_cache_dtype={asked}, it supports {known}; use {way_out}"
 
 
 def why_no_instructions(codes: torch.dtype | None, device: torch.device) -> str | None:
