@@ -320,7 +320,7 @@ def attention_cases() -> Iterator[Any]:
                 yield pytest.param(target, codes, case, kind, id=f"{pair.id}-{case}-{kind}", marks=pair.marks)
 
 
-@pytest.mark.parametrize("target, codes, case, kind", attention_cases())
+@pytest.mark.parametrize("target, codes, case, kind", list(attention_cases()))
 def test_attention(target: Target, codes: torch.dtype, case: Case, kind: str) -> None:
     # 空的、单个的、在块的边上的、上下文的尾段、query 比 key 多的；不多：解释执行的核函数很慢。
     # Empty, single, at a block's edge, the tail of a context, more queries than keys; not many, as interpreted kernels
