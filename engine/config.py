@@ -135,7 +135,10 @@ class EngineConfig:
         named = {"load_format": ("auto", "dummy"), "dtype": ("auto", *DTYPES), "kv_cache_dtype": tuple(CODE_DTYPES)}
         for name, known in {**named, "quantization": (None, *QUANTIZATIONS)}.items():
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name}={value!r:.40} is unknown: use one of {', '.join(filter(None, known))}")
+                # 来自 vLLM 的人会写 "gptq"、"awq"：这样的文件不用说，自己认得出。
+                # Who comes from vLLM writes "gptq" or "awq": such files are recognised without being told.
+                hint = "; for files that are quantized already, none" if name == "quantization" else ""
+                raise ValueError(f"{name}={value!r:.40} is unknown: use one of {', '.join(filter(None, known))}{hint}")
         check_seed(self.seed)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))

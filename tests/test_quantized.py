@@ -336,9 +336,9 @@ print(most - before)
 # ---- refusals ----
 
 
-@pytest.mark.parametrize("value", ["int5", "awq", 8, True, ""])
+@pytest.mark.parametrize("value", ["int5", "awq", "gptq", 8, True, ""])
 def test_unknown_values_are_refused_in_one_line(value: Any) -> None:
-    with pytest.raises(ValueError, match="use one of int8, int4") as error:
+    with pytest.raises(ValueError, match="use one of int8, int4; for files that are quantized already, none") as error:
         EngineConfig(quantization=value)
     assert "\n" not in str(error.value)
 
