@@ -305,8 +305,6 @@ def check_store_args(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tenso
     for argument, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if not cache.is_contiguous():
             raise ValueError(f"{argument} must be contiguous, got strides {list(cache.stride())}")
-    # 编码由浮点数得来：缓存是编码时，哪种浮点数都行，K 与 V 相同就可以。
-    # Codes are made from floats: a cache of codes takes any kind, the same for K and V.
     _check_tensor("key", key, ("T", heads, head_dim), check_stored(key, k_cache, k_descale, v_descale), k_cache.device)
     _check_tensor("value", value, tuple(key.shape), key.dtype, k_cache.device)
     # 每个新 token 一个槽位。int32 的槽位在小缓存上也能通过测试，显存一大就溢出，所以在这里一律拒绝。

@@ -107,7 +107,9 @@ def _side_by_side(block_table: Tensor, length: int, block_size: int) -> slice | 
     return slice(start, start + length) if blocks == list(range(blocks[0], blocks[0] + len(blocks))) else None
 
 
-def _gather(cache: Tensor, slots: Tensor | slice, descale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _gather(
+    cache: Tensor, slots: Tensor | slice, descale: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """按槽位取出 K 或 V。这其实就是查表，所以用 `F.embedding`：CPU 上它比 `cache[slots]` 快得多。
 
     Take K or V by slot. It is a table look-up, hence `F.embedding`: on a CPU it is much faster than `cache[slots]`.
@@ -123,8 +125,7 @@ def _gather(cache: Tensor, slots: Tensor | slice, descale: Tensor | None, dtype:
     # 缩放就是宽度为 1 的缓存，照样取出，再乘上去：[B, Hkv, L, 1]。
     # Scales are a cache of width 1: take them alike, and multiply: [B, Hkv, L, 1].
     if descale is not None:
-        scales = _gather(descale[..., None], slots, None, dtype)
-        return dequantize(_gather(cache, slots, None, dtype), scales, dtype)  # [B, Hkv, L, D]
+        return dequantize(_gather(cache, slots), _gather(descale[..., None], slots), dtype)  # [B, Hkv, L, D]
     num_heads, head_dim = cache.shape[2:]
     # 只有一条序列，它的块又恰好首尾相接：K、V 已经是连续的，开一个窗口就行，不必拷贝。
     # A single sequence whose blocks happen to lie side by side: K and V are contiguous already, a window will do.

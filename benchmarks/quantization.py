@@ -13,15 +13,14 @@ Usage: python benchmarks/quantization.py [--config FILE] [--transformers] [--rep
 import argparse
 import random
 import tempfile
-import time
 from typing import Any
 
 import torch
 from common import ROOT, add_model_options, environment, make_llm, model_name, random_prompts, spread, write_report
-from compare_hf import save_random_model, time_theirs
+from compare_hf import save_random_model, time_ours, time_theirs
 
 from backends.quantized_weight import QuantizedWeight
-from mini_llama import LLM, SamplingParams
+from mini_llama import LLM
 
 # 名字 -> 引擎的选项。
 # The name -> options of the engine.
@@ -57,18 +56,6 @@ def kv_bytes(llm: LLM) -> int:
     return sum(part.nbytes for part in parts if part is not None) // (caches[0].k.shape[0] * caches[0].k.shape[1])
 
 
-def time_generate(llm: LLM, prompts: list[list[int]], length: int) -> float:
-    """输出 `length` 个 token 要几秒。
-
-    The seconds for `length` tokens of output.
-    """
-    params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
-    start = time.perf_counter()
-    outputs = llm.generate(prompts, params, progress=False)
-    assert [len(output.outputs[0].token_ids) for output in outputs] == [length] * len(prompts)
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """读选项，轮流运行，打印一张表。
 
@@ -89,7 +76,7 @@ def main() -> None:
     llms = {name: make_llm(args, **common, num_kvcache_blocks=tokens // 16 + 2, kvcache_block_size=16, **options)
             for name, options in VARIANTS.items()}  # fmt: skip
     runs: dict[str, Any] = {
-        name: lambda prompts, length, llm=llm: time_generate(llm, prompts, length) for name, llm in llms.items()
+        name: lambda prompts, length, llm=llm: time_ours(llm, prompts, [length])[0] for name, llm in llms.items()
     }
     if args.transformers:
         from transformers import AutoModelForCausalLM

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -247,15 +248,18 @@ def _iterate_tensors(
     Read tensors one by one, so that memory never holds all weights twice; the several tensors of a layer that is stored
     quantized become one.
     """
-    stored, folded = read_headers(folder), read_headers(folder, packing)
+    stored = read_headers(folder)
+    folded = packing.fold(stored) if packing else stored
+    # 每个文件只打开一次：打开就要解析整个文件头，几百个张量不该各解析一遍。
+    # A file is opened once: opening parses its whole header, and hundreds of tensors should not each do so.
+    opened = cache(lambda path: safe_open(str(path), framework="pt", device="cpu"))
 
     def get(name: str) -> Tensor:
         path = folder / stored[name][0]
         try:
             # 用到哪个张量，才从文件里读哪一段。
             # A tensor's bytes are read from the file on demand.
-            with safe_open(str(path), framework="pt", device="cpu") as file:
-                return file.get_tensor(name)
+            return opened(path).get_tensor(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise ModelLoadError(f"{path} is truncated or corrupt ({error!s:.120}): download it again") from None
 

@@ -47,7 +47,7 @@ def show_token(tokenizer: Tokenizer, token: int) -> str:
     return repr(tokenizer.decode_token(token)) if token >= 0 else "NaN"
 
 
-def make_side(config: EngineConfig, name: str, dtype: str) -> EngineConfig:
+def make_side(config: EngineConfig, name: str) -> EngineConfig:
     """一边的选项：后端的名字，后面可以用冒号接上量化的方式，例如 `torch:int8`、`triton:int4:kv-int8`。
 
     The options of a side: the name of a backend, which colons may follow with what is quantized, as in `torch:int8` or
@@ -59,7 +59,7 @@ def make_side(config: EngineConfig, name: str, dtype: str) -> EngineConfig:
     # 后端的名字里没有冒号，所以第一段总是它；写错的值由 `EngineConfig` 来说。
     # No backend's name has a colon, so the first piece is always it; a wrong value is for `EngineConfig` to tell.
     backend, *options = name.split(":")
-    changes: dict[str, Any] = {"backend": backend, "dtype": dtype}
+    changes: dict[str, Any] = {"backend": backend}
     for option in options:
         # `kv-` 开头的是 KV 缓存，其余是权重。
         # What begins with `kv-` is the KV cache, all else the weights.
@@ -86,7 +86,7 @@ def compare_backends(
     """
     # 适合检验新后端：拿慢而直白的 `torch` 当标准答案，误差从哪一步开始变大，一眼就能看到。
     # Made to test a new backend: `torch`, slow and plain, is the reference, and you see in which step the error grows.
-    device, sides = config.resolve_device(), [make_side(config, name, config.dtype) for name in names]
+    device, sides = config.resolve_device(), [make_side(config, name) for name in names]
     # 只比量化，不比精度：一边量化了，dtype 又没写明，两边都用量化那边的。
     # Compare quantization and not precision: where a side is quantized and no dtype is given, both take that side's.
     dtype = next((str(side.resolve().dtype) for side in sides if side.quantization), config.dtype)
@@ -108,8 +108,11 @@ def compare_backends(
     length = config.max_model_len or min(limit, max(lengths, default=0) + params.max_tokens)
     tokens = [length, *(min(count + params.max_tokens, length) for count in lengths)]
     num_blocks = config.num_kvcache_blocks or sum(num_blocks_needed(count, block_size) for count in tokens)
-    common = replace(config, kvcache_block_size=block_size, max_model_len=length, num_kvcache_blocks=num_blocks)
-    first, second = (LLMEngine(make_side(common, name, dtype)) for name in names)
+    first, second = (
+        LLMEngine(replace(side, dtype=dtype, kvcache_block_size=block_size, max_model_len=length,
+                          num_kvcache_blocks=num_blocks))
+        for side in sides
+    )  # fmt: skip
     # 没给种子时固定为 0：否则两边各抽各的，噪声不同，选的 token 当然不同，比较就失去意义。
     # Without a seed take 0: else each side draws its own, and tokens differ by the noise, not by the backend.
     seeds = replace(params, seed=params.seed if params.seed is not None else 0)

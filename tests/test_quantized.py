@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
@@ -370,8 +370,6 @@ def store_packed(
 
     Store a folder's linear layers in a format of compressed-tensors; returns the restored weight of each.
     """
-    from safetensors.torch import load_file
-
     shutil.copytree(source, folder)
     tensors, restored = load_file(folder / "model.safetensors"), {}
     middle = 1 << (bits - 1)
@@ -423,8 +421,6 @@ def test_a_packed_checkpoint_equals_its_restored_weights(
     assert torch.allclose(layer.dequantize(), restored["model.layers.1.mlp.down_proj.weight"], rtol=1e-6, atol=1e-7)
     # 参照：把还原后的浮点权重写回文件，当作普通模型读。
     # The reference: write the restored floats back and read them as an ordinary model.
-    from safetensors.torch import load_file
-
     plain = tmp_path / "plain"
     shutil.copytree(source, plain)
     save_file({**load_file(plain / "model.safetensors"), **restored}, plain / "model.safetensors", {"format": "pt"})
@@ -444,8 +440,6 @@ def test_a_packed_checkpoint_equals_its_restored_weights(
 
 @pytest.mark.parametrize("value", [0.0, 1e-3])
 def test_a_bias_of_zeros_that_the_model_lacks_is_passed_over(value: float, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     store_packed(save_model(tmp_path / "source"), tmp_path / "packed", 4, 32)
     file = tmp_path / "packed" / "model.safetensors"
     bias = torch.zeros(64)
@@ -473,8 +467,6 @@ def test_a_configuration_that_promises_quantized_weights_is_held_to_it(tmp_path:
 
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
 def test_what_does_not_fit_into_float16_is_refused(quantization: str | None, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     file = save_model(tmp_path) / "model.safetensors"
     tensors = load_file(file)
     tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = 2e5
@@ -499,8 +491,6 @@ def test_inputs_of_any_number_give_the_plain_result(inputs: int, tmp_path: Path)
 
 
 def test_of_stacked_layers_all_or_none_are_quantized(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     source = save_model(tmp_path / "source")
     restored = store_packed(source, tmp_path / "packed", 4, 32)
     tensors = load_file(tmp_path / "packed" / "model.safetensors")

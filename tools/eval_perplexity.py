@@ -86,6 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quantization", nargs="+", default=["int8", "int4"], help="要比的 / those to compare")
     args = parser.parse_args(argv)
 
+    try:
+        lines = args.text.read_text(encoding="utf-8").splitlines() if args.text else []
+    except (OSError, ValueError) as error:
+        parser.error(f"--text {args.text}: {error}")
     texts: list[list[int]] = []
     plain = 0.0
     print("| quantized | perplexity | change |\n|---|---|---|")
@@ -94,11 +98,12 @@ def main(argv: list[str] | None = None) -> int:
     variants: list[tuple[str, dict[str, Any]]] = [("nothing", {}), *caches, *weights]
     for name, options in variants:
         llm = LLM(args.model, backend=args.backend, device=args.device, dtype=args.dtype, **options)
-        if not texts and args.text is None:
-            texts = own_texts(llm, args.count, args.length)
-        elif not texts:
-            encoded = (llm.engine.tokenizer.encode(line)[: args.length] for line in args.text.read_text().splitlines())
-            texts = [ids for ids in encoded if len(ids) > 1]
+        if not texts:
+            length = min(args.length, llm.engine.pool.max_model_len)
+            encoded = [llm.engine.tokenizer.encode(line)[:length] for line in lines]
+            texts = [ids for ids in encoded if len(ids) > 1] if args.text else own_texts(llm, args.count, length)
+        if not texts:
+            parser.error(f"--text {args.text} has no line of two tokens")
         value = perplexity(llm, texts)
         plain = plain or value
         print(f"| {name} | {value:.4f} | {100 * (value / plain - 1):+.3f} % |", flush=True)

@@ -212,8 +212,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     options = {name: value for name in ("quantization", "kv_cache_dtype") if (value := getattr(args, name)) is not None}
-    if options and args.history:
-        parser.error("--history is for transformers: leave out --quantization and --kv-cache-dtype")
+    if options and (args.history or args.batch_size != parser.get_default("batch_size")):
+        parser.error("--history and --batch-size are for transformers: leave out --quantization and --kv-cache-dtype")
     if options:
         generate = engine_generator(args.model, args.device, args.max_new_tokens, **options)
     else:
