@@ -188,6 +188,14 @@ class QuantizedWeight:
             return torch.stack((-127 * self.scales, 127 * self.scales))
         return torch.stack((self.zeros - 8 * self.scales, self.zeros + 7 * self.scales))
 
+    @property
+    def nbytes(self) -> int:
+        """占多少字节。
+
+        Bytes that it takes.
+        """
+        return sum(part.nbytes for part in self.parts)
+
     def __len__(self) -> int:
         return len(self.codes)
 
