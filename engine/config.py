@@ -7,8 +7,10 @@ and this model.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,6 +61,8 @@ class EngineConfig:
         load_format: "auto" 读权重，"dummy" 用随机权重（测速用）；"auto" reads weights, "dummy" draws random ones
         seed: 没给种子的请求，种子由它产生；where the seeds of requests without one come from
         quantization: 把权重量化成 "int8" 或 "int4"；None 照文件；quantize weights to "int8" or "int4"; None: as stored
+        speculative_config: 怎样猜后面的 token，见 `engine/drafters.py`；None 不猜；
+            how to guess the tokens that follow, see `engine/drafters.py`; None: not at all
         strict: 每步检查全部不变量（慢，供测试和学习）；check all invariants in each step (slow; to test and learn)
 
     Raises:
@@ -107,6 +111,7 @@ class EngineConfig:
     load_format: str = "auto"
     seed: int | None = None
     quantization: str | None = None
+    speculative_config: Mapping[str, Any] | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:

@@ -50,20 +50,24 @@ class KVPool:
     max_model_len: int
 
 
-def create_pool(setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reserved_bytes: int = 0) -> KVPool:
+def create_pool(
+    setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reserved_bytes: int = 0, extra_block_bytes: int = 0
+) -> KVPool:
     """像规划容量一样，次序不能换：权重就位后看还剩多少内存，再看最长能到多少，最后才真正分配。
 
     Capacity planning, in this order: what do the weights leave, what length does that serve, then allocate.
 
     Args:
         reserved_bytes: 以后还要占用的设备内存；memory of the device that will be taken later
+        extra_block_bytes: 每个块在别的缓存里还占多少；what each block takes in other caches besides
 
     Raises:
         ValueError: 块池装不下要求的长度，或内存放不下块池；
             the pool too small for the length, or the memory for the pool
     """
     config, limit = setup.config, setup.model_config.max_position_embeddings
-    num_blocks = config.num_kvcache_blocks or _affordable_blocks(setup, runner, sampler, reserved_bytes)
+    each = block_bytes(setup) + extra_block_bytes
+    num_blocks = config.num_kvcache_blocks or _affordable_blocks(setup, runner, sampler, reserved_bytes, each)
     # 只剩它一条时没有别人可抢占：装不下就抢占自己，从头重来，再抢占自己，成了死循环。
     # With nobody else to preempt, a sequence that does not fit would preempt itself, start over, and loop for ever.
     #   100 blocks * 16 = 1600; max_model_len 2048  ->  ceil(2048 / 16) = 128 blocks, ValueError
@@ -77,11 +81,11 @@ def create_pool(setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reser
             "max_model_len is %d instead of the model's %d: the KV cache holds no more. "
             "/ 最大长度从模型的 %d 降为 %d：KV 缓存只装得下这么多。", length, limit, limit, length,
         )  # fmt: skip
-    _allocate(setup, runner, num_blocks)
+    allocate_cache(setup, runner, num_blocks)
     return KVPool(num_blocks, setup.block_size, length)
 
 
-def _block_bytes(setup: EngineSetup) -> int:
+def block_bytes(setup: EngineSetup) -> int:
     """一个块在所有层里共占多少字节：K 和 V 各一份；量化时每个数 1 字节，每个头另有 4 字节的缩放。
 
     Bytes of one block over all layers, K and V; quantized, a number takes 1 byte, and each head 4 more for its scale.
@@ -95,7 +99,7 @@ def _block_bytes(setup: EngineSetup) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_bytes * setup.block_size
 
 
-def _allocate(setup: EngineSetup, runner: ModelRunner, num_blocks: int) -> None:
+def allocate_cache(setup: EngineSetup, runner: ModelRunner, num_blocks: int) -> None:
     """分配块池，每层得到自己的那一段。
 
     Allocate the pool and give each layer its part.
@@ -112,7 +116,7 @@ def _allocate(setup: EngineSetup, runner: ModelRunner, num_blocks: int) -> None:
         scales = torch.empty(pool.shape[:-1], dtype=torch.float32, device=setup.device) if setup.codes else None
     except (RuntimeError, MemoryError):
         raise ValueError(
-            f"{num_blocks} KV cache blocks are {num_blocks * _block_bytes(setup) / 1e9:,.1f} GB, which does not "
+            f"{num_blocks} KV cache blocks are {num_blocks * block_bytes(setup) / 1e9:,.1f} GB, which does not "
             f"fit into the memory of {setup.device}: lower num_kvcache_blocks"
         ) from None
     # 各层拿到的是视图，没有复制：层里写 `kv_cache.k`，就是写 `pool` 的那一段；两层的段互不重叠。
@@ -182,7 +186,9 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _affordable_blocks(setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reserved_bytes: int) -> int:
+def _affordable_blocks(
+    setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reserved_bytes: int, bytes_each: int
+) -> int:
     """内存装得下多少块；同时不超过用得上的数量（每个运行的序列都达到模型上限）。
 
     How many blocks fit into the memory, and no more than could ever be used (every running sequence at the limit).
@@ -201,7 +207,7 @@ def _affordable_blocks(setup: EngineSetup, runner: ModelRunner, sampler: Sampler
         budget = int(total * gpu_memory_utilization) - peak - reserved_bytes
         # 只差几个块，由 `check_pool_size` 说清楚；连一个块都放不下，多半是别的程序占着卡。
         # A few blocks short is for `check_pool_size` to explain; not even one is mostly another program on the card.
-        if budget < _block_bytes(setup):
+        if budget < bytes_each:
             free = torch.cuda.mem_get_info(setup.device)[0]
             raise ValueError(
                 f"{setup.device} is too full for the KV cache: beside the weights {free / 1e9:.1f} of "
@@ -219,7 +225,7 @@ def _affordable_blocks(setup: EngineSetup, runner: ModelRunner, sampler: Sampler
     useful = setup.config.max_num_seqs * num_blocks_needed(limit, setup.block_size)
     # 权重已超过上限时 `budget` 为负，整除会得到负的块数；记为 0 块，由 `check_pool_size` 说清楚缺多少。
     # Weights beyond the cap make `budget` negative, and the blocks too; as 0, `check_pool_size` says what is missing.
-    return min(useful, max(budget, 0) // _block_bytes(setup))
+    return min(useful, max(budget, 0) // bytes_each)
 
 
 def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> int:
@@ -230,7 +236,7 @@ def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> in
     schedule = _largest_step(setup)
     # 前向要写 K、V，没有块池就跑不起来；先给一个刚好够用的临时块池，量完再从峰值里扣掉。
     # The forward pass writes K and V and needs blocks: a temporary pool, just enough, taken off the peak later.
-    _allocate(setup, runner, num_blocks := sum(len(row.seq.block_table) for row in schedule))
+    allocate_cache(setup, runner, num_blocks := sum(len(row.seq.block_table) for row in schedule))
     # 峰值是历史最高：不清零，从前的高峰（例如加载时的临时张量）也会算进来，块池就白白变小。
     # The peak is an all-time high: without a reset, an older one (loading, say) would count and shrink the pool.
     torch.cuda.empty_cache()
@@ -248,7 +254,7 @@ def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> in
     # 核函数是异步执行的：在这里等它们跑完，出错就在这里报，而不是在后面某个无关的调用里。
     # Kernels run asynchronously: wait here, so that an error shows here and not in some unrelated call later.
     torch.cuda.synchronize(setup.device)
-    peak = torch.cuda.max_memory_allocated(setup.device) - num_blocks * _block_bytes(setup)
+    peak = torch.cuda.max_memory_allocated(setup.device) - num_blocks * block_bytes(setup)
     # `mem_get_info` 看的是整张卡：减去 PyTorch 自己预留的，剩下的属于别的进程和 CUDA 上下文，不能分给块池。
     # `mem_get_info` sees the whole card: less what PyTorch reserves, it is other processes and the CUDA context.
     free, total = torch.cuda.mem_get_info(setup.device)

@@ -14,6 +14,7 @@ How requests come in and go out is in `requests.py`, how memory is dealt out in 
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from engine.batch import build_batch
 from engine.block_manager import BlockManager
@@ -28,6 +29,9 @@ from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import naming, request_name
+
+if TYPE_CHECKING:
+    from engine.drafters import Drafter
 
 
 class LLMEngine:
@@ -49,10 +53,20 @@ class LLMEngine:
         self.model_runner = ModelRunner(setup, on_progress)
         vocab_size = setup.model_config.vocab_size
         self.sampler = self.create_sampler(setup)
+        self.drafter: Drafter | None = None
+        if config.speculative_config is not None:
+            # 要猜才导入：不用的功能，一行也不执行。
+            # Imported to guess and for nothing else: of a feature that is off not a line runs.
+            from engine.drafters import create_drafter
+
+            self.drafter = create_drafter(setup, self.sampler, self.tokenizer)
         # 有多少块、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
         # How many blocks, and what length: known once the weights are loaded and memory is measured; block manager and
         # scheduler need both.
-        self.pool = create_pool(setup, self.model_runner, self.sampler, self.reserved_bytes(setup))
+        extra = self.drafter.block_bytes if self.drafter else 0
+        self.pool = create_pool(setup, self.model_runner, self.sampler, self.reserved_bytes(setup), extra)
+        if self.drafter:
+            self.drafter.allocate(self.pool.num_blocks)
         self.block_manager = BlockManager(self.pool.num_blocks, self.pool.block_size, config.enable_prefix_caching)
         self.scheduler = Scheduler(
             self.block_manager, config.max_num_seqs, setup.max_num_batched_tokens, self.pool.max_model_len,
@@ -155,7 +169,7 @@ class LLMEngine:
             num_running=len(running), num_waiting=len(waiting), kv_cache_usage=usage,
             prefix_cache_queries=manager.stats.queried, prefix_cache_hits=manager.stats.hit,
             num_preemptions=scheduler.num_preemptions, num_computed_tokens=self.num_computed_tokens,
-            num_generated_tokens=self.num_generated_tokens,
+            num_generated_tokens=self.num_generated_tokens, **(self.drafter.totals if self.drafter else {}),
         )
 
     # ---- 一步 ----
@@ -167,7 +181,14 @@ class LLMEngine:
         Decide who runs, and note when each had its first turn.
         """
         self.scheduler.add_first(self.requests.take_released(self.scheduler.running))
+        # 猜测分两半：先说想猜几个，好让调度器分块；块定了，小模型才能往里写 K、V。
+        # Guessing has two halves: first how many are wanted, so that blocks are dealt; then, with the blocks settled, a
+        # small model can write its K and V.
+        if self.drafter:
+            self.drafter.propose(self.scheduler.running)
         schedule = self.scheduler.schedule()
+        if self.drafter:
+            self.drafter.complete(schedule)
         # 时钟由引擎读，调度器不读：同样的请求得到同样的决定，出了问题才能重放。
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
         now = time.monotonic()
@@ -221,6 +242,8 @@ class LLMEngine:
         # 重算也计入：这个数若远大于提示词与输出之和，说明抢占太频繁，块池该加大了。
         # Recomputation counts: far more than prompts plus outputs means too many preemptions, so the pool is too small.
         self.num_computed_tokens += sum(row.num_new_tokens for row in schedule)
+        if self.drafter:
+            self.drafter.count(schedule, token_ids)
         now, generated = time.monotonic(), 0
         for row, tokens in zip(schedule, token_ids):
             seq, metrics = row.seq, row.seq.metrics

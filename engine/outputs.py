@@ -147,6 +147,8 @@ class EngineMetrics:
         kv_cache_usage: 在用的块所占的比例，0 到 1；the share of blocks in use, from 0 to 1
         prefix_cache_queries, prefix_cache_hits: 合计，单位 token；totals, in tokens
         num_computed_tokens, num_generated_tokens: 合计；重算也计入前者；totals; recomputation counts as computed
+        num_drafts, num_draft_tokens, num_accepted_tokens: 合计：带猜测的行，猜测，猜对的；
+            totals: rows with guesses, guesses, and those that were right
     """
 
     num_running: int
@@ -157,6 +159,9 @@ class EngineMetrics:
     num_preemptions: int
     num_computed_tokens: int
     num_generated_tokens: int
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     @property
     def prefix_cache_hit_rate(self) -> float:

@@ -11,6 +11,7 @@ and V are in the cache). All that the scheduler does is let the second catch up 
 
 import enum
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from engine.block_key import BlockKey
 from engine.detokenizer import OutputText
@@ -55,6 +56,7 @@ class Sequence:
         num_computed_tokens: 其中多少个的 K、V 已在缓存里；tokens whose K and V are in the cache
         draft_ids: 对后续 token 的猜测，随下一步一起算，从不进 `token_ids`；
             guesses at the tokens that follow; computed with the next step, they never enter `token_ids`
+        draft_state: 猜的人为它记着的东西，随它一起消失；what the drafter remembers for it, which goes when it goes
         num_pending_tokens: 末尾几个已在设备上采出、还没读到的（只在重叠循环里）；
             tokens at the end, sampled on the device but not read yet (overlapped loop only)
         sample_row: 它在最近一步的 token 里的行号（只在重叠循环里）；its row of the latest tokens (overlapped loop only)
@@ -90,6 +92,7 @@ class Sequence:
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
     draft_ids: list[int] = field(default_factory=list)
+    draft_state: Any = None
     sample_row: int = -1
     # 类比页表：第 p 个 token 在 `block_table[p // block_size]` 号块的第 `p % block_size` 个槽位，都从 0 数。
     # The page table: token p is in block `block_table[p // block_size]` at offset `p % block_size`, all counted from 0.
@@ -135,8 +138,8 @@ class Sequence:
 
         The tokens that go in at positions `start` to `end`: known ones, then guesses.
         """
-        known = self.token_ids[start:end]
-        return known + self.draft_ids[: end - start - len(known)]
+        known = len(self.token_ids)
+        return self.token_ids[start:end] + self.draft_ids[max(start - known, 0) : max(end - known, 0)]
 
     def accept(self, drawn: list[int]) -> list[int]:
         """一步里逐个位置抽出的 token，猜对几个就多留几个；没有猜测时原样返回。

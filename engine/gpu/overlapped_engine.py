@@ -146,8 +146,20 @@ class OverlappedEngine(LLMEngine):
         # The right side comes first: `_launch` queues step N + 1 on the GPU and returns, mostly while step N runs.
         # 断点停在这里看 `self.scheduler.running[0].token_ids`：末尾的 -1 就是还没读到的 token。
         # Stop here and look at `self.scheduler.running[0].token_ids`: a -1 at the end is a token not read yet.
-        previous, self.launched = self.launched, self._launch()
-        return self._collect(previous) if previous else []
+        if not self.collects_first():
+            previous, self.launched = self.launched, self._launch()
+            return self._collect(previous) if previous else []
+        previous, self.launched = self.launched, None
+        outputs = self._collect(previous) if previous else []
+        launched = self._launch()
+        return outputs + self._collect(launched) if launched else outputs
+
+    def collects_first(self) -> bool:
+        """下一步要等 token 到了主机才排得出来：猜测接在它们后面。
+
+        Whether the next step can be planned only when the tokens are on the host: guesses follow them.
+        """
+        return self.drafter is not None
 
     def _launch(self) -> LaunchedStep | None:
         """安排并发出一步，不等结果；没有可安排的（都在等 token）就返回 None。
@@ -169,7 +181,10 @@ class OverlappedEngine(LLMEngine):
         # 各行得几个 token 已成定局，现在就记账，下一步才排得出来；是哪几个，由 `_collect` 填。
         # How many tokens each row gets is settled, so it is counted now and the next step can be planned; which ones,
         # `_collect` fills in.
-        self.scheduler.advance(schedule, counts)
+        # 带着猜测时，要等比过了才知道几个，由 `_collect` 一起记。
+        # With guesses it takes the comparison to know how many: then `_collect` counts them.
+        if self.drafter is None:
+            self.scheduler.advance(schedule, counts)
         if tokens.device.type == "cpu":
             return LaunchedStep(schedule, counts, rows, tokens, logprobs, None)
         # 拷贝是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。
@@ -223,7 +238,8 @@ class OverlappedEngine(LLMEngine):
         tokens = launched.tokens.tolist()
         rows = [(row.seq, count) for row, count in zip(launched.schedule, launched.counts)]
         token_ids = self.sampler.read(rows, [tokens[row] for row in launched.rows], launched.logprobs)
-        return self.record(launched.schedule, token_ids, self.scheduler.commit(launched.schedule, token_ids))
+        settle = self.scheduler.commit if self.drafter is None else self.scheduler.update
+        return self.record(launched.schedule, token_ids, settle(launched.schedule, token_ids))
 
     def release(self, seq: Sequence) -> RequestOutput | None:
         """图里的块表也让出来。
