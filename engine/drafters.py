@@ -43,7 +43,7 @@ class SpeculativeConfig:
     What `speculative_config` holds, named as in vLLM.
 
     Attributes:
-        method: "ngram" 或 "draft_model"；写了 `model` 就不必写；"ngram" or "draft_model"; goes without saying for `model`
+        method: "ngram" 或 "draft_model"；写了 `model` 就不必写；"ngram" or "draft_model"; not needed with `model`
         model: 草稿模型的文件夹、hub id 或内置模型的名字；the draft model: a folder, a hub id or an embedded one's name
         num_speculative_tokens: 一步最多猜几个，1 到 32；guesses a step at most, from 1 to 32
         prompt_lookup_min, prompt_lookup_max: 拿末尾的几个 token 去查，先长后短；
@@ -76,8 +76,8 @@ class SpeculativeConfig:
         method = self.method or ("draft_model" if self.model is not None else None)
         if method not in ("ngram", "draft_model") or (method == "draft_model") != (self.model is not None):
             raise ValueError(
-                f"speculative_config with method={self.method!r:.40} and model={self.model!r:.80} names no way to guess: "
-                "give method='ngram', or the folder of a draft model as model"
+                f"speculative_config with method={self.method!r:.40} and model={self.model!r:.80} names no way to "
+                "guess: give method='ngram', or the folder of a draft model as model"
             )
         object.__setattr__(self, "method", method)
         for name in ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max"):
@@ -87,7 +87,8 @@ class SpeculativeConfig:
             object.__setattr__(self, name, int(value))
         if self.prompt_lookup_min > self.prompt_lookup_max:
             raise ValueError(
-                f"prompt_lookup_min={self.prompt_lookup_min} exceeds prompt_lookup_max={self.prompt_lookup_max}: lower it"
+                f"prompt_lookup_min={self.prompt_lookup_min} exceeds "
+                f"prompt_lookup_max={self.prompt_lookup_max}: lower it"
             )
 
 
@@ -133,7 +134,7 @@ class Drafter(ABC):
         The tokens that follow in this sequence; may be empty.
         """
 
-    def complete(self, schedule: list[ScheduledSequence]) -> None:
+    def complete(self, schedule: list[ScheduledSequence], sampler: Sampler) -> None:
         """调度之后、前向之前：这一步的行和块都定了。
 
         After scheduling and before the forward pass: the step's rows and blocks are settled.
@@ -144,10 +145,11 @@ class Drafter(ABC):
 
         Note how many were right; a row gets 1 token more than that.
         """
-        drafted = [(row.num_logits - 1, len(tokens) - 1) for row, tokens in zip(schedule, token_ids) if row.num_logits > 1]
-        self.totals["num_drafts"] += len(drafted)
-        self.totals["num_draft_tokens"] += sum(guesses for guesses, _ in drafted)
-        self.totals["num_accepted_tokens"] += sum(max(right, 0) for _, right in drafted)
+        for row, tokens in zip(schedule, token_ids):
+            if row.num_logits > 1:
+                self.totals["num_drafts"] += 1
+                self.totals["num_draft_tokens"] += row.num_logits - 1
+                self.totals["num_accepted_tokens"] += max(len(tokens) - 1, 0)
 
 
 class NgramIndex:
@@ -170,7 +172,8 @@ class NgramIndex:
         """
         # 末尾自己不登记，否则查到的总是它自己；下一步来了新 token，它才成为“以前的”。
         # The end itself is left out, or it would always find itself; with the next step's tokens it becomes the past.
-        #     sizes 2 to 3, tokens [7, 8, 9, 7, 8]: (7, 8) -> 2, (8, 9) -> 3, (7, 8, 9) -> 3, (9, 7) -> 4, (8, 9, 7) -> 4
+        #     sizes 2 to 3, tokens [7, 8, 9, 7, 8]
+        #     (7, 8) -> 2   (8, 9) -> 3   (7, 8, 9) -> 3   (9, 7) -> 4   (8, 9, 7) -> 4
         #     the end (7, 8) stood at 2, so guess tokens[2:] = [9, 7, 8]
         for end in range(self.num_indexed + 1, len(token_ids)):
             for size in self.sizes:
@@ -217,11 +220,10 @@ class ModelDrafter(Drafter):
     or not; so shared prefixes, chunks and preemption need no books of their own.
     """
 
-    def __init__(self, config: SpeculativeConfig, setup: EngineSetup, sampler: Sampler, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: SpeculativeConfig, setup: EngineSetup, tokenizer: Tokenizer) -> None:
         super().__init__(config.num_speculative_tokens)
-        self.sampler = sampler
         # 与目标模型同样的后端、精度和块大小，长度不限：超过它自己上限的序列不猜。
-        # Backend, precision and block size as for the target; no length asked for: beyond its own limit it does not guess.
+        # Backend, precision and block size are the target's, no length is asked for: beyond its own limit no guesses.
         mine = replace(
             setup.config, model=config.model, speculative_config=None, quantization=None, max_model_len=None,
             num_kvcache_blocks=None, backend=setup.backend.name, dtype=str(setup.dtype),
@@ -257,7 +259,7 @@ class ModelDrafter(Drafter):
         return [0] * min(self.num_draft_tokens, max(self.max_len - seq.num_tokens, 0))
 
     @torch.inference_mode()
-    def complete(self, schedule: list[ScheduledSequence]) -> None:
+    def complete(self, schedule: list[ScheduledSequence], sampler: Sampler) -> None:
         """第 1 遍算目标模型这一步要算的已知 token，抽出第 1 个猜测；然后每遍算 1 个猜测，抽出下一个。
 
         例，块大小 16，已知 12 个、已算 11 个、猜 3 个，这一步占用位置 11 到 14：
@@ -285,7 +287,8 @@ class ModelDrafter(Drafter):
             # 只借它的列表：`build_batch` 从 `num_computed_tokens` 取起，而它自己的计数不能动。
             # Its lists are borrowed: `build_batch` starts at `num_computed_tokens`, and its own count must not move.
             mine.append((replace(seq, num_computed_tokens=start), end - num_guesses - start, num_guesses, seq))
-        for index in range(self.num_draft_tokens + 1):
+        index = 0
+        while mine:
             # 断点停在这里看 `mine`：第 1 遍与目标模型的一步同样长，以后每行只有 1 个 token。
             # Stop here and look at `mine`: pass 1 is as long as the target's step, later ones have 1 token a row.
             turn = [(ScheduledSequence(view, count, int(index < most)), seq) for view, count, most, seq in mine]
@@ -298,21 +301,21 @@ class ModelDrafter(Drafter):
             if samples:
                 # 分数坏了（-1）就随便猜一个：猜错只是不省事。
                 # For bad scores (-1) any guess will do: a wrong one saves nothing, and that is all.
-                for (seq, _), token in zip(samples, self.sampler.draw(samples, logits)[0].tolist()):
+                for (seq, _), token in zip(samples, sampler.draw(samples, logits)[0].tolist()):
                     seq.draft_ids[index] = max(token, 0)
-            later = []
-            for view, count, most, seq in mine:
-                if index + 1 < most or (index + 1 == most and seq.draft_state is None):
-                    view.num_computed_tokens += count
-                    later.append((view, 1, most, seq))
-            if not (mine := later):
-                break
+            # 已抽满的退出；猜测写满了一个块的，最后一个猜测也要算，不抽。
+            # Rows with all their guesses leave; where these fill a block, the last one is computed, too, and none drawn.
+            index += 1
+            mine = [each for each in mine if index < each[2] or (index == each[2] and each[3].draft_state is None)]
+            for number, (view, count, most, seq) in enumerate(mine):
+                view.num_computed_tokens += count
+                mine[number] = (view, 1, most, seq)
 
 
-def create_drafter(setup: EngineSetup, sampler: Sampler, tokenizer: Tokenizer) -> Drafter:
+def create_drafter(setup: EngineSetup, tokenizer: Tokenizer) -> Drafter:
     """`speculative_config` 要的那一种。
 
     The kind that `speculative_config` asks for.
     """
     config = SpeculativeConfig.parse(setup.config.speculative_config)
-    return NgramDrafter(config) if config.method == "ngram" else ModelDrafter(config, setup, sampler, tokenizer)
+    return NgramDrafter(config) if config.method == "ngram" else ModelDrafter(config, setup, tokenizer)

@@ -50,16 +50,16 @@ class LLMEngine:
         setup = config.resolve()
         self.tokenizer = Tokenizer(setup.folder)
         defaults, eos_token_ids = load_generation_config(setup.folder, setup.model_config)
-        self.model_runner = ModelRunner(setup, on_progress)
-        vocab_size = setup.model_config.vocab_size
-        self.sampler = self.create_sampler(setup)
         self.drafter: Drafter | None = None
         if config.speculative_config is not None:
             # 要猜才导入：不用的功能，一行也不执行。
             # Imported to guess and for nothing else: of a feature that is off not a line runs.
             from engine.drafters import create_drafter
 
-            self.drafter = create_drafter(setup, self.sampler, self.tokenizer)
+            self.drafter = create_drafter(setup, self.tokenizer)
+        self.model_runner = ModelRunner(setup, on_progress)
+        vocab_size = setup.model_config.vocab_size
+        self.sampler = self.create_sampler(setup)
         # 有多少块、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
         # How many blocks, and what length: known once the weights are loaded and memory is measured; block manager and
         # scheduler need both.
@@ -188,7 +188,7 @@ class LLMEngine:
             self.drafter.propose(self.scheduler.running)
         schedule = self.scheduler.schedule()
         if self.drafter:
-            self.drafter.complete(schedule)
+            self.drafter.complete(schedule, self.sampler)
         # 时钟由引擎读，调度器不读：同样的请求得到同样的决定，出了问题才能重放。
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
         now = time.monotonic()
