@@ -95,8 +95,7 @@ def _why_unusable(entry: _Entry, device: torch.device) -> str | None:
     The packages that must be installed first, then the registered class itself.
     """
     # `find_spec` 只在磁盘上找这个包，像 `which` 之于命令；真去导入可能要几秒，还可能初始化 CUDA。
-    # `find_spec` only looks for the package on disk, as `which` does for a command;
-    # an import may take seconds and touch CUDA.
+    # `find_spec` only looks on disk, as `which` does for a command; an import may take seconds and touch CUDA.
     missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
     # 缺包时右边不执行，模块也就不会被导入，不会因 `ImportError` 而崩溃。
     # With a package missing the right side never runs: the module is not imported, and no `ImportError` escapes.
@@ -175,6 +174,8 @@ def create_kernels(backend: AttentionBackend, head_dim: int, dtype: torch.dtype,
         return None
     entry = _KERNELS[backend.device.type]
     reason = _why_unusable(entry, backend.device) or _load(entry).why_unsupported(head_dim, dtype, codes)
+    # 没有核函数不算错，每一步都有逐步的写法，只是慢；可是慢在哪里，要让人看得到。
+    # To have none is no error, as each step has its plain form, only slower; but why it is slow should be seen.
     if reason is not None:
         logger.warning("no fused kernels: %s / 没有融合核函数：%s", reason, reason)
         return None
