@@ -10,6 +10,7 @@ You are here: `llm_engine.py` calls `create_pool` once the weights are loaded. W
 
 import logging
 from dataclasses import dataclass
+from itertools import count, islice
 
 import torch
 
@@ -205,22 +206,34 @@ def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> in
 
 
 def _largest_step(setup: EngineSetup) -> list[ScheduledSequence]:
-    """占满整步的假提示词，采样的花样也全开着。
+    """占满整步的假提示词。
 
-    Pretended prompts that fill the whole step, with every way of sampling switched on.
+    Pretended prompts that fill the whole step.
     """
-    params = SamplingParams(top_k=2, top_p=0.5, min_p=0.5, presence_penalty=1.0, logprobs=1, seed=0)
-    schedule, num_left, first_block = [], setup.max_num_batched_tokens, 0
     # 全部当作预填充：8192 个 token 一起过 MLP 时中间结果最大；纯解码的一步，每条序列才 1 个 token，远不及它。
     # All of it is prefill: 8192 tokens in the MLP make the largest activations; decodes bring 1 token a sequence.
     # 一条提示词不会比模型的上限长：上限 2048、预算 8192，就是 4 条。
     # No prompt exceeds the model's limit: with a limit of 2048 and a budget of 8192 there are 4.
-    while num_left > 0:
-        count = min(num_left, setup.model_config.max_position_embeddings)
-        end_block = first_block + num_blocks_needed(count, setup.block_size)
-        seq = Sequence("", [0] * count, count, params, block_table=list(range(first_block, end_block)))
-        schedule.append(ScheduledSequence(seq, count, 1))
-        num_left, first_block = num_left - count, end_block
-    # 只有 1 个新 token 的行排在前面，与调度器的约定一样。
-    # Rows with 1 new token come first, as the scheduler promises.
-    return sorted(schedule, key=lambda row: row.num_new_tokens != 1)
+    limit = setup.model_config.max_position_embeddings
+    whole, rest = divmod(setup.max_num_batched_tokens, limit)
+    # 零头放在最前面：它可能只有 1 个 token，而这样的行要排在前面，与调度器的约定一样。
+    # The rest comes first: it may have 1 token only, and such rows come first, as the scheduler promises.
+    return pretended_step([(0, rest)] * (rest > 0) + [(0, limit)] * whole, setup.block_size)
+
+
+def pretended_step(lengths: list[tuple[int, int]], block_size: int) -> list[ScheduledSequence]:
+    """一步假的请求，采样的花样全开着，块从 0 号起依次占用；`gpu/warm_up.py` 也用它。
+
+    A step of pretended requests with every way of sampling switched on, in blocks from number 0 on; `gpu/warm_up.py`
+    uses it as well.
+
+    Args:
+        lengths: 各序列已算的和新的 token 数；the tokens computed before and new of each sequence
+    """
+    everything = SamplingParams(top_k=2, top_p=0.5, min_p=0.5, presence_penalty=1.0, logprobs=1, min_tokens=1, seed=0)
+    blocks, schedule = count(), []
+    for computed, new in lengths:
+        seq = Sequence("", [0] * (computed + new), computed + new, everything, num_computed_tokens=computed)
+        seq.block_table = list(islice(blocks, num_blocks_needed(seq.num_tokens, block_size)))
+        schedule.append(ScheduledSequence(seq, new, 1))
+    return schedule
