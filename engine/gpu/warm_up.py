@@ -26,9 +26,7 @@ _STEPS = (
 )  # fmt: skip
 
 
-def warm_up(
-    engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[ScheduledSequence]], object]
-) -> None:
+def warm_up(engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[ScheduledSequence]], object]) -> None:
     """跑 `_STEPS` 里这个引擎会遇到的；块池此刻是空的，写进去的没有人会读。
 
     Run those of `_STEPS` that this engine can meet; the pool is empty, and nobody will read what they write.
