@@ -146,6 +146,15 @@ class BlockManager:
         stored = self.blocks[block_id].key
         return block_id if stored is not None and stored.same_prefix(key) else None
 
+    def num_shareable_blocks(self, num_tokens: int) -> int:
+        """开头的这么多个 token，最多能命中几个块。
+
+        How many blocks of so many tokens at the start can be hit at most.
+        """
+        # 减 1 的效果，块大小 16：16 个 token 查 0 个块，17 到 32 个查 1 个块，33 个查 2 个块。
+        # What the minus 1 does with blocks of 16: 16 tokens look up 0 blocks, 17 to 32 look up 1, 33 look up 2.
+        return (num_tokens - 1) // self.block_size if self.enable_prefix_caching else 0
+
     def find_prefix(self, seq: Sequence) -> list[int]:
         """从头开始连续命中的块，只查不占用。
 
@@ -160,11 +169,7 @@ class BlockManager:
         # Hits are full, and new tokens go to one's own blocks behind them:
         # no shared block is written, no copy-on-write.
         hits: list[int] = []
-        if not self.enable_prefix_caching:
-            return hits
-        # 减 1 的效果，块大小 16：16 个 token 查 0 个块，17 到 32 个查 1 个块，33 个查 2 个块。
-        # What the minus 1 does with blocks of 16: 16 tokens look up 0 blocks, 17 to 32 look up 1, 33 look up 2.
-        for index in range((seq.num_tokens - 1) // self.block_size):
+        for index in range(self.num_shareable_blocks(seq.num_tokens)):
             block_id = self._find(self._key(seq, index))
             # 断了就停：`num_computed_tokens` 只能从头连着数，中间缺一个块，后面的块查得到也用不上。
             # A miss ends it: `num_computed_tokens` counts from the start without a gap,

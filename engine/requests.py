@@ -243,18 +243,10 @@ class Requests:
         # 同一步里大家互相查不到，提示词会算 `n` 遍；有整块可共享时，先让第 1 份算，其余的命中它的块。
         # In the same step they would not find each other and compute the prompt `n` times; if there are whole blocks to
         # share, number 1 computes them first and the others hit its blocks.
-        if not self._num_shareable_blocks(seq):
+        if not self.block_manager.num_shareable_blocks(seq.num_prompt_tokens):
             return group
         self.held[seq.request_id] = siblings
         return [seq]
-
-    def _num_shareable_blocks(self, seq: Sequence) -> int:
-        """别人最多能命中它的提示词的几个块。
-
-        How many blocks of its prompt others can hit at most.
-        """
-        manager = self.block_manager
-        return (seq.num_prompt_tokens - 1) // manager.block_size if manager.enable_prefix_caching else 0
 
     def take_released(self, running: list[Sequence]) -> list[Sequence]:
         """第 1 份的提示词块都登记了，其余各份就可以排队，排在最前面；它若先结束，由 `LLMEngine.release` 放行。
@@ -266,7 +258,8 @@ class Requests:
         # Only running ones are looked at: a number 1 that waits has no blocks, and there may be thousands of them.
         released: list[Sequence] = []
         for seq in running if self.held else ():
-            if seq.request_id in self.held and seq.num_registered_blocks >= self._num_shareable_blocks(seq):
+            num_awaited = self.block_manager.num_shareable_blocks(seq.num_prompt_tokens)
+            if seq.request_id in self.held and seq.num_registered_blocks >= num_awaited:
                 released += self.held.pop(seq.request_id)
         return released
 
