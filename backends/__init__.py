@@ -155,8 +155,7 @@ def create_backend(name: str, device: str | torch.device, head_dim: int = 128, d
         raise ValueError(f"unknown backend '{name}': choose one of auto, {', '.join(_REGISTRY)}")
     # 在创建时就失败，而不是等到第一次前向：那时已经读了好几个 GB 的权重。
     # Fail at creation and not in the first forward pass, when gigabytes of weights have been read.
-    reason = _why_unusable(_REGISTRY[name], device)
-    if reason:
+    if reason := _why_unusable(_REGISTRY[name], device):
         usable = ", ".join(status.name for status in backend_status(device) if status.usable)
         raise BackendUnavailableError(f"backend '{name}' cannot run on {device}: {reason}. Usable here: {usable}")
     backend: AttentionBackend = _load(_REGISTRY[name])(device)
