@@ -172,10 +172,9 @@ def create_kernels(backend: AttentionBackend, head_dim: int, dtype: torch.dtype,
     if backend.is_reference:
         return None
     entry = _KERNELS[backend.device.type]
-    reason = _why_unusable(entry, backend.device) or _load(entry).why_unsupported(head_dim, dtype, codes)
     # 没有核函数不算错，每一步都有逐步的写法，只是慢；可是慢在哪里，要让人看得到。
     # To have none is no error, as each step has its plain form, only slower; but why it is slow should be seen.
-    if reason is not None:
+    if reason := _why_unusable(entry, backend.device) or _load(entry).why_unsupported(head_dim, dtype, codes):
         logger.warning("no fused kernels: %s / 没有融合核函数：%s", reason, reason)
         return None
     kernels: FusedKernels = _load(entry)(backend.device)

@@ -149,19 +149,16 @@ class Requests:
             token_ids = list(map(int, prompt))
         else:
             raise ValueError(f"a prompt is a string or a list of token ids, got {prompt!r:.80}")
-        # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
-        # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
-        limit, vocab_size = self.max_model_len, self.vocab_size
         # 空字符串分词后可能只剩一个 BOS，没有内容可答，同样算空提示词。
         # An empty string may still tokenize to a lone BOS; it asks nothing and counts as empty too.
         if not token_ids or prompt == "":
             raise ValueError("the prompt is empty; give at least one token")
         # 用 `>=`，因为至少要给输出留 1 个位置：上限 4096 时，4095 个 token 的提示词可以，4096 个不行。
         # `>=` leaves room for at least 1 output token: with a limit of 4096, a prompt of 4095 passes and 4096 does not.
-        if len(token_ids) >= limit:
+        if len(token_ids) >= self.max_model_len:
             raise ValueError(
                 f"the prompt has {len(token_ids)} tokens, but prompt and output together must fit "
-                f"max_model_len={limit}: shorten it to at most {limit - 1}"
+                f"max_model_len={self.max_model_len}: shorten it to at most {self.max_model_len - 1}"
             )
         # 越界的 id 在 CUDA 上查嵌入表会触发设备端断言，整个进程的 CUDA 从此不可用：一个坏请求拖垮所有请求。
         # On CUDA an id out of range trips a device-side assert, and CUDA is dead for the process: one takes down all.
@@ -173,8 +170,8 @@ class Requests:
             stop_token_ids |= self.eos_token_ids
         # 全被禁用，就没有 token 可选了。
         # With all of them banned there would be no token left to choose.
-        if params.min_tokens and len(stop_token_ids) >= vocab_size:
-            raise ValueError(f"min_tokens bans stop ids, and all {vocab_size} ids are stop ids")
+        if params.min_tokens and len(stop_token_ids) >= self.vocab_size:
+            raise ValueError(f"min_tokens bans stop ids, and all {self.vocab_size} ids are stop ids")
         return Sequence(
             request_id=request_id, token_ids=token_ids, num_prompt_tokens=len(token_ids), params=params,
             prompt=prompt if isinstance(prompt, str) else None,
@@ -206,6 +203,8 @@ class Requests:
         return params
 
     def _check_ids(self, what: str, ids: Collection[int]) -> None:
+        # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
+        # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
         # `min` 和 `max` 比逐个判断快几倍，长提示词才检查得起。
         # `min` and `max` are several times as fast as a test for each, which long prompts need.
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
