@@ -42,7 +42,6 @@ from engine.outputs import CompletionOutput, RequestOutput
 from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from engine.validation import check_finite, each_prompt
 from models.config import load_config
 from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
@@ -52,6 +51,7 @@ from serving.compare import compare_backends
 from serving.console import print_answers, print_backends, print_comparison, print_summary, printable
 from serving.interrupts import interrupt_again
 from serving.llm import LLM
+from serving.prompts import check_finite, each_prompt
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
 # Users may rely on these names; all else is internal and may change at any time.

@@ -149,19 +149,16 @@ class Requests:
             token_ids = list(map(int, prompt))
         else:
             raise ValueError(f"a prompt is a string or a list of token ids, got {prompt!r:.80}")
-        # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
-        # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
-        limit, vocab_size = self.max_model_len, self.vocab_size
         # 空字符串分词后可能只剩一个 BOS，没有内容可答，同样算空提示词。
         # An empty string may still tokenize to a lone BOS; it asks nothing and counts as empty too.
         if not token_ids or prompt == "":
             raise ValueError("the prompt is empty; give at least one token")
         # 用 `>=`，因为至少要给输出留 1 个位置：上限 4096 时，4095 个 token 的提示词可以，4096 个不行。
         # `>=` leaves room for at least 1 output token: with a limit of 4096, a prompt of 4095 passes and 4096 does not.
-        if len(token_ids) >= limit:
+        if len(token_ids) >= self.max_model_len:
             raise ValueError(
                 f"the prompt has {len(token_ids)} tokens, but prompt and output together must fit "
-                f"max_model_len={limit}: shorten it to at most {limit - 1}"
+                f"max_model_len={self.max_model_len}: shorten it to at most {self.max_model_len - 1}"
             )
         # 越界的 id 在 CUDA 上查嵌入表会触发设备端断言，整个进程的 CUDA 从此不可用：一个坏请求拖垮所有请求。
         # On CUDA an id out of range trips a device-side assert, and CUDA is dead for the process: one takes down all.
@@ -173,8 +170,8 @@ class Requests:
             stop_token_ids |= self.eos_token_ids
         # 全被禁用，就没有 token 可选了。
         # With all of them banned there would be no token left to choose.
-        if params.min_tokens and len(stop_token_ids) >= vocab_size:
-            raise ValueError(f"min_tokens bans stop ids, and all {vocab_size} ids are stop ids")
+        if params.min_tokens and len(stop_token_ids) >= self.vocab_size:
+            raise ValueError(f"min_tokens bans stop ids, and all {self.vocab_size} ids are stop ids")
         return Sequence(
             request_id=request_id, token_ids=token_ids, num_prompt_tokens=len(token_ids), params=params,
             prompt=prompt if isinstance(prompt, str) else None,
@@ -206,6 +203,8 @@ class Requests:
         return params
 
     def _check_ids(self, what: str, ids: Collection[int]) -> None:
+        # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
+        # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
         # `min` 和 `max` 比逐个判断快几倍，长提示词才检查得起。
         # `min` and `max` are several times as fast as a test for each, which long prompts need.
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
@@ -243,18 +242,10 @@ class Requests:
         # 同一步里大家互相查不到，提示词会算 `n` 遍；有整块可共享时，先让第 1 份算，其余的命中它的块。
         # In the same step they would not find each other and compute the prompt `n` times; if there are whole blocks to
         # share, number 1 computes them first and the others hit its blocks.
-        if not self._num_shareable_blocks(seq):
+        if not self.block_manager.num_shareable_blocks(seq.num_prompt_tokens):
             return group
         self.held[seq.request_id] = siblings
         return [seq]
-
-    def _num_shareable_blocks(self, seq: Sequence) -> int:
-        """别人最多能命中它的提示词的几个块。
-
-        How many blocks of its prompt others can hit at most.
-        """
-        manager = self.block_manager
-        return (seq.num_prompt_tokens - 1) // manager.block_size if manager.enable_prefix_caching else 0
 
     def take_released(self, running: list[Sequence]) -> list[Sequence]:
         """第 1 份的提示词块都登记了，其余各份就可以排队，排在最前面；它若先结束，由 `LLMEngine.release` 放行。
@@ -266,7 +257,8 @@ class Requests:
         # Only running ones are looked at: a number 1 that waits has no blocks, and there may be thousands of them.
         released: list[Sequence] = []
         for seq in running if self.held else ():
-            if seq.request_id in self.held and seq.num_registered_blocks >= self._num_shareable_blocks(seq):
+            num_awaited = self.block_manager.num_shareable_blocks(seq.num_prompt_tokens)
+            if seq.request_id in self.held and seq.num_registered_blocks >= num_awaited:
                 released += self.held.pop(seq.request_id)
         return released
 

@@ -22,9 +22,9 @@ from engine.llm_engine import LLMEngine
 from engine.outputs import EngineMetrics, RequestOutput
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from engine.validation import NOT_FINITE
 from models.quantized import number_types
 from serving.compare import StepComparison, show_token
+from serving.prompts import NOT_FINITE
 
 # 每秒最多刷新 10 次：显示不该拖慢它所显示的东西。
 # At most 10 refreshes a second: a display should not slow down what it displays.

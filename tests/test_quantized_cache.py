@@ -623,7 +623,7 @@ def test_a_backend_that_says_nothing_takes_no_codes_and_auto_skips_it(monkeypatc
     # 假装两个快后端都能用：`flash` 排在前面也要被跳过。
     # Pretend that both fast backends are usable: `flash` is passed over even if it comes first.
     monkeypatch.setattr(backends, "_AUTO_ON_CUDA", ("flash", "triton"))
-    monkeypatch.setattr(backends, "_why_unusable", lambda name, device: None)
+    monkeypatch.setattr(backends, "_why_unusable", lambda entry, device: None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for codes in LIMITS:
         assert choose_backend("cuda", 128, torch.bfloat16, codes) == "triton"

@@ -22,6 +22,7 @@ from engine_helpers import ROOT, python
 from rich.console import Console
 
 import mini_llama
+from engine.block_manager import num_blocks_needed
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
@@ -146,7 +147,7 @@ def eyewitness(engine: LLMEngine, name: Callable[[Sequence], str], patch: pytest
     def can_allocate(original: Callable[..., bool], seq: Sequence, hits: list[int], num_tokens: int) -> bool:
         fits = original(seq, hits, num_tokens)
         if not fits:
-            needed = manager.num_blocks_needed(num_tokens)
+            needed = num_blocks_needed(num_tokens, manager.block_size)
             seen.append(["wait", name(seq), needed, len(hits), manager.num_free_blocks])
         return fits
 
