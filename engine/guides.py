@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # A grammar of 100,000 characters compiles in under 0.2 s and its state takes less than 1 MB; longer, one request could
 # hold up all.
 MAX_CHARS = 100_000
-# JSON 的各部分之间：没有空白，或一个空格，或换行加缩进。任意多的话，小模型会一直换行下去；schema 里的 "x-guidance" 可以改它。
-# Between the parts of JSON: nothing, a space, or a line break with an indent. With any number of them small models
+# JSON 各部分之间的空白：没有，或一个空格，或换行加缩进；任意多的话，小模型会一直换行。schema 的 "x-guidance" 可改。
+# Blanks between the parts of JSON: none, a space, or a line break with an indent. With any number of them small models
 # break lines for ever; "x-guidance" in the schema overrides this.
 WHITESPACE = r" ?|\n[ \t]{0,16}"
 KINDS = ("json", "regex", "choice", "grammar")
@@ -112,7 +112,9 @@ def _schema_text(schema: Any) -> str:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
         if not isinstance(parsed, dict | bool):
             raise ValueError(f"it must be an object or a boolean, got {type(parsed).__name__}")
-        return schema if isinstance(schema, str) else json.dumps(schema)
+        # llguidance 只肯给对象加选项，布尔值就包一层。
+        # llguidance adds options to objects only, so a boolean is wrapped.
+        return json.dumps({"anyOf": [parsed]} if isinstance(parsed, bool) else parsed)
 
 
 @contextmanager
@@ -197,16 +199,14 @@ class Guides:
         self._vocabulary = lru_cache(1)(self._read_vocabulary)
         self.compile = lru_cache(32)(self._compile)
 
-    def start(self, wanted: StructuredOutputsParams | None, stop_token_ids: frozenset[int]) -> Guide | None:
-        """一个请求的 `Guide`；它不要结构化输出就是 None。
+    def start(self, wanted: StructuredOutputsParams, stop_token_ids: frozenset[int]) -> Guide:
+        """一个请求的 `Guide`，在语法的开头。
 
-        A request's `Guide`; None if it asks for no structured output.
+        A request's `Guide`, at the start of its grammar.
 
         Raises:
             ValueError: 语法不对，或第 1 个 token 就没有可选的；a bad grammar, or one that leaves no first token
         """
-        if wanted is None:
-            return None
         matcher, ends = self.compile(wanted)
         guide = Guide(matcher.deep_copy(), stop_token_ids, ends, self._num_bytes)
         if not any(guide.mask()):

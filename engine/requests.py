@@ -188,7 +188,7 @@ class Requests:
             # 多数请求两样都不要：它们结束时整段还原一次就够，每个 token 不必多花一分。
             # Most requests want neither: theirs is decoded once, at the end, and no token costs anything more.
             output_text=OutputText(self.tokenizer, params, token_ids) if params.stop or stream else None,
-            guide=self.guides.start(params.structured_outputs, stop_token_ids),
+            guide=self.guides.start(wanted, stop_token_ids) if (wanted := params.structured_outputs) else None,
         )
 
     def checked(self, params: SamplingParams | None) -> SamplingParams:
