@@ -1,6 +1,7 @@
 """结构化输出：每选一个 token 之前，先禁掉会让输出不合语法的那些，所以写完的输出必定合乎语法，不必重试。
 
-语法由 llguidance 这个包来读，用到时才导入它；没有这种请求，这里一行也不执行。一个请求经过三处：
+语法由 llguidance 这个包来读，用到时才导入它；没有这种请求，这里一行也不执行。调度器的序列带着 `Guide`，所以本文件
+不导入 torch。一个请求经过三处：
 
     Requests.prepare       Guides.start      编译语法，坏的当场报错 / compile; a bad grammar is told here
     Sampler.draw           Guide.mask        此刻允许哪些 token / which tokens are allowed now
@@ -9,7 +10,7 @@
 Structured outputs: before a token is chosen, those that would break the grammar are banned, so a finished output always
 matches and nothing is tried again.
 Grammars are read by the package llguidance, imported on use; without such a request not a line of this runs. A request
-comes by in three places, as above. This file loads no torch, as the scheduler's `Sequence` carries a `Guide`.
+comes by in three places, as above. This file loads no torch, as the scheduler's sequences carry a `Guide`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from engine.tokenizer import Tokenizer
 
-# 10 万个字符的语法编译不到 0.2 秒，一份状态不到 1 MB；再长，一个请求就能拖住大家。
+# 100,000 个字符的语法编译不到 0.2 秒，一份状态不到 1 MB；再长，一个请求就能拖住大家。
 # A grammar of 100,000 characters compiles in under 0.2 s and its state takes less than 1 MB; longer, one request could
 # hold up all.
 MAX_CHARS = 100_000
@@ -205,7 +206,7 @@ class Guides:
         A request's `Guide`, at the start of its grammar.
 
         Raises:
-            ValueError: 语法不对，或第 1 个 token 就没有可选的；a bad grammar, or one that leaves no first token
+            ValueError: 语法不对，或连头一个 token 都没有可选的；a bad grammar, or one that leaves no first token
         """
         matcher, ends = self.compile(wanted)
         guide = Guide(matcher.deep_copy(), stop_token_ids, ends, self._num_bytes)

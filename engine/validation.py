@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 # `finish_reason` 是 "error" 时的说法。
 # What a `finish_reason` of "error" means.
-NOT_FINITE = "scores became NaN or infinite: try dtype float32 (or a grammar left no token)"
+NOT_FINITE = "scores became NaN or infinite (try dtype float32), or a grammar left no token"
 
 
 def is_int(value: object) -> bool:

@@ -287,7 +287,8 @@ SHOWS = {
     },
     "guide": {
         "engine/gpu/kernel_sampler.py", "engine/gpu/overlapped_engine.py", "engine/requests.py", "engine/sampler.py",
-        "engine/sampling_params.py", "engine/scheduler.py", "engine/sequence.py",
+        "engine/sampling_params.py", "engine/scheduler.py", "engine/sequence.py", "mini_llama.py",
+        "serving/options.py",
     },
     "ranks.": set(),
 }  # fmt: skip

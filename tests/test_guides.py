@@ -38,6 +38,7 @@ from transformers import PreTrainedTokenizerFast
 
 import engine.guides
 import engine.sampler
+import mini_llama
 from engine.detokenizer import Detokenizer
 from engine.gpu import kernel_sampler
 from engine.gpu.kernel_sampler import KernelSampler
@@ -286,7 +287,7 @@ def test_the_mask_is_what_brute_force_allows(guides: Guides) -> None:
             fits -= {END, 7, 2299}
             assert found & {END, 7, 2299} == ends
             settled = len({each[len(text) :][:1] for each in choices if each.startswith(text)}) == 1
-            assert found - ends <= fits and (found == fits | ends or settled and found), text
+            assert found - ends <= fits and (found == fits | ends or (settled and found)), text
             open_steps += not settled
             token = rng.choice(sorted(found))
             if token in ends:
@@ -744,6 +745,53 @@ def test_equal_grammars_are_compiled_once_and_few_are_kept(folder: Path, monkeyp
     for number in range(100):
         guides.start(StructuredOutputsParams(regex=f"a{{{number + 1}}}"), frozenset({END}))
     assert guides.compile.cache_info().currsize <= 32  # type: ignore[attr-defined]
+
+
+# ---- 命令行 ----
+# ---- the command line ----
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "array", "items": {"enum": [68, 69]}, "minItems": 2, "maxItems": 2}')
+    grammar.write_text('start: "sum: " /[0-9]{2}/\n')
+    asked = ["--prompt", "What is 23 + 45?"]
+    for options, answer in {
+        ("--choice", "68 exactly", "--choice", "none"): "68 exactly",
+        ("--regex", "[6-9]{2}"): "[6-9]{2}",
+        ("--json-schema", '{"const": 68}'): "68",
+        ("--json-schema", str(schema)): r"\[\s*6[89]\s*,\s*6[89]\s*\]",
+        ("--grammar", str(grammar)): "sum: [0-9]{2}",
+    }.items():
+        assert mini_llama.main([*asked, *options]) == 0
+        assert re.search(f"> What is 23 \\+ 45\\?\n{answer}\n", capsys.readouterr().out)
+    # 写错的，不等权重读完就报错。
+    # Mistakes are told before the weights are read.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mini_llama, "LLM", lambda *_, **__: pytest.fail("the weights were read"))
+        for wrong, message in {
+            ("--json-schema", "no such file"): "--json-schema 'no such file' cannot be read as a text file",
+            ("--json-schema", str(grammar)): "json is no JSON schema",
+            ("--grammar", str(tmp_path)): "cannot be read as a text file",
+            ("--grammar", "/dev/zero"): "grammar has 100001 characters: use at most 100000",
+            ("--regex", "a(("): "this regex is not usable",
+            ("--regex", "a", "--choice", "b"): "got regex and choice",
+        }.items():
+            assert mini_llama.main([*asked, *wrong]) == 2
+            error = capsys.readouterr().err
+            assert message in error and error.count("\n") == 1
+
+
+def test_two_backends_keep_to_the_same_grammar(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mini_llama.main(["--compare", "torch", "sdpa", "--prompt", "hi", "--regex", "[0-9]{4}", "--seed", "1"]) == 0
+    assert "tokens equal" in capsys.readouterr().out
+
+
+def test_public_names_and_a_beam_search_has_no_grammar() -> None:
+    assert mini_llama.StructuredOutputsParams is StructuredOutputsParams
+    assert "StructuredOutputsParams" in mini_llama.__all__
+    with pytest.raises(TypeError):
+        mini_llama.BeamSearchParams(beam_width=2, max_tokens=3, structured_outputs=None)  # type: ignore[call-arg]
 
 
 # ---- asyncio ----
