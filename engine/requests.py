@@ -19,6 +19,7 @@ from pathlib import Path
 
 from engine.block_manager import BlockManager
 from engine.detokenizer import Detokenizer, OutputText
+from engine.guides import Guides
 from engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
@@ -88,7 +89,7 @@ class Requests:
     ) -> None:
         self.tokenizer, self.block_manager = tokenizer, block_manager
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
-        self.defaults = defaults
+        self.defaults, self.guides = defaults, Guides(tokenizer, vocab_size)
         # 分词器自己的结束符总在其中：微调的模型常常只在那里写对。
         # The tokenizer's own end token always counts: fine-tuned models often have the right one there alone.
         ends = eos_token_ids if tokenizer.eos_token_id is None else eos_token_ids | {tokenizer.eos_token_id}
@@ -184,6 +185,7 @@ class Requests:
             # 多数请求两样都不要：它们结束时整段还原一次就够，每个 token 不必多花一分。
             # Most requests want neither: theirs is decoded once, at the end, and no token costs anything more.
             output_text=OutputText(self.tokenizer, params, token_ids) if params.stop or stream else None,
+            guide=self.guides.start(wanted, stop_token_ids) if (wanted := params.structured_outputs) else None,
         )
 
     def checked(self, params: SamplingParams | None) -> SamplingParams:
@@ -192,7 +194,8 @@ class Requests:
         A request's parameters, checked; those that the model recommends if it brings none.
 
         Raises:
-            ValueError: 不是 `SamplingParams`，或停止 id 越界；no `SamplingParams`, or a stop id out of range
+            ValueError: 不是 `SamplingParams`，停止 id 越界，或语法不对；
+                no `SamplingParams`, a stop id out of range, or a bad grammar
         """
         if params is not None and not isinstance(params, SamplingParams):
             raise ValueError(f"sampling_params must be SamplingParams, got {type(params).__name__}")
@@ -200,6 +203,8 @@ class Requests:
         # 停止 id 也查：词表之外的 id 永远不会被选中，请求会一直跑到长度上限，也不会报错或告警。
         # Stop ids too: one outside the vocabulary is never chosen, so the request runs silently to its length limit.
         self._check_ids("stop token", params.stop_token_ids or ())
+        if params.structured_outputs is not None:
+            self.guides.compile(params.structured_outputs)
         return params
 
     def _check_ids(self, what: str, ids: Collection[int]) -> None:
@@ -323,7 +328,8 @@ class Requests:
         else:
             # 停止 token 留在 `token_ids` 里，但不进文字：它是信号，不是回答的一部分。
             # The stop token stays in `token_ids` but out of the text: it is a signal and no part of the answer.
-            shown = token_ids[:-1] if seq.finish_reason == "stop" else token_ids
+            ended = seq.finish_reason == "stop" and token_ids[-1] in seq.stop_token_ids
+            shown = token_ids[:-1] if ended else token_ids
             # 与流式走同一条路，只是一次收下全部 token，所以两边的文字总是相等。
             # The same way as a stream, all tokens at once: so both texts are always equal.
             whole = Detokenizer(self.tokenizer, seq.params.skip_special_tokens, seq.prompt_token_ids)

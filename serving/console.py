@@ -38,7 +38,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 MARKS = {
     "length": "[截断/cut:--max-tokens]",
     "abort": "[已停止 / stopped]",
-    "error": f"[出错：分数成了 NaN 或无穷大，换 float32 试试 / error: {NOT_FINITE}]",
+    "error": f"[出错：分数成了 NaN 或无穷大（换 float32 试试），或语法没留下 token / error: {NOT_FINITE}]",
 }
 
 

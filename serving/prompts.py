@@ -12,7 +12,7 @@ from engine.validation import naming
 T = TypeVar("T")
 # `finish_reason` 是 "error" 时的说法。
 # What a `finish_reason` of "error" means.
-NOT_FINITE = "scores became NaN or infinite: try dtype float32"
+NOT_FINITE = "scores became NaN or infinite (try dtype float32), or a grammar left no token"
 
 
 def nth(index: int, total: int) -> str:

@@ -438,7 +438,7 @@ def test_positions_beyond_the_draft_models_limit(folder: Path, tmp_path: Path) -
 
 
 def test_the_pool_counts_both_caches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.host_memory.available_cpu_memory", lambda: 4 * 2**20)
+    monkeypatch.setattr("engine.kv_pool.available_cpu_memory", lambda: 4 * 2**20)
     options = {**ROOMY, "num_kvcache_blocks": None, "max_model_len": None}
     alone = make_llm(folder, overlapped=False, **options)
     both = make_llm(folder, overlapped=False, **options, speculative_config={"model": str(folder)})
