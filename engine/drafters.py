@@ -109,7 +109,7 @@ class Drafter(ABC):
         self.num_draft_tokens = num_draft_tokens
         self.totals = {"num_drafts": 0, "num_draft_tokens": 0, "num_accepted_tokens": 0}
 
-    def allocate(self, num_blocks: int) -> None:
+    def allocate(self, num_blocks: int) -> None:  # noqa: B027
         """块池有多少块，量过内存就知道了；要缓存的在这里分配。
 
         How many blocks there are is known once memory is measured: who needs a cache takes it here.
@@ -134,7 +134,7 @@ class Drafter(ABC):
         The tokens that follow in this sequence; may be empty.
         """
 
-    def complete(self, schedule: list[ScheduledSequence], sampler: Sampler) -> None:
+    def complete(self, schedule: list[ScheduledSequence], sampler: Sampler) -> None:  # noqa: B027
         """调度之后、前向之前：这一步的行和块都定了。
 
         After scheduling and before the forward pass: the step's rows and blocks are settled.
@@ -169,12 +169,12 @@ class NgramIndex:
 
         Where the last tokens stood first, and what followed there; longer ones are tried first, empty if none stood
         anywhere.
+
+            tokens [7, 8, 9, 7, 8]   (7, 8) -> 2   (8, 9) -> 3   (9, 7) -> 4   (7, 8, 9) -> 3   (8, 9, 7) -> 4
+            the end is (7, 8), which stood at 2   ->   follow [9, 7, 8]
         """
         # 末尾自己不登记，否则查到的总是它自己；下一步来了新 token，它才成为“以前的”。
         # The end itself is left out, or it would always find itself; with the next step's tokens it becomes the past.
-        #     sizes 2 to 3, tokens [7, 8, 9, 7, 8]
-        #     (7, 8) -> 2   (8, 9) -> 3   (7, 8, 9) -> 3   (9, 7) -> 4   (8, 9, 7) -> 4
-        #     the end (7, 8) stood at 2, so guess tokens[2:] = [9, 7, 8]
         for end in range(self.num_indexed + 1, len(token_ids)):
             for size in self.sizes:
                 if size <= end:
@@ -304,7 +304,7 @@ class ModelDrafter(Drafter):
                 for (seq, _), token in zip(samples, sampler.draw(samples, logits)[0].tolist()):
                     seq.draft_ids[index] = max(token, 0)
             # 已抽满的退出；猜测写满了一个块的，最后一个猜测也要算，不抽。
-            # Rows with all their guesses leave; where these fill a block, the last one is computed, too, and none drawn.
+            # Rows with all their guesses leave; where these fill a block, the last is computed, too, and none drawn.
             index += 1
             mine = [each for each in mine if index < each[2] or (index == each[2] and each[3].draft_state is None)]
             for number, (view, count, most, seq) in enumerate(mine):

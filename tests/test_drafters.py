@@ -377,8 +377,6 @@ def check_the_cache_of_the_draft_model(llm: LLM) -> None:
 
 
 def leave_the_end_of_a_block(patch: pytest.MonkeyPatch, drafter: ModelDrafter) -> None:
-    real = drafter.complete
-
     # 以为块没有尽头；批照旧按真的块大小来造。
     # It thinks that blocks have no end; batches are built with the real size as ever.
     size = drafter.setup.block_size
