@@ -547,8 +547,8 @@ def test_page_shows_guesses_and_every_token(tmp_path: Path, monkeypatch: pytest.
             assert shown == [sum(len(row[each]) for row in step["rows"]) for each in ("guesses", "tokens")]
             # 猜对的与划掉的，逐个看；块里的槽位也这样画。
             # Right ones and struck ones, each by itself; the slots of a block are drawn the same way.
-            wrong = [guess != token for row in step["rows"] for guess, token in zip_longest(row["guesses"], row["tokens"])
-                     if guess is not None]  # fmt: skip
+            pairs = [pair for row in step["rows"] for pair in zip_longest(row["guesses"], row["tokens"])]
+            wrong = [guess != token for guess, token in pairs if guess is not None]
             struck = "(e) => getComputedStyle(e).textDecorationLine === 'line-through'"
             assert page.run(f"[...document.querySelectorAll('#rows .guess')].map({struck})") == wrong
             for block in {block for row in step["rows"] if row["guesses"] for block in step["tables"][row["request"]]}:

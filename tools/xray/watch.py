@@ -4,6 +4,7 @@
 """
 
 import time
+from itertools import zip_longest
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -88,9 +89,10 @@ class Watch:
             text = tokenizer.decode(seq.output_token_ids)[-60:].replace("\n", " ")
             # 猜错的划掉：没有采到它，它后面的也作废。
             # Wrong guesses are struck out: they were not sampled, and what follows them is void.
+            pairs = zip_longest(row.guesses, row.tokens[: len(row.guesses)]) if row else ()
             guesses = Text(" ").join(
-                Text(repr(tokenizer.decode_token(guess)), "green" if [guess] == row.tokens[i : i + 1] else "strike dim")
-                for i, guess in enumerate(row.guesses if row else [])
+                Text(repr(tokenizer.decode_token(guess)), "green" if guess == token else "strike dim")
+                for guess, token in pairs
             )
             cells = [guesses] if guessing else []
             table.add_row(
