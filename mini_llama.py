@@ -38,11 +38,11 @@ from rich.console import Console
 # Dependencies point one way: command line -> `serving` -> `engine` -> `models` -> `layers` -> `backends`; never back.
 from backends import BackendUnavailableError, backend_names
 from engine.config import EngineConfig
+from engine.guides import StructuredOutputsParams
 from engine.outputs import CompletionOutput, RequestOutput
 from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from engine.validation import check_finite, each_prompt
 from models.config import load_config
 from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
@@ -52,12 +52,14 @@ from serving.compare import compare_backends
 from serving.console import print_answers, print_backends, print_comparison, print_summary, printable
 from serving.interrupts import interrupt_again
 from serving.llm import LLM
+from serving.options import Parser, add_guide_options, check_guide, read_guide
+from serving.prompts import check_finite, each_prompt
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
 # Users may rely on these names; all else is internal and may change at any time.
 __all__ = [
     "LLM", "AsyncLLM", "BackendUnavailableError", "BeamSearchParams", "CompletionOutput", "EngineDeadError",
-    "RequestOutput", "SamplingParams", "main",
+    "RequestOutput", "SamplingParams", "StructuredOutputsParams", "main",
 ]
 
 # 6 个问题一起提交，在 `LLMEngine.step` 下断点，第一步就能看到 6 行的 `schedule`：批处理从这里看起。
@@ -74,16 +76,6 @@ BUILT_IN_PROMPTS = [
 # With weight files below 32 MiB in all a step takes a millisecond, where threads save nothing; and beside another busy
 # program, threads that wait for each other make it 100.
 _SMALL_BYTES = 1 << 25
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse 写不出帮助时一声不响；这里照样报错。
-
-    argparse says nothing where its help cannot be written; here it is an error like any other.
-    """
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        print(message, end="", file=file or sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, metavar="X", help="只在累计概率达到 X 的 token 里选 / nucleus sampling")
     add("--top-k", type=int, metavar="K", help="只在前 K 个 token 里选 / choose among the K likeliest")
     add("--seed", type=int, metavar="N", help="采样种子 / sampling seed")
+    add_guide_options(add)
     # 调试时加上它：重放的 CUDA graph 不经过 Python，断点停不住。
     # Add it for debugging: a replayed CUDA graph does not pass through Python, and no breakpoint is hit.
     add("--enforce-eager", action="store_true", help="不录图、不融合、不重叠 / no CUDA graphs, fusion or overlap")
@@ -155,7 +148,7 @@ def make_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingP
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     # `replace` 会重新构造，于是重新检查：`--top-p 2` 在这里就报错，不会带病进入引擎。
     # `replace` constructs anew and so checks anew: `--top-p 2` fails here and never reaches the engine.
-    return replace(defaults, max_tokens=args.max_tokens, **given)
+    return replace(defaults, max_tokens=args.max_tokens, structured_outputs=read_guide(args), **given)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -196,6 +189,7 @@ def run(args: argparse.Namespace) -> None:
     # for 6 GB of weights.
     folder = config.resolve_model_folder()
     params = make_params(args, load_generation_config(folder, load_config(folder))[0])
+    check_guide(folder, params.structured_outputs)
     if not args.complete:
         require_chat_template(folder)
     if tracing:

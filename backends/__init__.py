@@ -79,18 +79,6 @@ def backend_names() -> list[str]:
     return list(_REGISTRY)
 
 
-def _why_missing(entry: _Entry) -> str | None:
-    """缺少的包；只查找、不导入，查找不会触发 CUDA 初始化。
-
-    The missing packages; they are looked for, not imported, so nothing initialises CUDA.
-    """
-    # `find_spec` 只在磁盘上找这个包，像 `which` 之于命令；真去导入可能要几秒，还可能初始化 CUDA。
-    # `find_spec` only looks for the package on disk, as `which` does for a command;
-    # an import may take seconds and touch CUDA.
-    missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
-    return f"not installed: {', '.join(missing)}" if missing else None
-
-
 def _load(entry: _Entry) -> Any:
     """导入登记的模块，返回它的类。
 
@@ -101,14 +89,17 @@ def _load(entry: _Entry) -> Any:
     return getattr(importlib.import_module(entry.module), entry.class_name)
 
 
-def _why_unusable(name: str, device: torch.device) -> str | None:
-    """先看包，再问后端自己。
+def _why_unusable(entry: _Entry, device: torch.device) -> str | None:
+    """先看要装的包，再问登记的类自己。
 
-    Packages first, then the backend itself.
+    The packages that must be installed first, then the registered class itself.
     """
-    # `or` 的次序就是检查的次序：缺包时右边不执行，模块也就不会被导入，不会因 `ImportError` 而崩溃。
-    # `or` is the order of checks: with a package missing the right side never runs, and no `ImportError` escapes.
-    return _why_missing(_REGISTRY[name]) or _load(_REGISTRY[name]).why_unusable(device)
+    # `find_spec` 只在磁盘上找这个包，像 `which` 之于命令；真去导入可能要几秒，还可能初始化 CUDA。
+    # `find_spec` only looks on disk, as `which` does for a command; an import may take seconds and touch CUDA.
+    missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
+    # 缺包时右边不执行，模块也就不会被导入，不会因 `ImportError` 而崩溃。
+    # With a package missing the right side never runs: the module is not imported, and no `ImportError` escapes.
+    return f"not installed: {', '.join(missing)}" if missing else _load(entry).why_unusable(device)
 
 
 def backend_status(device: str | torch.device) -> list[BackendStatus]:
@@ -118,7 +109,7 @@ def backend_status(device: str | torch.device) -> list[BackendStatus]:
     """
     # 例：在 CPU 上，要 CUDA 的后端得到一句原因，其余是 None。
     # Example: on the CPU, a backend that needs CUDA gets a reason and the others None.
-    reasons = {name: _why_unusable(name, torch.device(device)) for name in _REGISTRY}
+    reasons = {name: _why_unusable(entry, torch.device(device)) for name, entry in _REGISTRY.items()}
     return [BackendStatus(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 
@@ -136,7 +127,8 @@ def choose_backend(device: str | torch.device, head_dim: int = 128, dtype: torch
     # 解释模式下的 `triton` 在 CPU 上也“能用”，但慢得多，所以先看设备。
     # Interpreted, `triton` is usable on a CPU as well, but far slower, so the device comes first.
     for name in _AUTO_ON_CUDA if device.type == "cuda" else ():
-        if not (_why_unusable(name, device) or _load(_REGISTRY[name]).why_unsupported(head_dim, dtype, codes)):
+        entry = _REGISTRY[name]
+        if not (_why_unusable(entry, device) or _load(entry).why_unsupported(head_dim, dtype, codes)):
             return name
     return "sdpa"
 
@@ -163,8 +155,7 @@ def create_backend(name: str, device: str | torch.device, head_dim: int = 128, d
         raise ValueError(f"unknown backend '{name}': choose one of auto, {', '.join(_REGISTRY)}")
     # 在创建时就失败，而不是等到第一次前向：那时已经读了好几个 GB 的权重。
     # Fail at creation and not in the first forward pass, when gigabytes of weights have been read.
-    reason = _why_unusable(name, device)
-    if reason:
+    if reason := _why_unusable(_REGISTRY[name], device):
         usable = ", ".join(status.name for status in backend_status(device) if status.usable)
         raise BackendUnavailableError(f"backend '{name}' cannot run on {device}: {reason}. Usable here: {usable}")
     backend: AttentionBackend = _load(_REGISTRY[name])(device)
@@ -181,12 +172,10 @@ def create_kernels(backend: AttentionBackend, head_dim: int, dtype: torch.dtype,
     if backend.is_reference:
         return None
     entry = _KERNELS[backend.device.type]
-    reason = _why_missing(entry)
-    if reason is None:
-        kernels = _load(entry)
-        reason = kernels.why_unusable(backend.device) or kernels.why_unsupported(head_dim, dtype, codes)
-    if reason is not None:
+    # 没有核函数不算错，每一步都有逐步的写法，只是慢；可是慢在哪里，要让人看得到。
+    # To have none is no error, as each step has its plain form, only slower; but why it is slow should be seen.
+    if reason := _why_unusable(entry, backend.device) or _load(entry).why_unsupported(head_dim, dtype, codes):
         logger.warning("no fused kernels: %s / 没有融合核函数：%s", reason, reason)
         return None
-    made: FusedKernels = kernels(backend.device)
-    return made
+    kernels: FusedKernels = _load(entry)(backend.device)
+    return kernels

@@ -29,7 +29,9 @@ METRICS = {
     "itl_p99_ms": ("ITL p99 ms", 3),
 }
 CEILINGS = {"copy_tb_per_s": ("copy", "TB/s"), "bf16_tflop_per_s": ("bf16 product", "TFLOP/s")}
-NAMES = {model: name for model, (name, _, _) in MODELS.items()} | {"tiny-llama": "embedded model"}
+NAMES = {model: name for model, (name, _, _) in MODELS.items()} | {
+    "tiny-llama": "embedded model", "tiny-poet": "embedded poet"
+}
 
 
 def load(kind: str) -> list[Any]:
@@ -194,7 +196,24 @@ def quantization() -> list[str]:
     return table(head, rows)
 
 
-TABLES: tuple[Callable[[], list[str]], ...] = (setting, workloads, first, attention, compare_hf, quantization)
+def speculation() -> list[str]:
+    """猜与不猜；各数是几遍的中位数。
+
+    With guesses and without; figures are the median of the runs.
+    """
+    rows = []
+    for result in load("speculation"):
+        where = f"{card(result)}, {NAMES[result['model']]}, temperature {result['temperature']:g}"
+        for row in result["results"]:
+            share = f"{row['accepted']['median']:.0%}" if row["drafted_steps"]["max"] else "–"
+            steps = [f"{row['tokens_per_step']['median']:.2f}", f"{row['drafted_steps']['median']:.0%}", share]
+            rows.append([where, row["name"], f"{row['tok_per_s']['median']:,.0f}", f"{row['ratio']:.2f}", *steps])
+    return table(["where", "guesses", "tok/s", "ratio", "tokens a step", "steps with guesses", "accepted"], rows)
+
+
+TABLES: tuple[Callable[[], list[str]], ...] = (
+    setting, workloads, first, attention, compare_hf, quantization, speculation,
+)  # fmt: skip
 
 
 def rewrite(chapter: str) -> str:

@@ -102,13 +102,6 @@ class BlockManager:
         """
         return len(self.free_queue)
 
-    def num_blocks_needed(self, num_tokens: int) -> int:
-        """装下这么多 token 要几个块。
-
-        Blocks that hold so many tokens.
-        """
-        return num_blocks_needed(num_tokens, self.block_size)
-
     # ---- 前缀缓存 ----
     # ---- prefix cache ----
 
@@ -146,6 +139,15 @@ class BlockManager:
         stored = self.blocks[block_id].key
         return block_id if stored is not None and stored.same_prefix(key) else None
 
+    def num_shareable_blocks(self, num_tokens: int) -> int:
+        """开头的这么多个 token，最多能命中几个块。
+
+        How many blocks of so many tokens at the start can be hit at most.
+        """
+        # 减 1 的效果，块大小 16：16 个 token 查 0 个块，17 到 32 个查 1 个块，33 个查 2 个块。
+        # What the minus 1 does with blocks of 16: 16 tokens look up 0 blocks, 17 to 32 look up 1, 33 look up 2.
+        return (num_tokens - 1) // self.block_size if self.enable_prefix_caching else 0
+
     def find_prefix(self, seq: Sequence) -> list[int]:
         """从头开始连续命中的块，只查不占用。
 
@@ -160,11 +162,7 @@ class BlockManager:
         # Hits are full, and new tokens go to one's own blocks behind them:
         # no shared block is written, no copy-on-write.
         hits: list[int] = []
-        if not self.enable_prefix_caching:
-            return hits
-        # 减 1 的效果，块大小 16：16 个 token 查 0 个块，17 到 32 个查 1 个块，33 个查 2 个块。
-        # What the minus 1 does with blocks of 16: 16 tokens look up 0 blocks, 17 to 32 look up 1, 33 look up 2.
-        for index in range((seq.num_tokens - 1) // self.block_size):
+        for index in range(self.num_shareable_blocks(seq.num_tokens)):
             block_id = self._find(self._key(seq, index))
             # 断了就停：`num_computed_tokens` 只能从头连着数，中间缺一个块，后面的块查得到也用不上。
             # A miss ends it: `num_computed_tokens` counts from the start without a gap,
@@ -238,7 +236,7 @@ class BlockManager:
         # Example: 4 blocks wanted, 2 of them hits that lie free: 2 new + 2 hits = 4, so 3 free are too few;
         # with the hits in use by others, 2 would do.
         hits_in_queue = sum(self.blocks[block_id].ref_count == 0 for block_id in hits)
-        new_blocks = self.num_blocks_needed(num_tokens) - len(hits)
+        new_blocks = num_blocks_needed(num_tokens, self.block_size) - len(hits)
         return new_blocks + hits_in_queue <= self.num_free_blocks
 
     def allocate(self, seq: Sequence, hits: list[int], num_tokens: int) -> None:
@@ -282,7 +280,7 @@ class BlockManager:
         """
         # 块大小 16 时，解码每 16 步才缺 1 个块；其余 15 步缺 0 个，空闲块为 0 也放行。
         # With blocks of 16, decoding lacks 1 block once in 16 steps; in the other 15 it lacks 0 and passes with 0 free.
-        return self.num_blocks_needed(num_tokens) - len(seq.block_table) <= self.num_free_blocks
+        return num_blocks_needed(num_tokens, self.block_size) - len(seq.block_table) <= self.num_free_blocks
 
     def grow(self, seq: Sequence, num_tokens: int) -> None:
         """最后一个块写满时才需要新块：需要的块数大于块表长度，就补到够。
@@ -297,7 +295,7 @@ class BlockManager:
         """
         # 有的引擎写成 `len % block_size == 1` 就加一个块：每步恰好多 1 个 token 才对，一次多 20 个就会漏。
         # Some engines add a block when `len % block_size == 1`: right if a step adds 1 token, wrong for a chunk of 20.
-        while self.num_blocks_needed(num_tokens) > len(seq.block_table):
+        while num_blocks_needed(num_tokens, self.block_size) > len(seq.block_table):
             seq.block_table.append(self._take_free_block())
 
     def _take_free_block(self) -> int:

@@ -9,10 +9,8 @@ You are here: `llm_engine.py` calls `create_pool` once the weights are loaded. W
 """
 
 import logging
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import count, islice
 
 import torch
 
@@ -20,6 +18,7 @@ from backends.kv_cache import KVCache
 from engine.batch import build_batch
 from engine.block_manager import num_blocks_needed
 from engine.config import EngineSetup, check_pool_size
+from engine.host_memory import available_cpu_memory
 from engine.model_runner import ModelRunner
 from engine.sampler import Sampler
 from engine.sampling_params import SamplingParams
@@ -129,63 +128,6 @@ def allocate_cache(setup: EngineSetup, runner: ModelRunner, num_blocks: int) -> 
 # ---- how many blocks the memory holds ----
 
 
-def available_cpu_memory() -> int:
-    """此刻可用的内存，单位字节；在容器里，不超过它的限额还剩的。
-
-    Memory available right now, in bytes; in a container no more than its limit leaves.
-    """
-    # macOS 没有 /proc，退而取总内存；上面的 1 GiB 上限仍然管用。
-    # macOS has no /proc, so take the total; the cap of 1 GiB above still holds.
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines(Path("/proc/meminfo")):
-        # 取 `MemAvailable` 而不是 `MemFree`：页缓存随时可以回收，`MemFree` 却把它算成已经用掉的。
-        # `MemAvailable`, not `MemFree`, which counts the page cache as used though it can be reclaimed at any time.
-        if line.startswith("MemAvailable:"):
-            #   "MemAvailable:   16384000 kB"  ->  16384000 * 1024
-            host = int(line.split()[1]) * 1024
-    return min([host, *_cgroup_rooms()])
-
-
-def _cgroup_rooms() -> Iterator[int]:
-    """本进程所在的每一层 cgroup，限额还剩多少字节；容器的内存上限就是这样设的，/proc/meminfo 里看不到。
-
-    How many bytes the limit of each cgroup around this process leaves: that is how containers are limited, and
-    /proc/meminfo does not show it.
-    """
-    for line in _lines(Path("/proc/self/cgroup")):
-        # 第 2 版是 "0::/a/b"，第 1 版是 "4:memory:/a/b"；两版的目录和文件名都不同。
-        # Version 2 has "0::/a/b", version 1 "4:memory:/a/b"; their folders and file names differ.
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
-        if controllers:
-            root, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        # 外层的限额也管着里层；容器里常常只看得到最外面的一层。
-        # An outer limit holds for what is inside; from within a container often only the outermost level is seen.
-        folder = root / path.lstrip("/")
-        for level in (each for each in (folder, *folder.parents) if each.is_relative_to(root)):
-            limit, used = (next(iter(_lines(level / name)), "") for name in names[:2])
-            # 没有限额时写着 "max"。
-            # Without a limit it says "max".
-            if limit.isdigit() and used.isdigit():
-                stat = dict(line.rsplit(" ", 1) for line in _lines(level / "memory.stat"))
-                # 页缓存也算在“已用”里，要加回来：内存紧张时它会被回收。
-                # The page cache counts as used and is added back: it is reclaimed when memory runs short.
-                yield int(limit) - int(used) + int(stat.get(names[2], 0))
-
-
-def _lines(path: Path) -> list[str]:
-    """文件的各行；没有这个文件，就一行也没有。
-
-    A file's lines; none if there is no such file.
-    """
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
-
-
 def _affordable_blocks(
     setup: EngineSetup, runner: ModelRunner, sampler: Sampler, reserved_bytes: int, bytes_each: int
 ) -> int:
@@ -270,22 +212,34 @@ def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> in
 
 
 def _largest_step(setup: EngineSetup) -> list[ScheduledSequence]:
-    """占满整步的假提示词，采样的花样也全开着。
+    """占满整步的假提示词。
 
-    Pretended prompts that fill the whole step, with every way of sampling switched on.
+    Pretended prompts that fill the whole step.
     """
-    params = SamplingParams(top_k=2, top_p=0.5, min_p=0.5, presence_penalty=1.0, logprobs=1, seed=0)
-    schedule, num_left, first_block = [], setup.max_num_batched_tokens, 0
     # 全部当作预填充：8192 个 token 一起过 MLP 时中间结果最大；纯解码的一步，每条序列才 1 个 token，远不及它。
     # All of it is prefill: 8192 tokens in the MLP make the largest activations; decodes bring 1 token a sequence.
     # 一条提示词不会比模型的上限长：上限 2048、预算 8192，就是 4 条。
     # No prompt exceeds the model's limit: with a limit of 2048 and a budget of 8192 there are 4.
-    while num_left > 0:
-        count = min(num_left, setup.model_config.max_position_embeddings)
-        end_block = first_block + num_blocks_needed(count, setup.block_size)
-        seq = Sequence("", [0] * count, count, params, block_table=list(range(first_block, end_block)))
-        schedule.append(ScheduledSequence(seq, count, 1))
-        num_left, first_block = num_left - count, end_block
-    # 只有 1 个新 token 的行排在前面，与调度器的约定一样。
-    # Rows with 1 new token come first, as the scheduler promises.
-    return sorted(schedule, key=lambda row: row.num_new_tokens != 1)
+    limit = setup.model_config.max_position_embeddings
+    whole, rest = divmod(setup.max_num_batched_tokens, limit)
+    # 零头放在最前面：它可能只有 1 个 token，而这样的行要排在前面，与调度器的约定一样。
+    # The rest comes first: it may have 1 token only, and such rows come first, as the scheduler promises.
+    return pretended_step([(0, rest)] * (rest > 0) + [(0, limit)] * whole, setup.block_size)
+
+
+def pretended_step(lengths: list[tuple[int, int]], block_size: int) -> list[ScheduledSequence]:
+    """一步假的请求，采样的花样全开着，块从 0 号起依次占用；`gpu/warm_up.py` 也用它。
+
+    A step of pretended requests with every way of sampling switched on, in blocks from number 0 on; `gpu/warm_up.py`
+    uses it as well.
+
+    Args:
+        lengths: 各序列已算的和新的 token 数；the tokens computed before and new of each sequence
+    """
+    everything = SamplingParams(top_k=2, top_p=0.5, min_p=0.5, presence_penalty=1.0, logprobs=1, min_tokens=1, seed=0)
+    blocks, schedule = count(), []
+    for computed, new in lengths:
+        seq = Sequence("", [0] * (computed + new), computed + new, everything, num_computed_tokens=computed)
+        seq.block_table = list(islice(blocks, num_blocks_needed(seq.num_tokens, block_size)))
+        schedule.append(ScheduledSequence(seq, new, 1))
+    return schedule

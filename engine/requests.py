@@ -19,6 +19,7 @@ from pathlib import Path
 
 from engine.block_manager import BlockManager
 from engine.detokenizer import Detokenizer, OutputText
+from engine.guides import Guides
 from engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
@@ -88,7 +89,7 @@ class Requests:
     ) -> None:
         self.tokenizer, self.block_manager = tokenizer, block_manager
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
-        self.defaults = defaults
+        self.defaults, self.guides = defaults, Guides(tokenizer, vocab_size)
         # 分词器自己的结束符总在其中：微调的模型常常只在那里写对。
         # The tokenizer's own end token always counts: fine-tuned models often have the right one there alone.
         ends = eos_token_ids if tokenizer.eos_token_id is None else eos_token_ids | {tokenizer.eos_token_id}
@@ -149,19 +150,16 @@ class Requests:
             token_ids = list(map(int, prompt))
         else:
             raise ValueError(f"a prompt is a string or a list of token ids, got {prompt!r:.80}")
-        # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
-        # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
-        limit, vocab_size = self.max_model_len, self.vocab_size
         # 空字符串分词后可能只剩一个 BOS，没有内容可答，同样算空提示词。
         # An empty string may still tokenize to a lone BOS; it asks nothing and counts as empty too.
         if not token_ids or prompt == "":
             raise ValueError("the prompt is empty; give at least one token")
         # 用 `>=`，因为至少要给输出留 1 个位置：上限 4096 时，4095 个 token 的提示词可以，4096 个不行。
         # `>=` leaves room for at least 1 output token: with a limit of 4096, a prompt of 4095 passes and 4096 does not.
-        if len(token_ids) >= limit:
+        if len(token_ids) >= self.max_model_len:
             raise ValueError(
                 f"the prompt has {len(token_ids)} tokens, but prompt and output together must fit "
-                f"max_model_len={limit}: shorten it to at most {limit - 1}"
+                f"max_model_len={self.max_model_len}: shorten it to at most {self.max_model_len - 1}"
             )
         # 越界的 id 在 CUDA 上查嵌入表会触发设备端断言，整个进程的 CUDA 从此不可用：一个坏请求拖垮所有请求。
         # On CUDA an id out of range trips a device-side assert, and CUDA is dead for the process: one takes down all.
@@ -173,8 +171,8 @@ class Requests:
             stop_token_ids |= self.eos_token_ids
         # 全被禁用，就没有 token 可选了。
         # With all of them banned there would be no token left to choose.
-        if params.min_tokens and len(stop_token_ids) >= vocab_size:
-            raise ValueError(f"min_tokens bans stop ids, and all {vocab_size} ids are stop ids")
+        if params.min_tokens and len(stop_token_ids) >= self.vocab_size:
+            raise ValueError(f"min_tokens bans stop ids, and all {self.vocab_size} ids are stop ids")
         return Sequence(
             request_id=request_id, token_ids=token_ids, num_prompt_tokens=len(token_ids), params=params,
             prompt=prompt if isinstance(prompt, str) else None,
@@ -187,6 +185,7 @@ class Requests:
             # 多数请求两样都不要：它们结束时整段还原一次就够，每个 token 不必多花一分。
             # Most requests want neither: theirs is decoded once, at the end, and no token costs anything more.
             output_text=OutputText(self.tokenizer, params, token_ids) if params.stop or stream else None,
+            guide=self.guides.start(wanted, stop_token_ids) if (wanted := params.structured_outputs) else None,
         )
 
     def checked(self, params: SamplingParams | None) -> SamplingParams:
@@ -195,7 +194,8 @@ class Requests:
         A request's parameters, checked; those that the model recommends if it brings none.
 
         Raises:
-            ValueError: 不是 `SamplingParams`，或停止 id 越界；no `SamplingParams`, or a stop id out of range
+            ValueError: 不是 `SamplingParams`，停止 id 越界，或语法不对；
+                no `SamplingParams`, a stop id out of range, or a bad grammar
         """
         if params is not None and not isinstance(params, SamplingParams):
             raise ValueError(f"sampling_params must be SamplingParams, got {type(params).__name__}")
@@ -203,9 +203,13 @@ class Requests:
         # 停止 id 也查：词表之外的 id 永远不会被选中，请求会一直跑到长度上限，也不会报错或告警。
         # Stop ids too: one outside the vocabulary is never chosen, so the request runs silently to its length limit.
         self._check_ids("stop token", params.stop_token_ids or ())
+        if params.structured_outputs is not None:
+            self.guides.compile(params.structured_outputs)
         return params
 
     def _check_ids(self, what: str, ids: Collection[int]) -> None:
+        # 上限取嵌入表的行数，不是分词器的词表：Qwen3 的嵌入表有 151936 行，比分词器的词表大。
+        # The limit is the embedding's rows, not the tokenizer's entries: Qwen3 has 151936 rows, its tokenizer fewer.
         # `min` 和 `max` 比逐个判断快几倍，长提示词才检查得起。
         # `min` and `max` are several times as fast as a test for each, which long prompts need.
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
@@ -243,18 +247,10 @@ class Requests:
         # 同一步里大家互相查不到，提示词会算 `n` 遍；有整块可共享时，先让第 1 份算，其余的命中它的块。
         # In the same step they would not find each other and compute the prompt `n` times; if there are whole blocks to
         # share, number 1 computes them first and the others hit its blocks.
-        if not self._num_shareable_blocks(seq):
+        if not self.block_manager.num_shareable_blocks(seq.num_prompt_tokens):
             return group
         self.held[seq.request_id] = siblings
         return [seq]
-
-    def _num_shareable_blocks(self, seq: Sequence) -> int:
-        """别人最多能命中它的提示词的几个块。
-
-        How many blocks of its prompt others can hit at most.
-        """
-        manager = self.block_manager
-        return (seq.num_prompt_tokens - 1) // manager.block_size if manager.enable_prefix_caching else 0
 
     def take_released(self, running: list[Sequence]) -> list[Sequence]:
         """第 1 份的提示词块都登记了，其余各份就可以排队，排在最前面；它若先结束，由 `LLMEngine.release` 放行。
@@ -266,7 +262,8 @@ class Requests:
         # Only running ones are looked at: a number 1 that waits has no blocks, and there may be thousands of them.
         released: list[Sequence] = []
         for seq in running if self.held else ():
-            if seq.request_id in self.held and seq.num_registered_blocks >= self._num_shareable_blocks(seq):
+            num_awaited = self.block_manager.num_shareable_blocks(seq.num_prompt_tokens)
+            if seq.request_id in self.held and seq.num_registered_blocks >= num_awaited:
                 released += self.held.pop(seq.request_id)
         return released
 
@@ -331,7 +328,8 @@ class Requests:
         else:
             # 停止 token 留在 `token_ids` 里，但不进文字：它是信号，不是回答的一部分。
             # The stop token stays in `token_ids` but out of the text: it is a signal and no part of the answer.
-            shown = token_ids[:-1] if seq.finish_reason == "stop" else token_ids
+            ended = seq.finish_reason == "stop" and token_ids[-1] in seq.stop_token_ids
+            shown = token_ids[:-1] if ended else token_ids
             # 与流式走同一条路，只是一次收下全部 token，所以两边的文字总是相等。
             # The same way as a stream, all tokens at once: so both texts are always equal.
             whole = Detokenizer(self.tokenizer, seq.params.skip_special_tokens, seq.prompt_token_ids)

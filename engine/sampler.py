@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import Sample, on_device, sampling_rows
+from engine.guides import ban
 from engine.outputs import Logprob
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence, SequenceStatus
@@ -207,6 +208,9 @@ class Sampler:
         if banned:
             where = on_device(banned, logits.device).unbind(1)
             logits = logits.index_put(where, logits.new_full((), float("-inf")))  # [S, vocab_size]
+        guided = [(row, seq.guide) for row, seq, _ in special if seq.guide is not None]
+        if guided:
+            logits = ban(logits, guided)  # [S, vocab_size]
         penalized = [(row, seq) for row, seq, _ in special if seq.params.penalizes]
         if not penalized:
             return logits, None

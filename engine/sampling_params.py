@@ -6,6 +6,7 @@ SamplingParams: how a request chooses tokens and when it stops; bad values are r
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.guides import StructuredOutputsParams, check_wanted
 from engine.validation import check_flag, check_seed, is_int, is_number
 
 # 低于这个温度就当作贪心：分差 0.001 除以 1e-5 已是 100，而噪声的跨度不到 27，抽样的结果就是 argmax。
@@ -47,6 +48,7 @@ class SamplingParams:
         repetition_penalty: 提示词和输出里有的 token，正的分数除以它，负的乘以它；
             divides the positive and multiplies the negative scores of tokens in prompt or output
         skip_special_tokens: 文字里不含特殊 token；leave special tokens out of the text
+        structured_outputs: 输出要合乎的 JSON Schema、正则、选项或语法；a schema, regex, choice or grammar to match
 
     Raises:
         ValueError: 某个值超出范围，消息里写明是哪个；a value is out of range; the message says which
@@ -84,6 +86,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
 
     # 构造时就查完，而且 frozen 不许再改：坏值不会等到几十个请求同批时才在 GPU 上出错。
     # All is checked at construction, and frozen keeps it so: no bad value turns up on the GPU amid a full batch.
@@ -128,6 +131,7 @@ class SamplingParams:
                 object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("ignore_eos", "skip_special_tokens"):
             check_flag(name, getattr(self, name))
+        check_wanted(self.structured_outputs, self.min_tokens)
         self._check_stops()
 
     def _check_stops(self) -> None:

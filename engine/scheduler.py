@@ -248,9 +248,10 @@ class Scheduler:
         # Known tokens come first; if all are scheduled, there are at most as many guesses as tokens may still come,
         # less 1: the last one is drawn in any case and need not be guessed.
         room = min(seq.params.max_tokens - seq.num_output_tokens, self.max_model_len - seq.num_tokens) - 1
-        # 有惩罚的不猜：后一行的计数要看前一行选了什么，而它们同在一步里。
-        # None with penalties: a row's counts depend on what the row before chose, and they share a step.
-        free = end == seq.num_tokens and not seq.params.penalizes
+        # 有惩罚或语法的不猜：后一行的计数、掩码要看前一行选了什么，而它们同在一步里。
+        # None with penalties or a grammar: a row's counts and mask depend on what the row before chose, and they share
+        # a step.
+        free = end == seq.num_tokens and not seq.params.penalizes and seq.guide is None
         count = min(budget, room, len(seq.draft_ids)) if free else 0
         while count > 0 and not self.block_manager.can_grow(seq, end + count):
             count -= 1
@@ -396,6 +397,10 @@ class Scheduler:
             if stop is not None:
                 seq.stop_reason = stop
                 return "stop"
+        # 语法的状态也由序列带着，在这里随 token 前进。
+        # The sequence brings the state of its grammar as well, which advances here with the token.
+        if seq.guide is not None and seq.guide.advance(token):
+            return "stop"
         # `max_tokens` 只数输出，`max_model_len` 数提示词加输出：后者若为 100，提示词 90 个，最多输出 10 个。
         # `max_tokens` counts output, `max_model_len` prompt and output: if that is 100, a prompt of 90 leaves 10.
         return "length" if self._at_length_limit(seq, known) else None

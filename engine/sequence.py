@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.block_key import BlockKey
 from engine.detokenizer import OutputText
+from engine.guides import Guide
 from engine.outputs import Logprob, RequestMetrics
 from engine.sampling_params import SamplingParams
 
@@ -68,6 +69,8 @@ class Sequence:
         index: 请求的 `n` 份输出里的第几份；which of the request's `n` outputs
         siblings: 请求的 `n` 个序列，含自己；只有一份时为空；the `n` sequences of its request, itself included; or empty
         logprobs: 要求时，每个输出 token 的报告；a report for each output token, if asked for
+        guide: 结构化输出走到了语法的哪里；没有要求时为 None；
+            how far a structured output has come in its grammar; None if none is asked for
         edits_scores: 采样前可能要改分数（惩罚、禁用）；scores may be edited before sampling (penalties, bans)
         output_text: 到目前为止的文字，供流式输出和停止字符串；都不用时为 None；
             the text so far, for streaming and stop strings; None if the request uses neither
@@ -113,12 +116,13 @@ class Sequence:
     index: int = 0
     siblings: list["Sequence"] = field(default_factory=list, repr=False)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    guide: Guide | None = None
     edits_scores: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # 只算一次：每一步都要问遍所有的行，256 行逐项比较参数要 0.1 毫秒以上。
         # Worked out once: every step asks it of all rows, and comparing the parameters of 256 rows takes over 0.1 ms.
-        self.edits_scores = self.params.penalizes or self.params.min_tokens > 0
+        self.edits_scores = self.params.penalizes or self.params.min_tokens > 0 or self.guide is not None
 
     def sibling(self, index: int) -> "Sequence":
         """同一个请求的另一份输出：提示词相同，种子加上 `index`；此时自己还没开始输出。
@@ -131,6 +135,7 @@ class Sequence:
         return replace(
             self, index=index, seed=(self.seed + index) % 2**63, token_ids=self.prompt_token_ids, block_table=[],
             block_keys=[], draft_ids=[], logprobs=[], metrics=replace(self.metrics),
+            guide=self.guide and self.guide.copy(),
         )
 
     def inputs(self, start: int, end: int) -> list[int]:

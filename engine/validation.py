@@ -1,18 +1,13 @@
-"""几处共用的检查：同一种值，到处的规则和报错都相同；还有报错里怎样说出是第几个提示词、哪个请求。
+"""几处共用的检查：同一种值，到处的规则和报错都相同；还有报错里怎样说出是哪个请求。
 
 The checks that several places share: the same kind of value meets the same rule and the same message everywhere; and
-how a message names the prompt or the request that it is about.
+how a message names the request that it is about.
 """
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import Any, TypeVar
-
-T = TypeVar("T")
-# `finish_reason` 是 "error" 时的说法。
-# What a `finish_reason` of "error" means.
-NOT_FINITE = "scores became NaN or infinite: try dtype float32"
+from typing import Any
 
 
 def is_int(value: object) -> bool:
@@ -103,35 +98,3 @@ def check_unused(request_id: str, in_use: Container[str]) -> None:
     """
     if request_id in in_use:
         raise ValueError(f"{request_name(request_id)}: this id is already running; choose another")
-
-
-def nth(index: int, total: int) -> str:
-    """`total` 个提示词里的第几个，从 1 数起；只有一个就不必说。
-
-    Which of `total` prompts, counted from 1; a single one needs no number.
-    """
-    return f"prompt {index + 1} of {total}" if total > 1 else ""
-
-
-def each_prompt(function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
-    """同 `map`，每个提示词一行；抛出的 `ValueError` 说明是第几个。
-
-    Like `map`, with a row for each prompt; a `ValueError` raised says which one it was.
-    """
-    results = []
-    for index, row in enumerate(zip(*columns)):
-        with naming(nth(index, len(columns[0]))):
-            results.append(function(*row))
-    return results
-
-
-def check_finite(finish_reason: str | None) -> None:
-    """一份输出不是因为分数坏了才结束。
-
-    An output did not end because its scores were broken.
-
-    Raises:
-        ValueError: 正是因为这个；that is why it ended
-    """
-    if finish_reason == "error":
-        raise ValueError(NOT_FINITE)

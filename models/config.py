@@ -242,8 +242,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     length, num_layers = positive_int(raw, "max_position_embeddings"), positive_int(raw, "num_hidden_layers")
     if isinstance(scaling, YarnScaling):
         length = int(scaling.original_max_position_embeddings * scaling.factor)
-    window = read_window(raw, num_layers)
-    window = window if window is not None and window < length else None
+    window = read_window(raw, num_layers, length)
     return ModelConfig(
         architecture=architectures[0], vocab_size=positive_int(raw, "vocab_size"), hidden_size=hidden_size,
         intermediate_size=positive_int(raw, "intermediate_size"), num_hidden_layers=num_layers, head_dim=head_dim,

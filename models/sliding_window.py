@@ -13,10 +13,11 @@ from typing import Any
 from models.fields import ModelLoadError, flag, positive_int
 
 
-def read_window(raw: dict[str, Any], num_layers: int) -> int | None:
-    """有效的滑动窗口；没有窗口，或没有一层用它，返回 None。
+def read_window(raw: dict[str, Any], num_layers: int, length: int) -> int | None:
+    """有效的滑动窗口；没有窗口，没有一层用它，或它不小于能到的长度 `length`，返回 None。
 
-    The sliding window that is in force; None if there is none, or if no layer uses it.
+    The sliding window that is in force; None if there is none, if no layer uses it, or if it is no smaller than
+    `length`, the length that the model reaches.
     """
     if not flag(raw, "use_sliding_window", "sliding_window" in raw):
         return None
@@ -29,4 +30,5 @@ def read_window(raw: dict[str, Any], num_layers: int) -> int | None:
         return None
     if "sliding_window" not in raw:
         raise ModelLoadError("config.json: use_sliding_window=True without sliding_window: set it to false")
-    return positive_int(raw, "sliding_window")
+    window = positive_int(raw, "sliding_window")
+    return window if window < length else None

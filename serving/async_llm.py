@@ -104,8 +104,8 @@ class AsyncLLM:
         id at once, take `contextlib.aclosing`.
 
         Raises:
-            ValueError: 请求不合法（提示词是 id 在调用时报，是文字则在取第一份结果时），或请求 id 已在用；
-                not valid (told at the call for ids, at the first result for text), or its request id is in use
+            ValueError: 请求不合法（提示词是 id 在调用时报，是文字或要结构化输出则在取第一份结果时），或请求 id 已在用；
+                not valid (told at the call for ids, for text or structured outputs at the first result), or id in use
             EngineDeadError: 引擎已出错或已关闭；the engine has failed or was shut down
         """
         self._check_alive()
@@ -115,9 +115,10 @@ class AsyncLLM:
             with naming(name):
                 return self.engine.requests.prepare(prompt, sampling_params, request_id, stream=True)
 
-        # 长文字分词要几秒，不能让整个事件循环等它。
-        # A long text takes seconds to tokenize, and the event loop must not wait for it.
-        return self._generate(request_id, prepare if prompt and isinstance(prompt, str) else prepare())
+        # 长文字分词要几秒，编译语法也是，不能让整个事件循环等它。
+        # A long text takes seconds to tokenize, a grammar to compile, and the event loop must not wait for it.
+        slow = bool(prompt and isinstance(prompt, str)) or getattr(sampling_params, "structured_outputs", None)
+        return self._generate(request_id, prepare if slow else prepare())
 
     async def _generate(
         self, request_id: str, request: Sequence | Callable[[], Sequence]

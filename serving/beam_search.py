@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from engine.llm_engine import LLMEngine
 from engine.outputs import Logprob, RequestOutput
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
-from engine.validation import check_finite, check_flag, each_prompt, is_int, is_number, naming, nth
+from engine.validation import check_flag, is_int, is_number, naming
+from serving.prompts import check_finite, each_prompt, nth
 
 
 @dataclass(frozen=True, slots=True)

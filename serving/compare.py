@@ -15,8 +15,8 @@ from engine.config import EngineConfig
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
-from engine.validation import each_prompt
 from models.config import load_config
+from serving.prompts import each_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from engine.llm_engine import LLMEngine
 from engine.outputs import EngineMetrics, RequestOutput
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from engine.validation import NOT_FINITE
 from models.quantized import number_types
 from serving.compare import StepComparison, show_token
+from serving.prompts import NOT_FINITE
 
 # 每秒最多刷新 10 次：显示不该拖慢它所显示的东西。
 # At most 10 refreshes a second: a display should not slow down what it displays.
@@ -38,7 +38,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 MARKS = {
     "length": "[截断/cut:--max-tokens]",
     "abort": "[已停止 / stopped]",
-    "error": f"[出错：分数成了 NaN 或无穷大，换 float32 试试 / error: {NOT_FINITE}]",
+    "error": f"[出错：分数成了 NaN 或无穷大（换 float32 试试），或语法没留下 token / error: {NOT_FINITE}]",
 }
 
 

@@ -12,10 +12,11 @@ from engine.gpu.overlapped_engine import create_engine
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
-from engine.validation import check_finite, each_prompt, is_int
+from engine.validation import is_int
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from serving.chat_template import Message, check_template_options, encode_chat
 from serving.console import generation_progress, loading_progress
+from serving.prompts import check_finite, each_prompt
 from serving.turns import Turns
 
 # 文字，或已经分好的 token id；后者绕过分词器，测试和测速用它来固定输入。

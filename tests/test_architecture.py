@@ -288,7 +288,11 @@ SHOWS = {
         *(f"backends/triton/{name}.py" for name in ("__init__", "codes", "decode", "fused", "gemv", "prefill")),
         *(f"backends/triton/{name}.py" for name in ("quantized", "skinny", "store")),
     },
-    "guide": set(),
+    "guide": {
+        "engine/gpu/kernel_sampler.py", "engine/gpu/overlapped_engine.py", "engine/requests.py", "engine/sampler.py",
+        "engine/sampling_params.py", "engine/scheduler.py", "engine/sequence.py", "mini_llama.py",
+        "serving/options.py",
+    },
     "ranks.": set(),
 }  # fmt: skip
 

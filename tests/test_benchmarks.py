@@ -40,6 +40,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "first": [],
         "compare_hf": [*tiny, "--dtype", "float32"],
         "quantization": [*tiny, "--transformers"],
+        "speculation": ["--model", "tiny-poet", "--draft-model", "tiny-poet-draft", "--device", "cpu"],
     }.items():
         command = [sys.executable, f"benchmarks/{name}.py", "--repeats", "2", "--json", str(folder / f"{name}-x.json")]
         done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
@@ -111,6 +112,34 @@ def test_quantized_weights_and_caches_are_smaller(results: Path, scripts: None) 
     # 一个头 32 维：bf16 64 字节，int8 32 + 4 字节。
     # A head has 32 components: 64 bytes in bf16, 32 + 4 in int8.
     assert rows["int4, KV int8"]["kv_bytes"] / rows["int4"]["kv_bytes"] == 36 / 64
+
+
+def test_guesses_save_steps(results: Path, scripts: None) -> None:
+    rows = {row["name"]: row for row in load(results / "speculation-x.json")["results"]}
+    assert list(rows) == ["no guesses", "n-grams", "draft model"]
+    assert rows["no guesses"]["tokens_per_step"]["max"] == 1 == rows["no guesses"]["ratio"]
+    draft = rows["draft model"]
+    assert draft["tokens_per_step"]["min"] > 1.3 and draft["drafted_steps"]["min"] > 0.9
+    # 每个有猜测的步多得“猜对的比例 × 4”个。
+    # A step with guesses yields the share that is right, times 4, more.
+    for key in ("min", "max"):
+        more = draft["tokens_per_step"][key] - 1
+        assert abs(more - 4 * draft["accepted"][key] * draft["drafted_steps"][key]) < 0.15
+
+
+def test_an_oracle_is_right_as_often_as_it_says(scripts: None) -> None:
+    from speculation import RIGHT, throw_dice
+
+    from engine.sampling_params import SamplingParams
+    from engine.sequence import Sequence
+
+    kept = []
+    for number in range(2000):
+        seq = Sequence("", [0] * (number + 1), 1, SamplingParams(), draft_ids=[1, 1, 1, 1])
+        kept.append(len(throw_dice(seq, [5, 6, 7, 8, 9])))
+    # 前 i 个全对的机会是 0.8 的 i 次方。
+    # The first i are all right with a chance of 0.8 to the power i.
+    assert abs(sum(kept) / 2000 - (1 + sum(RIGHT**i for i in range(1, 5)))) < 0.1 and set(kept) == {1, 2, 3, 4, 5}
 
 
 def test_the_docs_show_the_results_that_are_there(scripts: None) -> None:

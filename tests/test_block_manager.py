@@ -10,7 +10,7 @@ import pytest
 from engine_helpers import assert_all_free, few_hashes, make_seq
 
 from engine.block_key import make_block_key
-from engine.block_manager import BlockManager
+from engine.block_manager import BlockManager, num_blocks_needed
 from engine.sequence import Sequence
 
 # 块大小 4，提示词用小整数，方便手算。
@@ -51,7 +51,7 @@ def prompt(*starts: int) -> list[int]:
     ("tokens", "blocks"), [(0, 0), (1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (32, 8)]
 )
 def test_blocks_needed_rounds_up(tokens: int, blocks: int) -> None:
-    assert make().num_blocks_needed(tokens) == blocks
+    assert num_blocks_needed(tokens, SIZE) == blocks
 
 
 def test_a_block_is_added_only_when_the_last_one_is_full() -> None:

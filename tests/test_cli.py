@@ -308,8 +308,8 @@ def test_compare_takes_no_more_memory_than_it_needs(
     # Several engines share a device: none may size its pool by the memory that is free.
     monkeypatch.setattr(kv_pool, "_affordable_blocks", None)
     pools = []
-    real = kv_pool._allocate
-    monkeypatch.setattr(kv_pool, "_allocate", lambda setup, model, n: pools.append(n) or real(setup, model, n))
+    real = kv_pool.allocate_cache
+    monkeypatch.setattr(kv_pool, "allocate_cache", lambda setup, model, n: pools.append(n) or real(setup, model, n))
     code, out, err = main(capsys, "--compare", "torch", "sdpa", "--prompt", "hi", "--prompt", "hi", "--max-tokens", "9")
     assert code == 0 and "tokens equal" in out and err == "" and caplog.records == []
     assert len(pools) == 2 and pools[0] == pools[1] < 20

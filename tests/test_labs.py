@@ -175,8 +175,8 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
 
     ("06_prefix_caching.py", "lab", "len(prompt) - left)", "len(prompt))",
      ("first request second again: got 48, expected 64", "at least 1 token is left")),
-    ("06_prefix_caching.py", f"{MANAGER}.find_prefix", "(seq.num_tokens - 1) // self.block_size",
-     "seq.num_tokens // self.block_size",
+    ("06_prefix_caching.py", f"{MANAGER}.num_shareable_blocks", "(num_tokens - 1) // self.block_size",
+     "num_tokens // self.block_size",
      ("step 0: RuntimeError: no token left to compute, so no logits", "'second again', running, computed 64/64")),
     ("06_prefix_caching.py", f"{MANAGER}.register_full_blocks",
      "min(seq.num_computed_tokens, seq.num_tokens - seq.num_pending_tokens)", "seq.num_tokens - seq.num_pending_tokens",

@@ -17,12 +17,13 @@ import pytest
 import torch
 from engine_helpers import assert_all_free
 
+import engine.host_memory
 import engine.kv_pool
 import serving.llm
 from backends.cpu_kernels import _PACKED, _PADDED, CPUKernels
 from engine.detokenizer import OutputText
 from engine.gpu.overlapped_engine import OverlappedEngine
-from engine.kv_pool import available_cpu_memory
+from engine.host_memory import available_cpu_memory
 from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
@@ -164,7 +165,7 @@ def test_memory_is_what_the_cgroup_leaves(
 ) -> None:
     system = {"/proc/self/cgroup": cgroup, "/proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {64 * GIB // 1024} kB\n"}
     system |= {f"/sys/fs/cgroup/{name}": f"{content}\n" for name, content in files.items()}
-    monkeypatch.setattr(engine.kv_pool, "_lines", lambda path: system.get(str(path), "").splitlines())
+    monkeypatch.setattr(engine.host_memory, "_lines", lambda path: system.get(str(path), "").splitlines())
     assert available_cpu_memory() == expected
 
 

@@ -289,7 +289,7 @@ def test_scores_that_became_nan_are_an_error(
     monkeypatch.setattr(ModelRunner, "execute", execute)
     code, out, err = call(capsys, "--prompt", "introduce yourself", "--prompt", "What is 23 + 45?")
     assert code == 2 and "NaN" in out and "23 + 45 = 68." in out
-    assert_one_line(err, "error: prompt 1 of 2: scores became NaN or infinite: try dtype float32")
+    assert_one_line(err, "error: prompt 1 of 2: scores became NaN or infinite (try dtype float32)")
     steps.clear()
     lines = iter(["What is 2 + 3?", "What is 4 + 5?", "/exit"])
     monkeypatch.setattr("builtins.input", lambda *_: next(lines))

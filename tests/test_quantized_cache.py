@@ -515,7 +515,7 @@ def test_the_pool_is_as_large_as_it_is_counted(name: str, monkeypatch: pytest.Mo
         total += sum(x.nbytes for x in (cache.k, cache.v, cache.k_descale, cache.v_descale) if x is not None)
     setup = EngineConfig(model="tiny-llama", backend="triton" if name == "fp8" else "sdpa", device="cpu",
                          kvcache_block_size=16, kv_cache_dtype=name).resolve()  # fmt: skip
-    assert total == 10 * kv_pool._block_bytes(setup)
+    assert total == 10 * kv_pool.block_bytes(setup)
     # 错误信息里的大小也按编码和缩放算。
     # The size in the error counts codes and scales as well.
     def fail(*_: Any, **__: Any) -> None:
@@ -523,14 +523,14 @@ def test_the_pool_is_as_large_as_it_is_counted(name: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch, "empty", fail)
     with pytest.raises(ValueError, match=rf"^1000000 KV cache blocks are {total / 1e4:,.1f} GB, which does not fit"):
-        kv_pool._allocate(setup, llm.engine.model_runner, 1_000_000)
+        kv_pool.allocate_cache(setup, llm.engine.model_runner, 1_000_000)
 
 
 def test_the_same_memory_holds_1_85_times_the_tokens() -> None:
     setup = EngineConfig(model="tiny-llama", device="cpu", dtype="bfloat16").resolve()
     wide = replace(setup, model_config=replace(setup.model_config, head_dim=128))
     for codes in LIMITS:
-        ratio = kv_pool._block_bytes(wide) / kv_pool._block_bytes(replace(wide, codes=codes))
+        ratio = kv_pool.block_bytes(wide) / kv_pool.block_bytes(replace(wide, codes=codes))
         assert ratio == pytest.approx(256 / 132) and ratio >= 1.85
 
 
@@ -623,7 +623,7 @@ def test_a_backend_that_says_nothing_takes_no_codes_and_auto_skips_it(monkeypatc
     # 假装两个快后端都能用：`flash` 排在前面也要被跳过。
     # Pretend that both fast backends are usable: `flash` is passed over even if it comes first.
     monkeypatch.setattr(backends, "_AUTO_ON_CUDA", ("flash", "triton"))
-    monkeypatch.setattr(backends, "_why_unusable", lambda name, device: None)
+    monkeypatch.setattr(backends, "_why_unusable", lambda entry, device: None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for codes in LIMITS:
         assert choose_backend("cuda", 128, torch.bfloat16, codes) == "triton"

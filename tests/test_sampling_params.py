@@ -33,6 +33,7 @@ def test_the_defaults() -> None:
         "frequency_penalty": 0,
         "repetition_penalty": 1,
         "skip_special_tokens": True,
+        "structured_outputs": None,
     }
 
 

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from engine.block_manager import num_blocks_needed
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence, SequenceStatus
 
@@ -178,7 +179,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert row.num_logits == (1 + num_guesses if row.samples else 0)
             assert seq.num_output_tokens + num_guesses < seq.params.max_tokens
             assert known + num_guesses < scheduler.max_model_len
-            needed = scheduler.block_manager.num_blocks_needed(computed)
+            needed = num_blocks_needed(computed, scheduler.block_manager.block_size)
             assert len(seq.block_table) == max(needed, self.num_held.get(seq, 0))
         # 原来在运行的，留下的是一个前缀；新接纳的排在后面，抢占的那一步没有新接纳的。
         # Of those that ran before, a prefix remains; newcomers follow, and there are none in a step with a preemption.

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mini_llama
 from backends.cpu_kernels import CPUKernels
 from backends.kernels import FusedKernels
+from engine.guides import StructuredOutputsParams
 from engine.sampling_params import SamplingParams
 from serving.llm import LLM
 
@@ -37,9 +38,10 @@ def make_llm(folder: Path, **options: Any) -> LLM:
     return LLM(folder, **{**common, **options})
 
 
-# 贪心、采样、过滤、惩罚、对数概率、几份输出、停止字符串；预算小，长的提示词要分块。
-# Greedy, sampled, filters, penalties, log-probabilities, several outputs, a stop string; a small budget makes chunks.
-PROMPTS = [[5, 6, 7], [9] * 40, list(range(30, 55)), list(range(30, 60)), [3, 1, 4, 1, 5], "hello"]
+# 贪心、采样、过滤、惩罚、对数概率、几份输出、停止字符串、语法；预算小，长的提示词要分块。
+# Greedy, sampled, filters, penalties, log-probabilities, several outputs, a stop string, a grammar; a small budget
+# makes chunks.
+PROMPTS = [[5, 6, 7], [9] * 40, list(range(30, 55)), list(range(30, 60)), [3, 1, 4, 1, 5], "hello", [8, 8]]
 PARAMS = [
     SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=2),
     SamplingParams(temperature=0.9, top_p=0.9, top_k=40, min_p=0.01, max_tokens=6, ignore_eos=True, logprobs=0),
@@ -47,6 +49,7 @@ PARAMS = [
     SamplingParams(temperature=0.0, max_tokens=6, repetition_penalty=1.3, presence_penalty=0.5, logprobs=1),
     SamplingParams(temperature=1.2, max_tokens=6, frequency_penalty=0.7, ignore_eos=True),
     SamplingParams(temperature=0.0, max_tokens=6, stop=["zz"], ignore_eos=True),
+    SamplingParams(temperature=0.9, max_tokens=6, structured_outputs=StructuredOutputsParams(regex="[a-z]{2,9}")),
 ]
 
 

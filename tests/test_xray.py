@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 import mini_llama
+from engine.block_manager import num_blocks_needed
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
@@ -149,7 +150,7 @@ def eyewitness(engine: LLMEngine, name: Callable[[Sequence], str], patch: pytest
     def can_allocate(original: Callable[..., bool], seq: Sequence, hits: list[int], num_tokens: int) -> bool:
         fits = original(seq, hits, num_tokens)
         if not fits:
-            needed = manager.num_blocks_needed(num_tokens)
+            needed = num_blocks_needed(num_tokens, manager.block_size)
             seen.append(["wait", name(seq), needed, len(hits), manager.num_free_blocks])
         return fits
 

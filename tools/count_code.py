@@ -61,7 +61,7 @@ ROOMS: Final = (
         "capabilities",
         800,
         (
-            *_in("engine", "drafters guides"),
+            *_in("engine", "drafters guides host_memory"),
             *_in("layers", "ranks quantized"),
             *_in("backends", "quantized_cache quantized_weight"),
             *_in("models", "checkpoint_formats quantized refusals sliding_window yarn qwen2"),

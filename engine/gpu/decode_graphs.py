@@ -96,10 +96,7 @@ class DecodeGraphs:
         self.empty = torch.zeros(1, dtype=torch.int32, device=device)
         # 两份页锁定的主机缓冲区轮流用：上一份可能还在拷贝途中，不能马上覆盖。
         # Two pinned host buffers take turns: the one before may still be on its way and must not be overwritten.
-        self.staging = [
-            torch.zeros(len(_COLUMNS), max_num_seqs, dtype=torch.int64, device="cpu", pin_memory=True)
-            for _ in range(2)
-        ]
+        self.staging = torch.zeros(2, len(_COLUMNS), max_num_seqs, dtype=torch.int64, device="cpu", pin_memory=True)
         self.turn = 0
         # 块表常驻设备，一条序列一条（lane）；每步只送新增的表项。
         # Block tables stay on the device, a lane a sequence; each step sends only new cells.
@@ -152,11 +149,10 @@ class DecodeGraphs:
             for size in reversed(self.sizes):
                 self._forward(size)
                 torch.cuda.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                self.graphs[size] = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graphs[size], pool=pool):
                     self.reports[size] = self._forward(size)
-                self.graphs[size] = graph
-                pool = pool or graph.pool()
+                pool = pool or self.graphs[size].pool()
                 on_progress(len(self.graphs), len(self.sizes))
 
     def _lane(self, seq: Sequence, cells: list[int], blocks: list[int]) -> int:

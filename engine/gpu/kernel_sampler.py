@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backends.kernels import FusedKernels
 from engine.batch import Sample, on_device
+from engine.guides import packed_masks
 from engine.sampler import Sampler
 from engine.sampling_params import MAX_LOGPROBS
 from engine.sequence import Sequence
@@ -55,12 +56,21 @@ class KernelSampler(Sampler):
         integers, floats, vocab_size = [], [], self.counts.shape[2]
         for seq, index in samples:
             p = seq.params
-            # 用到惩罚或禁用的序列才占一行；`min_tokens` 到了，掩码就不用了。
-            # Only sequences that penalise or ban take a row; once `min_tokens` is reached, the mask is off.
+            # 用到惩罚或禁用的序列才占一行；`min_tokens` 到了，掩码就不用了，语法的掩码则一直用。
+            # Only sequences that penalise or ban take a row; once `min_tokens` is reached the mask is off, that of a
+            # grammar stays on.
             place, reports = self._row(seq) if seq.edits_scores else -1, 0 if p.logprobs is None else 1 + p.logprobs
-            integers.append((seq.seed, index, place, index < p.min_tokens, min(max(p.top_k, 0), vocab_size), reports))
+            masked = index < p.min_tokens or seq.guide is not None
+            integers.append((seq.seed, index, place, masked, min(max(p.top_k, 0), vocab_size), reports))
             penalties = p.repetition_penalty, p.frequency_penalty, p.presence_penalty
             floats.append((0.0 if p.greedy else p.temperature, p.top_p, p.min_p, *penalties))
+        # 语法的掩码每步都不同，抽之前写进各自的行；一位一个 token，正是 llguidance 的格式。
+        # A grammar's mask is another one every step, written to its row before the draw; a bit a token is llguidance's
+        # own layout.
+        guided = [(self._row(seq), seq.guide) for seq, _ in samples if seq.guide is not None]
+        if guided:
+            masks = copy_to_device(packed_masks([guide for _, guide in guided]), self.masks.device)
+            self.masks[on_device([row for row, _ in guided], self.masks.device)] = masks
         # 浮点数按位当作整数，好放在同一个张量里。
         # Floats go as the integers of their bits, to fit in the same tensor.
         bits = torch.tensor(floats, dtype=torch.float64, device="cpu").view(torch.int64)

@@ -142,24 +142,26 @@ class OverlappedEngine(LLMEngine):
         Returns:
             在这一步得知已结束的请求；the requests whose end became known in this step
         """
+        outputs: list[RequestOutput] = []
+        if self.launched and self.collects_first():
+            outputs, self.launched = self._collect(self.launched), None
         # 右边先算完：`_launch` 把第 N + 1 步排进 GPU 的队列就返回，第 N 步往往还在跑。
         # The right side comes first: `_launch` queues step N + 1 on the GPU and returns, mostly while step N runs.
         # 断点停在这里看 `self.scheduler.running[0].token_ids`：末尾的 -1 就是还没读到的 token。
         # Stop here and look at `self.scheduler.running[0].token_ids`: a -1 at the end is a token not read yet.
-        if not self.collects_first():
-            previous, self.launched = self.launched, self._launch()
-            return self._collect(previous) if previous else []
-        previous, self.launched = self.launched, None
-        outputs = self._collect(previous) if previous else []
-        launched = self._launch()
-        return outputs + self._collect(launched) if launched else outputs
+        previous, self.launched = self.launched, self._launch()
+        # 有人猜测时，这一步自己也马上取回：猜对几个，要等 token 到了主机才知道。
+        # With guesses this very step is collected, too: how many were right is known when the tokens are on the host.
+        if self.drafter is not None:
+            previous, self.launched = self.launched, None
+        return outputs + (self._collect(previous) if previous else [])
 
     def collects_first(self) -> bool:
-        """下一步要等 token 到了主机才排得出来：猜测接在它们后面。
+        """下一步取决于在途的一步选了哪些 token：语法的掩码要等它。
 
-        Whether the next step can be planned only when the tokens are on the host: guesses follow them.
+        Whether the next step depends on which tokens the step in flight has chosen: a grammar's mask waits for them.
         """
-        return self.drafter is not None
+        return any(seq.guide is not None for seq in self.scheduler.running)
 
     def _launch(self) -> LaunchedStep | None:
         """安排并发出一步，不等结果；没有可安排的（都在等 token）就返回 None。

@@ -9,16 +9,13 @@ prompt, several at once, the short rest of a long one, and prompts beside decode
 """
 
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
 
-from engine.block_manager import num_blocks_needed
 from engine.gpu.decode_graphs import DecodeGraphs
+from engine.kv_pool import pretended_step
 from engine.llm_engine import LLMEngine
-from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence
-from engine.sequence import Sequence
 
 # 一步里各序列已算的和新的 token 数；只有 1 个新 token 的在前，与调度器的约定一样。
 # The tokens computed before and new of each sequence in a step; rows with 1 new token come first, as the scheduler
@@ -29,9 +26,7 @@ _STEPS = (
 )  # fmt: skip
 
 
-def warm_up(
-    engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[ScheduledSequence]], object]
-) -> None:
+def warm_up(engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[ScheduledSequence]], object]) -> None:
     """跑 `_STEPS` 里这个引擎会遇到的；块池此刻是空的，写进去的没有人会读。
 
     Run those of `_STEPS` that this engine can meet; the pool is empty, and nobody will read what they write.
@@ -39,22 +34,16 @@ def warm_up(
     Args:
         run: 前向并采样，不记账；forward and sample, with nothing recorded
     """
-    pool, size = engine.pool, engine.pool.block_size
-    everything = SamplingParams(top_k=2, top_p=0.5, min_p=0.5, presence_penalty=1.0, logprobs=1, min_tokens=1, seed=0)
+    pool = engine.pool
     for step in _STEPS:
         # 上限小的引擎，长度截到上限：短一些，走的还是同样的核函数。
         # Lengths are cut to the limit of an engine whose limit is small: shorter, they still meet the same kernels.
         step = [(min(computed, pool.max_model_len - new), new) for computed, new in step if new < pool.max_model_len]
         step = step or [(0, pool.max_model_len - 1)]
-        blocks = [num_blocks_needed(sum(lengths), size) for lengths in step]
-        too_many = len(step) > engine.scheduler.max_num_seqs or sum(blocks) > pool.num_blocks
+        schedule = pretended_step(step, pool.block_size)
+        too_many = len(step) > engine.scheduler.max_num_seqs or schedule[-1].seq.block_table[-1] >= pool.num_blocks
         if too_many or sum(new for _, new in step) > engine.scheduler.max_num_batched_tokens:
             continue
-        schedule = []
-        for (computed, new), last, count in zip(step, accumulate(blocks), blocks):
-            seq = Sequence("", [0] * (computed + new), computed + new, everything, num_computed_tokens=computed)
-            seq.block_table = list(range(last - count, last))
-            schedule.append(ScheduledSequence(seq, new, 1))
         run(schedule)
         for row in schedule:
             engine.sampler.release(row.seq)

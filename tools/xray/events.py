@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engine.block_manager import num_blocks_needed
 from engine.llm_engine import LLMEngine
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
@@ -263,7 +264,8 @@ def blocked(scheduler: Scheduler, num_scheduled: int) -> dict[str, int] | None:
     seq = next(iter(scheduler.waiting))
     hits = manager.find_prefix(seq)
     num_tokens = min(seq.num_tokens, len(hits) * manager.block_size + budget)
-    return {"needed": manager.num_blocks_needed(num_tokens), "hit": len(hits), "free": manager.num_free_blocks}
+    needed = num_blocks_needed(num_tokens, manager.block_size)
+    return {"needed": needed, "hit": len(hits), "free": manager.num_free_blocks}
 
 
 def updated(before: Step, after: State, finished: dict[str, dict[str, Any]]) -> list[Event]:

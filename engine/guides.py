@@ -1,0 +1,280 @@
+"""结构化输出：每选一个 token 之前，先禁掉会让输出不合语法的那些，所以写完的输出必定合乎语法，不必重试。
+
+语法由 llguidance 这个包来读，用到时才导入它；没有这种请求，这里一行也不执行。调度器的序列带着 `Guide`，所以本文件
+不导入 torch。一个请求经过三处：
+
+    Requests.prepare       Guides.start      编译语法，坏的当场报错 / compile; a bad grammar is told here
+    Sampler.draw           Guide.mask        此刻允许哪些 token / which tokens are allowed now
+    Scheduler.commit       Guide.advance     选中的是哪个 / which one was chosen
+
+Structured outputs: before a token is chosen, those that would break the grammar are banned, so a finished output always
+matches and nothing is tried again.
+Grammars are read by the package llguidance, imported on use; without such a request not a line of this runs. A request
+comes by in three places, as above. This file loads no torch, as the scheduler's sequences carry a `Guide`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+# 只有类型标注用到它们。
+# For annotations only.
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from torch import Tensor
+
+    from engine.tokenizer import Tokenizer
+
+# 100,000 个字符的语法编译不到 0.2 秒，一份状态不到 1 MB；再长，一个请求就能拖住大家。
+# A grammar of 100,000 characters compiles in under 0.2 s and its state takes less than 1 MB; longer, one request could
+# hold up all.
+MAX_CHARS = 100_000
+# JSON 各部分之间的空白：没有，或一个空格，或换行加缩进；任意多的话，小模型会一直换行。schema 的 "x-guidance" 可改。
+# Blanks between the parts of JSON: none, a space, or a line break with an indent. With any number of them small models
+# break lines for ever; "x-guidance" in the schema overrides this.
+WHITESPACE = r" ?|\n[ \t]{0,16}"
+KINDS = ("json", "regex", "choice", "grammar")
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutputsParams:
+    """输出要合乎什么，四样里恰好给一样；名字与 vLLM 相同。
+
+    What the output has to match, exactly one of the four; named as in vLLM.
+
+    Attributes:
+        json: JSON Schema，字典或 JSON 文字；a JSON schema, as a dict or as JSON text
+        regex: 整个输出要匹配的正则表达式，没有前后查找；a regular expression for the whole output, without look-around
+        choice: 输出是其中之一；the output is one of these strings
+        grammar: Lark 或 GBNF 写的语法；a grammar written in Lark or GBNF
+
+    Raises:
+        ValueError: 给了几样或一样也没给，类型不对，太长；several or none given, a wrong type, or too long
+    """
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"structured_outputs takes one of {', '.join(KINDS)}, got {' and '.join(given) or 'none'}")
+        (kind,) = given
+        value = getattr(self, kind)
+        if kind == "choice":
+            if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) for text in value):
+                raise ValueError(f"choice={value!r:.80} must be a list of strings, at least one")
+            value = tuple(value)
+        elif kind == "json":
+            value = _schema_text(value)
+        elif not isinstance(value, str):
+            raise ValueError(f"{kind}={value!r:.80} must be a string")
+        size = sum(map(len, value))
+        if size > MAX_CHARS:
+            raise ValueError(f"{kind} has {size} characters: use at most {MAX_CHARS}")
+        # 换成不可变的：用户以后再改他的字典，也绕不过检查；同样的两份还可以只编译一次。
+        # Kept as something immutable: a user's later changes to the dict do not get past the checks, and two that are
+        # equal are compiled once.
+        object.__setattr__(self, kind, value)
+
+
+def check_wanted(wanted: Any, min_tokens: int) -> None:
+    """一个请求的 `structured_outputs` 是这里的参数，也没有 `min_tokens`。
+
+    A request's `structured_outputs` are parameters from here, and there is no `min_tokens`.
+
+    Raises:
+        ValueError: 不是这样；it is not so
+    """
+    if wanted is not None and not isinstance(wanted, StructuredOutputsParams):
+        raise ValueError(f"structured_outputs must be StructuredOutputsParams, got {type(wanted).__name__}")
+    # 语法走到尽头，停止 token 就是唯一允许的；`min_tokens` 若还禁着它，便没有 token 可选了。
+    # Where the grammar can go no further a stop token is all that is allowed; banned by `min_tokens`, it would leave
+    # nothing to choose.
+    if wanted is not None and min_tokens > 0:
+        raise ValueError(f"min_tokens={min_tokens} does not go with structured_outputs: leave one out")
+
+
+def _schema_text(schema: Any) -> str:
+    """JSON Schema 的文字；它只能是对象或布尔值。
+
+    A JSON schema as text; it is an object or a boolean and nothing else.
+    """
+    if isinstance(schema, str) and len(schema) > MAX_CHARS:
+        return schema
+    with _refusing("json is no JSON schema"):
+        parsed = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(parsed, dict | bool):
+            raise ValueError(f"it must be an object or a boolean, got {type(parsed).__name__}")
+        # llguidance 只肯给对象加选项，布尔值就包一层。
+        # llguidance adds options to objects only, so a boolean is wrapped.
+        return json.dumps({"anyOf": [parsed]} if isinstance(parsed, bool) else parsed)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """在其中出的错变成一行 `ValueError`；Rust 的 panic 不是 `Exception`，也算。
+
+    What goes wrong inside becomes a `ValueError` in one line; a panic in Rust is no `Exception` and counts as well.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {' '.join(str(error).split()):.300}") from None
+
+
+class Guide:
+    """一份输出在语法里走到了哪里。
+
+    How far one output has come in its grammar.
+
+    Args:
+        ends: llguidance 所知的结束符；一份输出由 `stop_token_ids` 结束，这些不算；
+            the end tokens that llguidance knows; an output is ended by its `stop_token_ids`, and these do not count
+        num_bytes: 掩码的字节数；the bytes of a mask
+    """
+
+    def __init__(self, matcher: LLMatcher, stop_token_ids: frozenset[int], ends: Sequence[int], num_bytes: int) -> None:
+        self._matcher, self._stop_token_ids, self._ends = matcher, stop_token_ids, ends
+        self._num_bytes = num_bytes
+
+    def copy(self) -> Guide:
+        """同一个请求的另一份输出，从这里起各走各的。
+
+        For another output of the same request, which goes its own way from here.
+        """
+        return Guide(self._matcher.deep_copy(), self._stop_token_ids, self._ends, self._num_bytes)
+
+    def mask(self) -> bytearray:
+        """此刻允许哪些 token，一位一个，低位在前。
+
+        Which tokens are allowed now, a bit each, the lowest first.
+        """
+        #     allowed 0, 3 and 9  ->  bytes 0b00001001, 0b00000010
+        # 分词器的词表可以比嵌入表短，多出来的行没有文字，禁用；也可以更长，裁掉。
+        # The tokenizer may have fewer entries than the embedding, whose further rows have no text and are banned; or
+        # more, which are cut off.
+        bits = self._matcher.compute_bitmask()[: self._num_bytes]
+        # 语法太复杂，中途超了 llguidance 的限额：一个也不允许，这一行就以 "error" 结束，与分数坏了一样。
+        # A grammar too complex exceeds a limit of llguidance's on the way: nothing is allowed, and the row ends with
+        # "error", as with broken scores.
+        mask = bytearray(self._num_bytes) if self._matcher.is_error() else bytearray(bits.ljust(self._num_bytes, b"\0"))
+        # 语法可以在这里结束，才允许停止 token，而且全都允许，用户自己的也在内；别处一律禁用。
+        # Stop tokens are allowed where the grammar may end, all of them, the user's own included; elsewhere none is.
+        for token in self._ends:
+            mask[token >> 3] &= ~(1 << (token & 7))
+        ends = self._matcher.is_accepting()
+        for token in self._stop_token_ids:
+            mask[token >> 3] = mask[token >> 3] & ~(1 << (token & 7)) | ends << (token & 7)
+        return mask
+
+    def advance(self, token: int) -> bool:
+        """选中了 `token`，它不是停止 token；返回输出是不是到此为止。
+
+        `token` was chosen, which is no stop token; returns whether the output ends here.
+        """
+        self._matcher.consume_token(token)
+        # 没有停止 id 的请求（`ignore_eos`），语法走到尽头就结束；有的，与 vLLM 一样，下一步只能选停止 token。
+        # A request without stop ids (`ignore_eos`) ends where the grammar can go no further; with them, as in vLLM, all
+        # that the next step can choose is a stop token.
+        return not self._stop_token_ids and self._matcher.is_stopped() and not self._matcher.is_error()
+
+
+class Guides:
+    """一个引擎的语法：词表读一次，同样的语法编译一次。
+
+    An engine's grammars: the vocabulary is read once, and equal grammars are compiled once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer, self._num_bytes = tokenizer, (vocab_size + 31) // 32 * 4
+        self._vocabulary = lru_cache(1)(self._read_vocabulary)
+        self.compile = lru_cache(32)(self._compile)
+
+    def start(self, wanted: StructuredOutputsParams, stop_token_ids: frozenset[int]) -> Guide:
+        """一个请求的 `Guide`，在语法的开头。
+
+        A request's `Guide`, at the start of its grammar.
+
+        Raises:
+            ValueError: 语法不对，或连头一个 token 都没有可选的；a bad grammar, or one that leaves no first token
+        """
+        matcher, ends = self.compile(wanted)
+        guide = Guide(matcher.deep_copy(), stop_token_ids, ends, self._num_bytes)
+        if not any(guide.mask()):
+            raise ValueError("structured_outputs allows no first token: no text of this vocabulary matches")
+        return guide
+
+    def _read_vocabulary(self) -> LLTokenizer:
+        from llguidance.hf import from_tokenizer
+
+        return from_tokenizer(self._tokenizer.hf_tokenizer)
+
+    def _compile(self, wanted: StructuredOutputsParams) -> tuple[LLMatcher, list[int]]:
+        try:
+            import llguidance
+        except ImportError:
+            raise ValueError("structured_outputs needs the package llguidance: pip install llguidance") from None
+        with _refusing("structured_outputs cannot be had with this tokenizer"):
+            vocabulary = self._vocabulary()
+        kind = next(name for name in KINDS if getattr(wanted, name) is not None)
+        with _refusing(f"structured_outputs: this {kind} is not usable"):
+            text: Any = getattr(wanted, kind)
+            if kind == "json":
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
+            else:
+                grammar = llguidance.grammar_from(kind, text)  # type: ignore[arg-type]
+            limits = llguidance.LLParserLimits(verbose_errors=False)
+            matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+            # 第一个掩码也在这里算：有的语法这时才知道无法满足，有的要算上一秒，都不该留到引擎的一步里。
+            # The first mask is computed here: only then do some grammars show that nothing matches, and for some it
+            # takes a second; neither belongs into a step of the engine.
+            matcher.compute_bitmask()
+            if matcher.is_error():
+                raise ValueError(matcher.get_error().replace("NoExtensionBias\n<non-verbose/>", "nothing matches it"))
+        return matcher, [token for token in vocabulary.eos_tokens if token < 8 * self._num_bytes]
+
+
+def packed_masks(guides: Sequence[Guide]) -> Tensor:
+    """各行的掩码，在主机上。
+
+    The rows' masks, on the host.
+
+    Returns:
+        [len(guides), ceil(vocab_size / 32)] int32，一个 token 一位，0 是禁用；a bit a token, 0 bans
+    """
+    # 有这种请求时 torch 早已导入；放在顶上，调度器就会带进它。
+    # Where there are such requests torch is long imported; at the top it would come along with the scheduler.
+    import torch
+
+    masks = b"".join([guide.mask() for guide in guides])
+    return torch.frombuffer(bytearray(masks), dtype=torch.int32).view(len(guides), -1)
+
+
+def ban(logits: Tensor, guided: Sequence[tuple[int, Guide]]) -> Tensor:
+    """语法不允许的，分数变成 -inf；`logits` 本身不改。
+
+    What the grammars do not allow gets a score of -inf; `logits` itself stays.
+
+    Args:
+        logits: [S, vocab_size]
+        guided: （哪一行，它的 `Guide`）；(which row, its `Guide`)
+    """
+    import torch
+
+    rows = [row for row, _ in guided]
+    words = packed_masks([guide for _, guide in guided]).to(logits.device)  # [G, ceil(vocab_size / 32)]
+    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed = (words.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]].bool()  # [G, vocab_size]
+    logits = logits.clone()
+    logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))
+    return logits
