@@ -287,16 +287,18 @@ WALKS = [
         }, "return piece"),
     ], [], "What is 23 + 45?\n/exit\n"),
     Walk("speculation", "python mini_llama.py --model tiny-poet --draft-model tiny-poet-draft --complete --prompt"
-         ' "philosopher:" --temperature 0 --max-tokens 14 --device cpu', [
+         ' "singer:" --temperature 0 --max-tokens 14 --device cpu', [
         Stop("engine/drafters.py::ModelDrafter.complete", {
-            1: ["[each[1:3] for each in `mine`] == [(7, 0)]"], 2: ["[each[1:3] for each in `mine`] == [(1, 4)]"],
-        }, "turn ="),
-        Stop("engine/drafters.py::ModelDrafter.complete", {1: ["mine[0][1] == 2"]}, "turn =",
-             "any(view.num_computed_tokens == `seq.num_computed_tokens` - 1 for view, _, _, seq in mine)"),
+            1: ["[each[1:3] for each in `mine`] == [(5, 0)]", "`batch.positions`.tolist() == [*range(5)]"],
+            2: ["[each[1:3] for each in mine] == [(1, 4)]", "batch.positions.tolist() == [5]"],
+        }, "logits ="),
+        Stop("engine/drafters.py::ModelDrafter.complete", {
+            1: ["batch.positions.tolist()[0] == mine[0][3].num_computed_tokens - 1"],
+        }, "logits =", "batch.positions.numel() == 2"),
         Stop("engine/sequence.py::Sequence.accept", {
             1: ["(`self.draft_ids`, len(`drawn`)) == ([], 1)"], 2: ["len(`drawn`) == len(`self.draft_ids`) + 1 == 5"],
         }, "for index, guess"),
-    ], ["turn =", "for"]),
+    ], ["logits =", "for"]),
     Walk("triton_kernels", "all", [
         Stop("backends/triton/decode.py::decode_kernel", {
             1: ["`n` == 32", "NUM_SPLITS == 1", "`token`.handle.data.tolist() == list(range(32, 64))",
