@@ -44,6 +44,7 @@ from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from models.config import load_config
+from serving import flags
 from serving.async_llm import AsyncLLM, EngineDeadError
 from serving.beam_search import BeamSearchParams
 from serving.chat import chat
@@ -52,7 +53,6 @@ from serving.compare import compare_backends
 from serving.console import print_answers, print_backends, print_comparison, print_summary, printable
 from serving.interrupts import interrupt_again
 from serving.llm import LLM
-from serving.options import Parser, add_guide_options, check_guide, read_guide
 from serving.prompts import check_finite, each_prompt
 
 # 使用者只该依赖这几个名字；其余都是内部实现，随时会改。
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     """
     # 建解析器不加载模型，也不碰 GPU：`--help` 应当马上返回。
     # Building the parser loads no model and touches no GPU: `--help` should return at once.
-    parser = Parser(
+    parser = flags.Parser(
         prog="mini_llama.py",
         description="可读的 LLM 推理引擎；不带参数就用内置模型回答几个问题。"
         " / A readable LLM inference engine; without arguments the embedded model answers a few questions.",
@@ -93,11 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     # 不写 `choices`：后端名由注册表检查，作为库使用时报的也是同一个错，并列出可用的名字。
     # No `choices`: the registry checks the name, so the library gives the same error, with the names that there are.
-    names = ", ".join(["auto", *backend_names()])
     add("--model", metavar="DIR", help="模型文件夹，默认内置模型 / model folder; default: the embedded model")
     # 想逐行看注意力怎么算，用 `--backend torch`：没有融合，每个中间张量都能在调试器里打开。
     # To watch attention line by line take `--backend torch`: nothing is fused, and every tensor opens in the debugger.
-    add("--backend", default="auto", metavar="NAME", help=f"注意力后端 / attention backend: {names}")
+    add("--backend", default="auto", metavar="NAME", help=f"注意力后端 / backend: auto, {', '.join(backend_names())}")
     # 默认值必须是 None：`append` 会往默认列表后面追加，给了默认问题，用户的问题就和它们混在一起。
     # The default must be None: `append` adds to a default list and would mix user's and built-in questions.
     add("--prompt", action="append", metavar="TEXT", help="问题，可重复 / a question; repeatable")
@@ -116,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, metavar="X", help="只在累计概率达到 X 的 token 里选 / nucleus sampling")
     add("--top-k", type=int, metavar="K", help="只在前 K 个 token 里选 / choose among the K likeliest")
     add("--seed", type=int, metavar="N", help="采样种子 / sampling seed")
-    add_guide_options(add)
+    flags.add_features(parser)
     # 调试时加上它：重放的 CUDA graph 不经过 Python，断点停不住。
     # Add it for debugging: a replayed CUDA graph does not pass through Python, and no breakpoint is hit.
     add("--enforce-eager", action="store_true", help="不录图、不融合、不重叠 / no CUDA graphs, fusion or overlap")
@@ -148,7 +147,7 @@ def make_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingP
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     # `replace` 会重新构造，于是重新检查：`--top-p 2` 在这里就报错，不会带病进入引擎。
     # `replace` constructs anew and so checks anew: `--top-p 2` fails here and never reaches the engine.
-    return replace(defaults, max_tokens=args.max_tokens, structured_outputs=read_guide(args), **given)
+    return replace(defaults, max_tokens=args.max_tokens, structured_outputs=flags.read_guide(args), **given)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -170,6 +169,7 @@ def run(args: argparse.Namespace) -> None:
     # 选项的名字就是 `EngineConfig` 的字段名，加一个选项不必在这里再写一遍。
     # Options are named as the fields of `EngineConfig`: a new one need not be written here again.
     options = {field.name: getattr(args, field.name) for field in fields(EngineConfig) if hasattr(args, field.name)}
+    options["speculative_config"] = flags.read_speculation(args)
     config = EngineConfig(**options)
     tracing = args.xray or args.xray_trace or args.watch
     # 重叠循环里两步交错，得不到“这一步”的快照：记录时改用同步循环，并说一声。
@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
     # for 6 GB of weights.
     folder = config.resolve_model_folder()
     params = make_params(args, load_generation_config(folder, load_config(folder))[0])
-    check_guide(folder, params.structured_outputs)
+    flags.check_guide(folder, params.structured_outputs)
     if not args.complete:
         require_chat_template(folder)
     if tracing:
@@ -237,11 +237,10 @@ def answer(
                 stack.enter_context(observe(llm.engine, console, args.xray, args.xray_trace, args.watch))
             # `--watch` 自己占着终端，进度条会和它互相覆盖。
             # `--watch` has the terminal to itself: a progress bar would draw over it.
-            quiet: dict[str, Any] = {"progress": False} if args.watch else {}
             if args.complete:
-                outputs = llm.generate(prompts, params, **quiet)
+                outputs = llm.generate(prompts, params, progress=not args.watch)
             else:
-                outputs = llm.chat(conversations, params, **quiet)
+                outputs = llm.chat(conversations, params, progress=not args.watch)
     finally:
         # 记录写不出去（磁盘满了），答案也不能丢。
         # Where the recording cannot be written, the disk being full say, the answers must not be lost.
@@ -277,10 +276,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     given = {"--" + name.replace("_", "-") for name, value in vars(args).items() if value != parser.get_default(name)}
+    recording = {"--xray", "--xray-trace", "--watch"}
     refused = {
         "--list-backends": given - {"--list-backends", "--device"},
-        "--chat": {"--prompt", "--complete", "--compare", "--xray", "--xray-trace", "--watch"},
-        "--compare": {"--backend", "--quantization", "--kv-cache-dtype", "--xray", "--xray-trace", "--watch"},
+        "--chat": {"--prompt", "--complete", "--compare", *recording},
+        "--compare": {"--backend", "--quantization", "--kv-cache-dtype", "--speculate", "--draft-model", *recording},
     }
     for mode, bad in refused.items():
         if mode in given and (others := ", ".join(sorted(given & bad))):

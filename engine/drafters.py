@@ -29,7 +29,7 @@ from engine.sampler import Sampler
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from engine.validation import is_int
+from engine.validation import is_int, naming
 
 # 一步里猜得再多也没有用：全对的机会越来越小，每个猜测却都要算。
 # More guesses a step are of no use: the chance that all are right dwindles, and each one is computed.
@@ -229,7 +229,8 @@ class ModelDrafter(Drafter):
             num_kvcache_blocks=None, backend=setup.backend.name, dtype=str(setup.dtype),
             kvcache_block_size=setup.block_size,
         )
-        self.setup = mine.resolve()
+        with naming("the draft model"):
+            self.setup = mine.resolve()
         for what, theirs, ours in (
             ("rows of the embedding", setup.model_config.vocab_size, self.setup.model_config.vocab_size),
             ("tokens", tokenizer.hf_tokenizer.get_vocab(), Tokenizer(self.setup.folder).hf_tokenizer.get_vocab()),

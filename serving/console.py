@@ -239,6 +239,12 @@ def print_summary(console: Console, engine: LLMEngine, outputs: list[RequestOutp
     # 大于 0 就是块不够用：被抢占的请求要重算，`computed` 会比提示词加输出多。
     # Above 0, blocks ran short: what was preempted is recomputed, and `computed` exceeds prompts plus outputs.
     table.add_row("preemptions 抢占", f"{metrics.num_preemptions} ({metrics.num_computed_tokens} tokens computed 算过)")
+    # 猜的人不在，就没有这一行；每步几个 token 只数有猜测的步。
+    # Without a drafter there is no such line; tokens a step count steps with guesses only.
+    if metrics.num_drafts:
+        right, guesses = metrics.num_accepted_tokens, metrics.num_draft_tokens
+        share = f"{right} / {guesses} right 猜对 ({right / guesses:.0%})"
+        table.add_row("guesses 猜测", f"{share}, {1 + right / metrics.num_drafts:.2f} tokens a step 每步")
     # 两数相乘就是 KV 缓存的容量：运行中的请求，提示词加输出，合计最多这么多 token（共用的块只算一次）。
     # Their product is the KV cache's capacity: all running requests, prompts and outputs (shared blocks count once).
     table.add_row("KV blocks KV 块", f"{pool.num_blocks} × {pool.block_size} tokens")

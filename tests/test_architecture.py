@@ -279,7 +279,7 @@ def test_the_command_runs_by_itself() -> None:
 SHOWS = {
     "draft": {
         "engine/gpu/overlapped_engine.py", "engine/llm_engine.py", "engine/outputs.py", "engine/scheduler.py",
-        "engine/sequence.py",
+        "engine/sequence.py", "serving/console.py", "serving/flags.py",
     },
     "quantiz": {
         "backends/base.py", "backends/cpu_kernels.py", "backends/kernels.py", "backends/sdpa.py", "backends/store.py",
@@ -291,7 +291,7 @@ SHOWS = {
     "guide": {
         "engine/gpu/kernel_sampler.py", "engine/gpu/overlapped_engine.py", "engine/requests.py", "engine/sampler.py",
         "engine/sampling_params.py", "engine/scheduler.py", "engine/sequence.py", "mini_llama.py",
-        "serving/options.py",
+        "serving/flags.py",
     },
     "ranks.": set(),
 }  # fmt: skip

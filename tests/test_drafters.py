@@ -111,7 +111,7 @@ def test_the_work_for_a_token_does_not_grow() -> None:
         ({"method": "ngram", "prompt_lookup_min": 0}, "prompt_lookup_min=0 is out of range"),
         ({"method": "ngram", "prompt_lookup_max": 2.0}, "prompt_lookup_max=2.0 is out of range"),
         ({"method": "ngram", "prompt_lookup_min": 5}, "prompt_lookup_min=5 exceeds prompt_lookup_max=4"),
-        ({"model": "no/such/folder"}, "no/such/folder"),
+        ({"model": "no/such/folder"}, "the draft model: model folder no/such/folder does not exist"),
         ({"model": "tiny-llama"}, "tiny-llama has another vocabulary, its rows of the embedding are .* and not"),
     ],
 )
