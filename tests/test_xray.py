@@ -359,6 +359,18 @@ def test_the_overlapped_loop_is_refused() -> None:
         Recorder(OverlappedEngine.__new__(OverlappedEngine))
 
 
+def test_the_guesses_that_the_chapter_tells_of() -> None:
+    drafts = {"model": "tiny-poet-draft"}
+    llm = LLM("tiny-poet", backend="torch", device="cpu", num_kvcache_blocks=32, speculative_config=drafts)
+    with Recorder(llm.engine) as recorder:
+        llm.generate("singer:", SamplingParams(temperature=0.0), progress=False)
+    told = {n: event for n, step in enumerate(recorder.steps) for event in step.events if event["kind"] == "accept"}
+    assert {n: (event["right"], event["tokens"]) for n, event in told.items() if n in (1, 3, 4)} == {
+        1: (4, 5), 3: (0, 1), 4: (1, 1),
+    }
+    assert told[4]["guesses"][0] in llm.engine.requests.eos_token_ids
+
+
 # ---- Chrome trace ----
 
 
