@@ -36,6 +36,7 @@ SOURCES = {
     "preempt": "engine/scheduler.py::Scheduler._preempt_last",
     "write": "engine/batch.py::flatten",
     "chunk": "engine/scheduler.py::ScheduledSequence",
+    "accept": "engine/sequence.py::Sequence.accept",
     "sample": "layers/sampler.py::sample",
     "register": "engine/block_manager.py::BlockManager.register_full_blocks",
     "finish": "engine/scheduler.py::Scheduler._finish_reason",
@@ -268,15 +269,19 @@ def blocked(scheduler: Scheduler, num_scheduled: int) -> dict[str, int] | None:
 
 
 def updated(before: Step, after: State, finished: dict[str, dict[str, Any]]) -> list[Event]:
-    """`update` 的前后：采到了什么，登记了哪些块，谁结束了，归还了哪些块。
+    """`update` 的前后：猜对了几个，采到了什么，登记了哪些块，谁结束了，归还了哪些块。
 
-    Before and after `update`: what was sampled, which blocks were registered, who finished, which blocks went back.
+    Before and after `update`: how many guesses were right, what was sampled, which blocks were registered, who
+    finished, which blocks went back.
 
     Args:
         finished: 结束的请求各有什么要说；what is to be told of each request that has finished
     """
     events, refs, new = [], Counter(before.refs), set(after.named) - set(before.named)
     for row in before.rows:
+        if row.guesses:
+            right = sum(guess == token for guess, token in zip(row.guesses, row.tokens))
+            events.append(_event("accept", row.request, guesses=row.guesses, right=right, tokens=len(row.tokens)))
         for token, probability in zip(row.tokens, row.probabilities):
             events.append(_event("sample", row.request, token=token, probability=probability))
     for row in before.rows:
