@@ -177,6 +177,14 @@ class Guide:
             mask[token >> 3] = mask[token >> 3] & ~(1 << (token & 7)) | ends << (token & 7)
         return mask
 
+    def allowed(self) -> list[int]:
+        """`mask` 允许的 id，给人看。
+
+        The ids that `mask` allows, to be looked at.
+        """
+        mask = self.mask()
+        return [i for i in range(8 * len(mask)) if mask[i >> 3] >> (i & 7) & 1]
+
     def advance(self, token: int) -> bool:
         """选中了 `token`，它不是停止 token；返回输出是不是到此为止。
 

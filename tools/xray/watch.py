@@ -84,6 +84,8 @@ class Watch:
             positions = f"{row.start}–{row.start + row.count - 1}" if row else "-"
             tokenizer = recorder.engine.tokenizer
             tokens = " ".join(repr(tokenizer.decode_token(token)) for token in row.tokens) if row else ""
+            if row and row.num_allowed:
+                tokens += f" (允许 / allowed: {row.num_allowed})"
             text = tokenizer.decode(seq.output_token_ids)[-60:].replace("\n", " ")
             table.add_row(Text(name, style=colours[name]), positions, Text(tokens or "-"), Text(printable(text)))
         return Group(head, pool, queues, table)
