@@ -1,10 +1,10 @@
-"""结构化输出花多少时间：同样长的输出，没有语法、正则、JSON Schema 轮流运行；另外单独量一个掩码。
+"""结构化输出花多少时间：同样长的输出，没有语法、正则、JSON Schema 轮流运行；另外单独量编译、一个掩码、前进一次。
 
 贪心，`ignore_eos`，语法在这么多 token 之内写不完，所以各行都恰好输出 `--output-tokens` 个。
 
 What structured outputs cost in time: outputs of equal length without a grammar, with a regular expression and with a
-JSON schema take turns; besides, a mask by itself is timed. Greedy with `ignore_eos`, and no grammar can end within so
-many tokens, so each row puts out just `--output-tokens`.
+JSON schema take turns; compiling, a mask and an advance are timed by themselves. Greedy with `ignore_eos`, and no
+grammar can end within so many tokens, so each row puts out just `--output-tokens`.
 
 Usage: python benchmarks/structured.py [--model DIR] [--repeats N] [--json FILE]
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from common import add_model_options, environment, make_llm, model_name, random_prompts, spread, write_report
 
+from engine.guides import MAX_CHARS, Guides
 from mini_llama import LLM, SamplingParams, StructuredOutputsParams
 
 SCHEMA = {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 300}
@@ -25,6 +26,9 @@ GRAMMARS: dict[str, StructuredOutputsParams | None] = {
     "regex": StructuredOutputsParams(regex="([a-z]{1,9} )*"),
     "JSON schema": StructuredOutputsParams(json=SCHEMA),
 }
+# 恰好到长度的上限。
+# Just as long as the limit.
+LARGEST = StructuredOutputsParams(choice=[f"choice {number:013}" for number in range(MAX_CHARS // 20)])
 
 
 def run(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> tuple[float, list[list[int]]]:
@@ -38,6 +42,20 @@ def run(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> tuple[flo
     tokens = [output.outputs[0].token_ids for output in outputs]
     assert all(len(each) == params.max_tokens for each in tokens)
     return seconds, tokens
+
+
+def time_compiling(llm: LLM, wanted: StructuredOutputsParams) -> tuple[float, float]:
+    """读一遍词表、编译一个语法，各几毫秒。
+
+    Milliseconds to read the vocabulary, and to compile a grammar.
+    """
+    vocab_size = llm.engine.model_runner.model_config.vocab_size
+    guides, times = Guides(llm.engine.tokenizer, vocab_size), [time.perf_counter()]
+    guides.compile(StructuredOutputsParams(regex="a"))
+    times.append(time.perf_counter())
+    guides.compile(wanted)
+    times.append(time.perf_counter())
+    return (times[1] - times[0]) * 1e3, (times[2] - times[1]) * 1e3
 
 
 def time_masks(llm: LLM, wanted: StructuredOutputsParams, tokens: list[int]) -> tuple[float, float]:
@@ -71,6 +89,13 @@ def main() -> None:
         parser.error(f"--output-tokens {args.output_tokens}: use 2 to 300, within which no grammar ends")
     llm = make_llm(args, device=args.device, enable_prefix_caching=False)
     vocab_size, rng, results = llm.engine.model_runner.model_config.vocab_size, random.Random(0), []
+    llm.engine.requests.guides.compile(StructuredOutputsParams(regex="a"))
+    for name, wanted in {**GRAMMARS, "largest": LARGEST}.items():
+        if wanted is not None:
+            vocabulary, compiling = zip(*(time_compiling(llm, wanted) for _ in range(args.repeats)))
+            results.append({"name": name, "vocabulary_ms": spread(vocabulary), "compile_ms": spread(compiling)})
+            print(f"{name}: compiled in {results[-1]['compile_ms']['median']:.2f} ms, "
+                  f"the vocabulary read in {results[-1]['vocabulary_ms']['median']:.0f} ms")  # fmt: skip
     print(f"{'':14}{'requests':>10}{'ms a token':>12}{'ratio':>8}{'mask us':>10}{'advance us':>12}")
     for count in (1, 32):
         times: dict[str, list[float]] = {name: [] for name in GRAMMARS}

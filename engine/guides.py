@@ -282,7 +282,7 @@ def ban(logits: Tensor, guided: Sequence[tuple[int, Guide]]) -> Tensor:
     rows = [row for row, _ in guided]
     words = packed_masks([guide for _, guide in guided]).to(logits.device)  # [G, ceil(vocab_size / 32)]
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
-    allowed = (words.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]].bool()  # [G, vocab_size]
-    logits = logits.clone()
-    logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))
-    return logits
+    allowed = (words.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]]  # [G, vocab_size]
+    banned = torch.zeros_like(logits, dtype=torch.bool)  # [S, vocab_size]
+    banned[rows] = allowed == 0
+    return logits.masked_fill(banned, float("-inf"))

@@ -393,6 +393,23 @@ def test_the_kernel_agrees_with_the_plain_twin(guides: Guides) -> None:
     assert compared > 20
 
 
+def test_a_free_choice_that_is_allowed_stays_the_choice(guides: Guides) -> None:
+    """噪声与语法无关：没有过滤时，自由选中的若正好允许，选中的还是它。
+
+    The noise has nothing to do with a grammar: without filters, a free choice that is allowed stays the choice.
+    """
+    sampler, generator, stayed = Sampler(VOCAB, 64, torch.device("cpu"), str), torch.Generator().manual_seed(0), 0
+    logits = torch.randn(64, VOCAB, generator=generator) * 2
+    guide = guides.start(StructuredOutputsParams(regex="[a-z ]{5,20}"), frozenset({END}))
+    free = [replace(make_seq(str(i), [3, 4], temperature=0.9), seed=i) for i in range(64)]
+    chosen, _ = sampler.draw([(seq, 0) for seq in free], logits)
+    kept, _ = sampler.draw([(replace(seq, guide=guide), 0) for seq in free], logits)
+    for before, after in zip(chosen.tolist(), kept.tolist()):
+        assert after in allowed(guide) and (after == before or before not in allowed(guide))
+        stayed += after == before
+    assert 5 < stayed < 60
+
+
 def test_overlapped_and_synchronous_loops_agree(folder: Path) -> None:
     requests = [
         Request(each.prompt, replace(each.params, n=1, max_tokens=min(each.params.max_tokens, 60)))

@@ -34,6 +34,7 @@ SEEN = {
     "04": "17 steps; static: 23", "05": "took 3 chunks: [31, 31, 28]", "06": "Hits [0, 32, 48, 0, 64]",
     "07": "1 preempted, 31 tokens computed again", "09": "check: OK", "10": "check: OK", "11": "check: OK",
     "12": "Measured: 0.0112; over all outputs the root mean square is 1.00 times",
+    "13": "with the grammar: ' an enclosed article', stop",
 }
 # 一个实验、它的参数、退出码、输出里要有的话。
 # A lab, its arguments, the exit code, and what the output must say.
@@ -82,6 +83,9 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["12_quantize.py", "--layer", "4"], 2, "layers from 0 to 3"),
     (["12_quantize.py", "--outlier", "nan"], 2, "an --outlier from 1 to 1000"),
     (["11_profile.py", "--requests", "1", "--steps", "2", "--backend", "torch"], 0, "check: OK"),
+    (["13_grammar.py", "--prompt", "river:", "--words", "5", "--seed", "7"], 0, "check: OK"),
+    (["13_grammar.py", "--temperature", "0", "--words", "1"], 0, "check: OK"),
+    (["13_grammar.py", "--words", "9"], 2, "use --words 1 to 8"),
 ]
 RUNS = DEFAULTS + TASKS
 
@@ -263,6 +267,29 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      ("OFF  引擎读出的 int4", "first row 0: got ", "which 4 bits do not fit")),
     ("12_quantize.py", WEIGHT + "QuantizedWeight.dequantize", "* self.scales.float().unsqueeze(-1)", "",
      ("OFF  `F.linear`", "first token 0: got [", "or restoring")),
+
+    ("13_grammar.py", "lab", "if letters >= 0 and letters < LONGEST", "if letters < LONGEST",
+     ("first from (0, -1) over 'a': got (0, 0), expected nothing", "a letter within a word not full")),
+    ("13_grammar.py", "lab", "letters < LONGEST else", "letters <= LONGEST else",
+     ("first from (0, 9) over 's': got (0, 10), expected nothing", "a letter within a word not full")),
+    ("13_grammar.py", "lab", "if letters >= SHORTEST and done", "if done",
+     ("first from (0, 1) over ' i': got (1, 1), expected nothing", "a space after a word long enough")),
+    ("13_grammar.py", "lab", "for char in text:", "for char in text[:1]:",
+     ("first from (0, -1) over ' moon': got (0, 0), expected (0, 4)", "not the first alone")),
+    ("13_grammar.py", "lab", "*(stops if may_end(state) else ())", "*stops",
+     ("first state (0, -1): got [0, 1, 6, 8], expected [0, 1, 6]", "only where the text may end")),
+    ("13_grammar.py", "lab", "if text and i not in stops", "if i not in stops",
+     ("first state (0, -1): got [0, 1, 6, 7], expected [0, 1, 6]", "gets nowhere, and for ever")),
+    ("13_grammar.py", "lab", "1 << token % 8", "1 << 7 - token % 8",
+     ("OFF  引擎用你的掩码写的", "first token 0: got ", "the mask's bits")),
+    ("13_grammar.py", "engine/guides.py::Guide.mask", "ends = self._matcher.is_accepting()", "ends = True",
+     ("OFF  真正的词表上", "first step 0: got [", "OFF  写完了")),
+    ("13_grammar.py", "engine/guides.py::ban", "banned[rows] = allowed == 0", "banned[:] = allowed == 0",
+     ("OFF  旁边没有语法的请求", "first token ", "for its own row only")),
+    ("13_grammar.py", "engine/guides.py::ban", 'float("-inf")', "-1.0",
+     ("OFF  写完了，匹配正则", "OFF  引擎用你的", "first token ")),
+    ("13_grammar.py", "engine/scheduler.py::Scheduler._finish_reason", "seq.guide.advance(token)", "False",
+     ("OFF  真正的词表上", "first step 1: got [", "OFF  写完了")),
 ]  # fmt: skip
 
 
@@ -299,8 +326,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     return together
 
 
-def test_there_are_twelve_labs() -> None:
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 13)]
+def test_there_are_thirteen_labs() -> None:
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 14)]
 
 
 @pytest.mark.parametrize("index", range(len(RUNS)), ids=[" ".join(arguments) for arguments, _, _ in RUNS])
