@@ -144,15 +144,15 @@ class Guide:
     Args:
         compiled: 编译好的语法，大家共用，停在开头，从不改动；
             the compiled grammar, which all share; it stands at its start and never changes
-        ends: llguidance 所知的结束符；一份输出由 `stop_token_ids` 结束，这些不算；
-            the end tokens that llguidance knows; an output is ended by its `stop_token_ids`, and these do not count
+        banned: 总是禁用的 id：llguidance 自己的结束符，凑满一个字的；
+            ids that are always banned: llguidance's own end tokens, and those that fill up a word
         num_bytes: 掩码的字节数；the bytes of a mask
     """
 
     def __init__(
-        self, compiled: LLMatcher, stop_token_ids: frozenset[int], ends: Sequence[int], num_bytes: int
+        self, compiled: LLMatcher, stop_token_ids: frozenset[int], banned: Sequence[int], num_bytes: int
     ) -> None:
-        self._compiled, self._stop_token_ids, self._ends = compiled, stop_token_ids, ends
+        self._compiled, self._stop_token_ids, self._banned = compiled, stop_token_ids, banned
         self._num_bytes = num_bytes
 
     # 用到才复制：排队的几千个请求、`n` 份还没开始的输出，都不占一份状态。
@@ -166,7 +166,7 @@ class Guide:
 
         For another output of the same request, at the start as well.
         """
-        return Guide(self._compiled, self._stop_token_ids, self._ends, self._num_bytes)
+        return Guide(self._compiled, self._stop_token_ids, self._banned, self._num_bytes)
 
     def mask(self) -> bytearray:
         """此刻允许哪些 token，一位一个，低位在前。
@@ -184,7 +184,7 @@ class Guide:
         mask = bytearray(self._num_bytes) if self._matcher.is_error() else bytearray(bits.ljust(self._num_bytes, b"\0"))
         # 语法可以在这里结束，才允许停止 token，而且全都允许，用户自己的也在内；别处一律禁用。
         # Stop tokens are allowed where the grammar may end, all of them, the user's own included; elsewhere none is.
-        for token in self._ends:
+        for token in self._banned:
             mask[token >> 3] &= ~(1 << (token & 7))
         ends = self._matcher.is_accepting()
         for token in self._stop_token_ids:
@@ -218,7 +218,7 @@ class Guides:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer, self._num_bytes = tokenizer, (vocab_size + 31) // 32 * 4
+        self._tokenizer, self._vocab_size, self._num_bytes = tokenizer, vocab_size, (vocab_size + 31) // 32 * 4
         self._vocabulary = lru_cache(1)(self._read_vocabulary)
         self.compile = lru_cache(32)(self._compile)
 
@@ -230,8 +230,8 @@ class Guides:
         Raises:
             ValueError: 语法不对，或连头一个 token 都没有可选的；a bad grammar, or one that leaves no first token
         """
-        matcher, ends = self.compile(wanted)
-        guide = Guide(matcher, stop_token_ids, ends, self._num_bytes)
+        matcher, banned = self.compile(wanted)
+        guide = Guide(matcher, stop_token_ids, banned, self._num_bytes)
         if not any(guide.copy().mask()):
             raise ValueError("structured_outputs allows no first token: no text of this vocabulary matches")
         return guide
@@ -263,7 +263,8 @@ class Guides:
             matcher.compute_bitmask()
             if matcher.is_error():
                 raise ValueError(matcher.get_error().replace("NoExtensionBias\n<non-verbose/>", "nothing matches it"))
-        return matcher, [token for token in vocabulary.eos_tokens if token < 8 * self._num_bytes]
+        ends = [token for token in vocabulary.eos_tokens if token < self._vocab_size]
+        return matcher, [*ends, *range(self._vocab_size, 8 * self._num_bytes)]
 
 
 def packed_masks(guides: Sequence[Guide]) -> Tensor:
