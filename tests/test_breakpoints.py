@@ -276,6 +276,16 @@ WALKS = [
             1: ["not `self.scheduler.waiting`", "len(`self.scheduler.running`) == 6"],
         }, "batch = build_batch("),
     ], [".venv"]),
+    Walk("structured_outputs",
+         "python mini_llama.py --backend torch --prompt hi --choice yes --choice yesterday --choice no", [
+        Stop("engine/guides.py::ban", {
+            1: ["`allowed.sum(1)`.tolist() == [len(`guided[0][1].allowed()`)] == [2]",
+                "`banned.sum(1)`.tolist() == [logits.shape[1] - 2]"],
+        }, "return logits.masked_fill("),
+        Stop("engine/guides.py::Guide.advance", {
+            1: ["seen.update(token=`token`) is None", "token not in `self.allowed()`"],
+        }, "return not self"),
+    ]),
     Walk("tokens", "python mini_llama.py --chat", [
         Stop("serving/chat_template.py::encode_chat", {
             1: ["`text` == '<|begin_of_text|><|start_header_id|>user<|end_header_id|>\\n\\nWhat is 23 + 45?<|eot_id|>"

@@ -35,6 +35,7 @@ SEEN = {
     "07": "1 preempted, 31 tokens computed again", "09": "check: OK", "10": "check: OK", "11": "check: OK",
     "12": "Measured: 0.0112; over all outputs the root mean square is 1.00 times",
     "13": "in 314 steps; without guesses it takes 800",
+    "14": "with the grammar: ' an enclosed article', stop",
 }
 # 一个实验、它的参数、退出码、输出里要有的话。
 # A lab, its arguments, the exit code, and what the output must say.
@@ -87,6 +88,9 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["13_speculate.py", "--guesses", "33"], 2, "use an integer from 1 to 32"),
     (["13_speculate.py", "--temperature", "9"], 2, "use a number from 0 to 2"),
     (["11_profile.py", "--requests", "1", "--steps", "2", "--backend", "torch"], 0, "check: OK"),
+    (["14_grammar.py", "--prompt", "river:", "--words", "5", "--seed", "7"], 0, "check: OK"),
+    (["14_grammar.py", "--temperature", "0", "--words", "1"], 0, "check: OK"),
+    (["14_grammar.py", "--words", "9"], 2, "use --words 1 to 8"),
 ]
 RUNS = DEFAULTS + TASKS
 
@@ -293,6 +297,28 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      ("step ", "nothing left to compute")),
     ("13_speculate.py", "engine/batch.py::sampling_rows", "num_output_tokens + i)", "num_output_tokens)",
      ("OFF  诗人", "first prompt 秋風起，, token ", "a noise is not that of its position")),
+    ("14_grammar.py", "lab", "if letters >= 0 and letters < LONGEST", "if letters < LONGEST",
+     ("first from (0, -1) over 'a': got (0, 0), expected nothing", "a letter within a word not full")),
+    ("14_grammar.py", "lab", "letters < LONGEST else", "letters <= LONGEST else",
+     ("first from (0, 9) over 's': got (0, 10), expected nothing", "a letter within a word not full")),
+    ("14_grammar.py", "lab", "if letters >= SHORTEST and done", "if done",
+     ("first from (0, 1) over ' i': got (1, 1), expected nothing", "a space after a word long enough")),
+    ("14_grammar.py", "lab", "for char in text:", "for char in text[:1]:",
+     ("first from (0, -1) over ' moon': got (0, 0), expected (0, 4)", "not the first alone")),
+    ("14_grammar.py", "lab", "*(stops if may_end(state) else ())", "*stops",
+     ("first state (0, -1): got [0, 1, 6, 8], expected [0, 1, 6]", "only where the text may end")),
+    ("14_grammar.py", "lab", "if text and i not in stops", "if i not in stops",
+     ("first state (0, -1): got [0, 1, 6, 7], expected [0, 1, 6]", "gets nowhere, and for ever")),
+    ("14_grammar.py", "lab", "1 << token % 8", "1 << 7 - token % 8",
+     ("OFF  引擎用你的掩码写的", "first token 1: got 3930, expected 6093", "the mask's bits")),
+    ("14_grammar.py", "engine/guides.py::Guide.mask", "ends = self._matcher.is_accepting()", "ends = True",
+     ("OFF  真正的词表上", "first step 0: got ['<|", "the same expression")),
+    ("14_grammar.py", "engine/guides.py::ban", "banned[rows] = allowed == 0", "banned[:] = allowed == 0",
+     ("OFF  旁边没有语法的请求", "first token ", "for its own row only")),
+    ("14_grammar.py", "engine/guides.py::ban", 'logits.masked_fill(banned, float("-inf"))', "logits",
+     ("OFF  写完了，匹配正则", "first output yours: got ('length', False)", "no -inf was set")),
+    ("14_grammar.py", "engine/scheduler.py::Scheduler._finish_reason", "seq.guide.advance(token)", "False",
+     ("OFF  真正的词表上", "first step 1: got [", "OFF  写完了")),
 ]  # fmt: skip
 
 

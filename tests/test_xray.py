@@ -8,9 +8,11 @@ import base64
 import io
 import json
 import random
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -27,6 +29,7 @@ from rich.text import Text
 import mini_llama
 from engine.block_manager import num_blocks_needed
 from engine.gpu.overlapped_engine import OverlappedEngine
+from engine.guides import StructuredOutputsParams
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence
@@ -41,6 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SHARED = "A KV cache stores the keys and values of all earlier tokens in every layer. "
 PROMPTS = [SHARED + "Why?", SHARED + "What for?", "what is a block table?", "</script><b>1 & 2</b> 中国"]
 PARAMS = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+GRAMMAR = StructuredOutputsParams(regex="[0-9]{2},[0-9]{2}")
 
 
 def small_llm(backend: str = "torch", **options: Any) -> LLM:
@@ -266,6 +270,33 @@ def test_a_row_with_guesses_yields_several_tokens(monkeypatch: pytest.MonkeyPatc
     assert spans.count("prefill") == len(PROMPTS)
 
 
+def guided_recording() -> dict[str, Any]:
+    """一个有语法的请求，旁边是没有的 / a request with a grammar beside one without"""
+    llm, params = small_llm(), replace(PARAMS, ignore_eos=False, structured_outputs=GRAMMAR)
+    with Recorder(llm.engine) as recorder:
+        llm.generate(PROMPTS[:2], [params, PARAMS], progress=False)
+    return json.loads(json.dumps(recorder.recording()))
+
+
+def test_a_guided_row_shows_what_its_grammar_allows() -> None:
+    recording = guided_recording()
+    rows = [row for step in recording["steps"] for row in step["rows"] if row["num_logits"]]
+    free, guided = ([row for row in rows if row["request"] == name] for name in ("1", "0"))
+    assert all(row["num_allowed"] == 0 and row["allowed"] == [] for row in free) and len(free) == 24
+    text = ""
+    for row in guided:
+        allowed = [recording["tokens"][str(i)] for i in row["allowed"]]
+        assert row["tokens"][0] in row["allowed"] and len(allowed) == min(row["num_allowed"], 10)
+        # 选中的是允许的里面最可能的一个：贪心。
+        # Chosen is the likeliest of those allowed: greedy.
+        assert row["tokens"][0] == row["allowed"][0]
+        assert all(each.isdigit() or each == "," or each.startswith("<|") for each in allowed), allowed
+        if len(text) >= 5:
+            assert row["num_allowed"] == 3 and all(each.startswith("<|") for each in allowed)
+        text += recording["tokens"][str(row["tokens"][0])]
+    assert recording["requests"]["0"]["finish_reason"] == "stop" and len(recording["requests"]["0"]["text"]) == 5
+
+
 def test_tokens_of_the_steps_are_those_of_the_requests() -> None:
     llm = small_llm()
     recording = record(llm)
@@ -412,6 +443,10 @@ def test_watch_draws_pool_queues_and_text() -> None:
     text = console.export_text()
     assert "■" in text and "▣" in text and "preemptions 抢占 1" in text and "waiting 等待" in text
     assert "guesses" not in text
+    assert "allowed" not in text
+    with watch, Recorder(llm.engine, lambda r, s: console.print(watch.render(r, s))):
+        llm.generate(PROMPTS[:1], replace(PARAMS, structured_outputs=GRAMMAR), progress=False)
+    assert re.search(r"\(允许 / allowed: \d+\)", console.export_text())
 
 
 def test_watch_strikes_wrong_guesses_out() -> None:
@@ -572,6 +607,21 @@ def test_page_shows_guesses_and_every_token(tmp_path: Path, monkeypatch: pytest.
         # At the end the page's text is the answer.
         outputs = page.run("[...document.querySelectorAll('#requests .out')].map((e) => e.textContent)")
     assert outputs == [request["text"] for request in recording["requests"].values()]
+
+
+def test_page_shows_what_a_grammar_allows(tmp_path: Path) -> None:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no chromium here: install it to test the page")
+    recording = guided_recording()
+    write_page(recording, tmp_path / "run.html")
+    with browser(program) as page:
+        page.open((tmp_path / "run.html").as_uri())
+        for number, step in enumerate(recording["steps"]):
+            page.run(f"go({number})")
+            shown = page.run("document.querySelectorAll('#rows .allowed .token').length")
+            assert shown == sum(len(row["allowed"]) for row in step["rows"])
+        assert page.run(DRAW_ALL) == [len(step["events"]) for step in recording["steps"]] * 2
 
 
 def test_page_in_a_browser(recording: dict[str, Any], tmp_path: Path) -> None:

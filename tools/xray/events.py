@@ -139,6 +139,8 @@ class Row:
         tokens: 这一步得到的 token；what it got in this step
         probabilities: 各自的概率；the probability of each
         top: 每次最可能的 5 个 token 和概率，取自原始 logits；the 5 likeliest and their probabilities, by the raw logits
+        num_allowed, allowed: 语法允许几个 token，其中最可能的 10 个；没有语法是 0；
+            how many tokens the grammar allows, and the 10 likeliest of these; 0 without a grammar
     """
 
     request: str
@@ -150,6 +152,8 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     top: list[list[tuple[int, float]]] = field(default_factory=list)
+    num_allowed: int = 0
+    allowed: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)

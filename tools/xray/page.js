@@ -19,7 +19,7 @@ const TEXTS = {
     phases: { schedule: "调度", batch: "摊平", forward: "前向", sample: "采样", update: "更新" },
     free: (n, all) => `空闲 ${n} / ${all}，下一个取走的在最前：`, never: (n) => `另有 ${n} 个块从未用过，没有画出。`,
     block: (b) => `${b} 号块`, refs: (n) => `引用计数 ${n}`, isFree: "空闲", isNamed: "空闲，内容还可命中（上一次属于这个请求）", unused: "没有内容",
-    slot: "槽位", positions: "位置", samples: "采到", chunk: "还没算完提示词，不采样", guesses: (n, right) => `虚线框是猜测，${n} 个里猜对 ${right} 个：绿色的各多得一个 token，划掉的作废`, prompt: "提示词", preempted: "抢占", hits: "命中",
+    slot: "槽位", positions: "位置", samples: "采到", chunk: "还没算完提示词，不采样", guesses: (n, right) => `虚线框是猜测，${n} 个里猜对 ${right} 个：绿色的各多得一个 token，划掉的作废`, allowed: (n) => `语法允许 ${n} 个 token：`, more: (n) => ` 另有 ${n} 个`, prompt: "提示词", preempted: "抢占", hits: "命中",
     states: { waiting: "等待", running: "运行", finished: "已结束" },
     reasons: { stop: "停止 token 或停止字符串", length: "长度上限", abort: "被取消" },
     noAttention: "只有 --backend torch 记录注意力权重：别的后端里没有这个中间结果。",
@@ -37,7 +37,7 @@ const TEXTS = {
     phases: { schedule: "schedule", batch: "flatten", forward: "forward", sample: "sample", update: "update" },
     free: (n, all) => `Free ${n} / ${all}, the next to be taken first: `, never: (n) => `${n} more blocks were never used and are not drawn.`,
     block: (b) => `Block ${b}`, refs: (n) => `reference count ${n}`, isFree: "free", isNamed: "free, contents can still be hit (last owned by this request)", unused: "no contents",
-    slot: "slot", positions: "positions", samples: "sampled", chunk: "the prompt is not complete yet: nothing is sampled", guesses: (n, right) => `dashed: guesses, ${right} of ${n} right; each green one is a token more, those struck out are void`, prompt: "prompt", preempted: "preemptions", hits: "hits",
+    slot: "slot", positions: "positions", samples: "sampled", chunk: "the prompt is not complete yet: nothing is sampled", guesses: (n, right) => `dashed: guesses, ${right} of ${n} right; each green one is a token more, those struck out are void`, allowed: (n) => `the grammar allows ${n} ${n === 1 ? "token" : "tokens"}: `, more: (n) => ` and ${n} more`, prompt: "prompt", preempted: "preemptions", hits: "hits",
     states: { waiting: "waiting", running: "running", finished: "finished" },
     reasons: { stop: "a stop token or stop string", length: "a length limit", abort: "cancelled" },
     noAttention: "Only --backend torch records attention weights: in the other backends this intermediate result never exists.",
@@ -241,6 +241,11 @@ function drawBatch(step) {
       make("div", "", null, inputs),
     ]);
     if (row.guesses.length) line.append(make("div", "what", t("guesses")(row.guesses.length, right(row))));
+    if (row.num_allowed) {
+      const more = row.num_allowed - row.allowed.length;
+      const pieces = row.allowed.map((id) => piece(id));
+      line.append(make("div", "what allowed", null, [t("allowed")(row.num_allowed), ...pieces, more ? t("more")(more) : ""]));
+    }
     if (!row.num_logits) line.append(make("div", "what", t("chunk")));
     line.append(...row.tokens.map((token, i) => {
       const top = row.top[i], shown = top.some(([id]) => id === token) ? top : [...top, [token, row.probabilities[i]]];

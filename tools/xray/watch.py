@@ -86,6 +86,8 @@ class Watch:
             positions = f"{row.start}–{row.start + row.count - 1}" if row else "-"
             tokenizer = recorder.engine.tokenizer
             tokens = " ".join(repr(tokenizer.decode_token(token)) for token in row.tokens) if row else ""
+            if row and row.num_allowed:
+                tokens += f" (允许 / allowed: {row.num_allowed})"
             text = tokenizer.decode(seq.output_token_ids)[-60:].replace("\n", " ")
             # 猜错的划掉：没有采到它，它后面的也作废。
             # Wrong guesses are struck out: they were not sampled, and what follows them is void.
