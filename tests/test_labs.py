@@ -355,8 +355,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     return together
 
 
-def test_there_are_thirteen_labs() -> None:
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 14)]
+def test_there_are_fourteen_labs() -> None:
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 15)]
 
 
 @pytest.mark.parametrize("index", range(len(RUNS)), ids=[" ".join(arguments) for arguments, _, _ in RUNS])
