@@ -28,8 +28,6 @@ def add_guide_options(add: Callable[..., Any]) -> None:
 
     Four options, of which one kind at most is given.
     """
-    # JSON 可以直接写在命令行上，也可以放在文件里；语法总有好几行，只从文件读。
-    # JSON may stand on the command line or in a file; a grammar always has several lines and comes from a file.
     add("--json-schema", metavar="FILE_OR_JSON", help="回答是合乎它的 JSON / the answer is JSON of this schema")
     add("--regex", metavar="REGEX", help="整个回答匹配这个正则 / the whole answer matches this regular expression")
     add("--choice", action="append", metavar="TEXT", help="回答是其中之一，可重复 / the answer is one; repeatable")
@@ -49,9 +47,6 @@ def read_guide(args: argparse.Namespace) -> StructuredOutputsParams | None:
     # What begins with a brace is JSON, as are the booleans; anything else names a file.
     if schema is not None and not schema.lstrip().startswith("{") and schema not in ("true", "false"):
         schema = _read("--json-schema", schema)
-    # 给了几种由 `StructuredOutputsParams` 来查，报的错与作为库使用时相同；次序也是它的字段的次序。
-    # How many are given is for `StructuredOutputsParams` to check, with the same error as in a library; the order is
-    # that of its fields.
     given = schema, args.regex, args.choice, None if grammar is None else _read("--grammar", grammar)
     return StructuredOutputsParams(*given) if any(each is not None for each in given) else None
 
@@ -74,7 +69,5 @@ def check_guide(folder: Path, wanted: StructuredOutputsParams | None) -> None:
     Raises:
         ValueError: 语法不对；the grammar is not usable
     """
-    # 只要分词器，不要权重；词表大小在这里用不着，掩码要到真正运行时才算。
-    # The tokenizer suffices, no weights; the vocabulary's size does not matter here, masks belong to the run itself.
     if wanted is not None:
         Guides(Tokenizer(folder), 0).compile(wanted)
