@@ -168,6 +168,7 @@ def test_importing_mini_llama_imports_no_backend_and_no_optional_package(tmp_pat
 
 WITHOUT_TORCH = (
     "scheduler", "block_manager", "block_key", "sequence", "sampling_params", "outputs", "detokenizer", "validation",
+    "guides",
 )  # fmt: skip
 
 
