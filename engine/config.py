@@ -281,18 +281,9 @@ class EngineConfig:
             return check_folder(folder)
         # 用到才导入：内置模型和本地文件夹用不着它，启动也就更快。
         # Imported only when needed: the embedded model and local folders do without it and start faster.
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
+        from models.hub import cached_folder
 
-        try:
-            # `local_files_only=True`：只查本地缓存，从不联网；下载几 GB 的东西该由用户自己决定。
-            # `local_files_only=True`: only the local cache, never the network;
-            # downloading gigabytes is for the user to decide.
-            return check_folder(Path(snapshot_download(name, local_files_only=True)))
-        except (OSError, HFValidationError):
-            raise ModelLoadError(
-                f"model {name} is neither a folder nor in the local cache: download it with 'hf download {name}'"
-            ) from None
+        return check_folder(cached_folder(name))
 
 
 @dataclass(frozen=True, slots=True)

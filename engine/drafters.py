@@ -313,10 +313,12 @@ class ModelDrafter(Drafter):
                 mine[number] = (view, 1, most, seq)
 
 
-def create_drafter(setup: EngineSetup, tokenizer: Tokenizer) -> Drafter:
-    """`speculative_config` 要的那一种。
+def create_drafter(setup: EngineSetup, tokenizer: Tokenizer) -> Drafter | None:
+    """`speculative_config` 要的那一种；没有要就是 None。
 
-    The kind that `speculative_config` asks for.
+    The kind that `speculative_config` asks for; None if it asks for none.
     """
+    if setup.config.speculative_config is None:
+        return None
     config = SpeculativeConfig.parse(setup.config.speculative_config)
     return NgramDrafter(config) if config.method == "ngram" else ModelDrafter(config, setup, tokenizer)

@@ -14,11 +14,11 @@ How requests come in and go out is in `requests.py`, how memory is dealt out in 
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from engine.batch import build_batch
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig, EngineSetup
+from engine.drafters import create_drafter
 from engine.kv_pool import create_pool
 from engine.model_runner import ModelRunner
 from engine.outputs import EngineMetrics, RequestOutput
@@ -29,9 +29,6 @@ from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import naming, request_name
-
-if TYPE_CHECKING:
-    from engine.drafters import Drafter
 
 
 class LLMEngine:
@@ -50,13 +47,10 @@ class LLMEngine:
         setup = config.resolve()
         self.tokenizer = Tokenizer(setup.folder)
         defaults, eos_token_ids = load_generation_config(setup.folder, setup.model_config)
-        self.drafter: Drafter | None = None
-        if config.speculative_config is not None:
-            # 要猜才导入：不用的功能，一行也不执行。
-            # Imported to guess and for nothing else: of a feature that is off not a line runs.
-            from engine.drafters import create_drafter
-
-            self.drafter = create_drafter(setup, self.tokenizer)
+        # 谁来猜后面的 token；不猜就是 None，它的代码一行也不执行。草稿模型小，先装。
+        # Who guesses the tokens that follow; None if nobody does, and not a line of that runs. A draft model is small
+        # and is loaded first.
+        self.drafter = create_drafter(setup, self.tokenizer)
         self.model_runner = ModelRunner(setup, on_progress)
         vocab_size = setup.model_config.vocab_size
         self.sampler = self.create_sampler(setup)
@@ -87,7 +81,7 @@ class LLMEngine:
         What chooses tokens; its tables have to be there before memory is measured.
         """
         vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
-        return Sampler(vocab_size, most, setup.device, self.tokenizer.decode_token)
+        return Sampler(vocab_size, most, setup.device)
 
     def reserved_bytes(self, setup: EngineSetup) -> int:
         """块池分好之后，这个循环还要占多少设备内存。

@@ -4,7 +4,9 @@ What the user gets back; fields are named as in vLLM. Nothing of the engine is i
 use some of its classes.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -20,6 +22,64 @@ class Logprob:
     logprob: float
     rank: int | None = None
     decoded_token: str | None = None
+
+
+class Logprobs(Sequence[dict[int, Logprob]]):
+    """各输出 token 的报告，用起来与列表相同；看到哪一条，才为它造字典。
+
+    例：256 行各要 5 个，一步就是 256 个字典和一千多条对数概率，每步都造，主机要忙好几毫秒，而多数没有人看。
+    造出的字典：所选的 token 在前，然后是最可能的几个。
+
+    A report for each output token, used like a list; its dict is made when somebody looks at it.
+    Example: 256 rows that ask for 5 are 256 dicts and over a thousand entries a step; made in every step they keep
+    the host busy for milliseconds, and most are never looked at. A dict has the chosen token first, then the likeliest.
+    """
+
+    def __init__(self, number: int, decode: Callable[[int], str], reports: Iterable[tuple[int, Any]] = ()) -> None:
+        self._number, self._decode, self._reports = number, decode, list(reports)
+
+    def add(self, reports: Iterable[tuple[int, Any]]) -> None:
+        """记下几个 token 的报告。
+
+        Note the reports on some tokens.
+
+        Args:
+            reports: （token，[1 + k, 2]）；后者是 `gather_logprobs` 的一行，NumPy 数组；
+                (token, [1 + k, 2]), a row of `gather_logprobs` as a NumPy array
+        """
+        self._reports += reports
+
+    def total(self) -> float:
+        """所选各 token 的对数概率之和。
+
+        The sum of the chosen tokens' log-probabilities.
+        """
+        return float(sum(report[0, 0] for _, report in self._reports))
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Logprobs(self._number, self._decode, self._reports[index])
+        token, report = self._reports[index]
+        (chosen, rank), *top = report.tolist()
+        # 所选的往往就在最可能的几个里，字典里只留一份：要 5 个，得到 5 项或 6 项。
+        # The chosen token is often among the likeliest and stands in the dict once: ask for 5, get 5 or 6.
+        entries = [(token, chosen, int(rank))]
+        entries += [(int(i), logprob, place) for place, (logprob, i) in enumerate(top[: self._number], start=1)]
+        return {i: Logprob(logprob, rank, self._decode(i)) for i, logprob, rank in entries}
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == other if isinstance(other, list) else isinstance(other, Logprobs) and self == list(other)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    # 存盘、拷贝、送到别的进程时，就是普通的列表，不带分词器。
+    # When pickled or copied it is an ordinary list, without the tokenizer.
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
 
 
 @dataclass(slots=True)
@@ -105,7 +165,7 @@ class CompletionOutput:
     # `token_ids` is what there is so far.
     finish_reason: str | None
     stop_reason: int | str | None = None
-    logprobs: list[dict[int, Logprob]] | None = None
+    logprobs: Sequence[dict[int, Logprob]] | None = None
     cumulative_logprob: float | None = None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from engine.block_manager import BlockManager
 from engine.detokenizer import Detokenizer, OutputText
 from engine.guides import Guides
-from engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from engine.outputs import CompletionOutput, Logprobs, RequestMetrics, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
@@ -185,6 +185,7 @@ class Requests:
             # 多数请求两样都不要：它们结束时整段还原一次就够，每个 token 不必多花一分。
             # Most requests want neither: theirs is decoded once, at the end, and no token costs anything more.
             output_text=OutputText(self.tokenizer, params, token_ids) if params.stop or stream else None,
+            logprobs=None if params.logprobs is None else Logprobs(params.logprobs, self.tokenizer.decode_token),
             guide=self.guides.start(wanted, stop_token_ids) if (wanted := params.structured_outputs) else None,
         )
 
@@ -334,10 +335,12 @@ class Requests:
             # The same way as a stream, all tokens at once: so both texts are always equal.
             whole = Detokenizer(self.tokenizer, seq.params.skip_special_tokens, seq.prompt_token_ids)
             text = whole.push(*shown) + whole.rest()
-        asked = seq.params.logprobs is not None
-        chosen = [report[token].logprob for report, token in zip(seq.logprobs, token_ids)]
+        # 报告先记，停止后查：一步里猜对了好几个、中间就该停，报告便比 token 多。
+        # Reports are noted before a stop is looked for: where several guesses were right and an end lies among them,
+        # there are more reports than tokens.
+        reports = None if seq.logprobs is None else seq.logprobs[: len(token_ids)]
         return CompletionOutput(
             index=seq.index, text=text, token_ids=token_ids, finish_reason=seq.finish_reason,
-            stop_reason=seq.stop_reason, logprobs=seq.logprobs[: len(token_ids)] if asked else None,
-            cumulative_logprob=sum(chosen) if asked else None,
+            stop_reason=seq.stop_reason, logprobs=reports,
+            cumulative_logprob=None if reports is None else reports.total(),
         )

@@ -10,14 +10,13 @@ the next step, and only then reads. Every sampled id passes through `read`.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.batch import Sample, on_device, sampling_rows
 from engine.guides import ban
-from engine.outputs import Logprob
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence, SequenceStatus
 from layers.sampler import SamplingInputs, apply_penalties, sample
@@ -73,10 +72,7 @@ class Sampler:
             in the prompt or not (0), how often in the output (1)
     """
 
-    def __init__(
-        self, vocab_size: int, max_num_seqs: int, device: torch.device, decode_token: Callable[[int], str]
-    ) -> None:
-        self.decode_token = decode_token
+    def __init__(self, vocab_size: int, max_num_seqs: int, device: torch.device) -> None:
         # 一开始就按上限分配，量显存峰值时才算在内。例：Qwen3-0.6B，256 行：2 * 256 * 151936 * 2 字节，约 156 MB。
         # Made for the most there can be, so that the measured peak of a GPU's memory has it. Example: Qwen3-0.6B with
         # 256 rows takes 2 * 256 * 151936 * 2 bytes, some 156 MB.
@@ -157,8 +153,14 @@ class Sampler:
             tokens: 每个 logits 对应一个；one for each of those logits
             logprobs: `draw` 的返回值；what `draw` returned
         """
-        reports = iter([] if logprobs is None else logprobs.tolist())
-        token_ids, end = [], 0
+        # 拷一份 NumPy 数组：页锁定的内存还回去给下一步用；一行一个视图，不造成千个 Python 对象。
+        # Copied into a NumPy array, so that pinned memory goes back for the next step; a view a row, and not thousands
+        # of Python objects.
+        # 拷成 NumPy 数组，一行一个视图：不造成千的 Python 对象，页锁定的内存也让给下一步。
+        # Copied into a NumPy array with a view for each row: no thousands of Python objects, and pinned memory is left
+        # to the next step.
+        reports: Any = () if logprobs is None else logprobs.numpy().copy()
+        token_ids, end, told = [], 0, 0
         for seq, count in rows:
             # 每行是一个列表，不是一个数：有的行没有 token，猜对了的行有好几个。
             # A list a row, not a number: some rows have no token, and where guesses were right there are several.
@@ -166,16 +168,15 @@ class Sampler:
             start, end = end, end + count
             kept = seq.accept(tokens[start:end])
             token_ids.append(kept)
-            if count == 0 or (number := seq.params.logprobs) is None:
+            if seq.logprobs is None:
                 continue
-            mine = [next(reports) for _ in range(count)]
+            mine, told = reports[told : told + count], told + count
             # 与 `commit` 一样：重叠循环里多算的那个 token 丢掉，它的对数概率也丢掉。
             # As in `commit`: the extra token of the overlapped loop is dropped, and so is its log-probability.
             # 分数坏了的行（-1）没有 token，也就没有可报告的。
             # A row of bad scores (-1) has no token and so nothing to report.
             if seq.status is not SequenceStatus.FINISHED:
-                pairs = [pair for pair in zip(mine, kept) if pair[1] >= 0]
-                seq.logprobs += [read_logprobs(*pair, number, self.decode_token) for pair in pairs]
+                seq.logprobs.add([pair for pair in zip(kept, mine) if pair[0] >= 0])
         return token_ids
 
     def release(self, seq: Sequence) -> None:
@@ -287,16 +288,3 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) ->
     # float64 holds any token id exactly, so that all four fit in the same tensor.
     pairs = ((chosen, rank), (top.values, top.indices))
     return torch.cat([torch.stack([a.double(), b.double()], dim=-1) for a, b in pairs], dim=1)
-
-
-def read_logprobs(row: list[list[float]], token: int, number: int, decode: Callable[[int], str]) -> dict[int, Logprob]:
-    """把 `gather_logprobs` 的一行变成给用户的字典：所选的 token 在前，然后是最可能的 `number` 个。
-
-    Turn a row of `gather_logprobs` into the user's dict: the chosen token first, then the `number` likeliest ones.
-    """
-    (chosen, rank), *top = row
-    # 所选的往往就在最可能的几个里，字典里只留一份：要 5 个，得到 5 项或 6 项。
-    # The chosen token is often among the likeliest and stands in the dict once: ask for 5, get 5 or 6.
-    entries = [(token, chosen, int(rank))]
-    entries += [(int(i), logprob, place) for place, (logprob, i) in enumerate(top[:number], start=1)]
-    return {i: Logprob(logprob, rank, decode(i)) for i, logprob, rank in entries}

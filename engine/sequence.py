@@ -16,7 +16,7 @@ from typing import Any
 from engine.block_key import BlockKey
 from engine.detokenizer import OutputText
 from engine.guides import Guide
-from engine.outputs import Logprob, RequestMetrics
+from engine.outputs import Logprobs, RequestMetrics
 from engine.sampling_params import SamplingParams
 
 # 占位：token 已在设备上采出，主机还没读到。任何真实的 id 都不是负数。
@@ -68,7 +68,7 @@ class Sequence:
         num_preemptions: 被抢占过几次；how often this request lost its blocks
         index: 请求的 `n` 份输出里的第几份；which of the request's `n` outputs
         siblings: 请求的 `n` 个序列，含自己；只有一份时为空；the `n` sequences of its request, itself included; or empty
-        logprobs: 要求时，每个输出 token 的报告；a report for each output token, if asked for
+        logprobs: 要求时，每个输出 token 的报告，否则为 None；a report for each output token if asked for, else None
         guide: 结构化输出走到了语法的哪里；没有要求时为 None；
             how far a structured output has come in its grammar; None if none is asked for
         edits_scores: 采样前可能要改分数（惩罚、禁用）；scores may be edited before sampling (penalties, bans)
@@ -115,7 +115,7 @@ class Sequence:
     output_text: OutputText | None = None
     index: int = 0
     siblings: list["Sequence"] = field(default_factory=list, repr=False)
-    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    logprobs: Logprobs | None = None
     guide: Guide | None = None
     edits_scores: bool = field(init=False)
 
@@ -134,7 +134,7 @@ class Sequence:
         # append to the same list.
         return replace(
             self, index=index, seed=(self.seed + index) % 2**63, token_ids=self.prompt_token_ids, block_table=[],
-            block_keys=[], draft_ids=[], logprobs=[], metrics=replace(self.metrics),
+            block_keys=[], draft_ids=[], logprobs=self.logprobs and self.logprobs[:0], metrics=replace(self.metrics),
             guide=self.guide and self.guide.copy(),
         )
 

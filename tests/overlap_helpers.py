@@ -254,7 +254,7 @@ def make_graphs(engine: LLMEngine, max_num_seqs: int) -> DecodeGraphs:
     runner.kernels = PlainKernels(runner.device)
     runner.model.use_kernels(runner.kernels)
     vocab_size = engine.sampler.counts.shape[2]
-    sampler = KernelSampler(runner.kernels, vocab_size, max_num_seqs, runner.device, engine.sampler.decode_token)
+    sampler = KernelSampler(runner.kernels, vocab_size, max_num_seqs, runner.device)
     engine.sampler = sampler
     with pytest.MonkeyPatch.context() as patch, no_cuda(patch):
         graphs = DecodeGraphs(runner, engine.pool, sampler)

@@ -367,8 +367,8 @@ def test_the_kernel_agrees_with_the_plain_twin(guides: Guides) -> None:
     # Without a GPU the interpreter runs the kernel.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator, rng = torch.Generator().manual_seed(0), random.Random(2)
-    plain = Sampler(VOCAB, 8, device, str)
-    kernel = KernelSampler(TritonKernels(device), VOCAB, 8, device, str)
+    plain = Sampler(VOCAB, 8, device)
+    kernel = KernelSampler(TritonKernels(device), VOCAB, 8, device)
     grammars = ["[a-z ]{5,20}", "(yes|no|maybe)( [0-9]{2})*", "[^\\n]{3,9}", "[0-9]{8}", None, None, "(你好|😀)+", None]
     rows = []
     for number, regex in enumerate(grammars):
@@ -402,7 +402,7 @@ def test_a_free_choice_that_is_allowed_stays_the_choice(guides: Guides) -> None:
 
     The noise has nothing to do with a grammar: without filters, a free choice that is allowed stays the choice.
     """
-    sampler, generator, stayed = Sampler(VOCAB, 64, torch.device("cpu"), str), torch.Generator().manual_seed(0), 0
+    sampler, generator, stayed = Sampler(VOCAB, 64, torch.device("cpu")), torch.Generator().manual_seed(0), 0
     logits = torch.randn(64, VOCAB, generator=generator) * 2
     guide = guides.start(StructuredOutputsParams(regex="[a-z ]{5,20}"), frozenset({END}))
     free = [replace(make_seq(str(i), [3, 4], temperature=0.9), seed=i) for i in range(64)]

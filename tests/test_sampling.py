@@ -4,7 +4,9 @@ The rest of sampling: `min_tokens`, the three penalties, log-probabilities; in t
 and with CUDA graphs they equal a reference written by definition.
 """
 
+import copy
 import math
+import pickle
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +39,8 @@ from torch import Tensor
 import engine.sampler
 import layers.sampler
 from engine.batch import Sample
-from engine.sampler import Sampler, build_sampling_inputs, gather_logprobs, read_logprobs
+from engine.outputs import Logprob, Logprobs
+from engine.sampler import Sampler, build_sampling_inputs, gather_logprobs
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence, SequenceStatus
@@ -54,7 +57,7 @@ CPU = torch.device("cpu")
 
 
 def make_sampler(vocab_size: int, max_num_seqs: int = 8) -> Sampler:
-    return Sampler(vocab_size, max_num_seqs, CPU, str)
+    return Sampler(vocab_size, max_num_seqs, CPU)
 
 
 def draw(sampler: Sampler, sequences: list[Sequence], logits: Tensor, tokens: list[int] | None = None) -> Tensor:
@@ -204,6 +207,33 @@ def test_a_batch_without_such_features_pays_nothing() -> None:
     assert draw(sampler, [seq], logits[:1]).data_ptr() == logits.data_ptr()
 
 
+def test_reports_are_used_like_a_list() -> None:
+    """一条报告要看时才造出来；切片、比较、打印、存盘都与列表相同，存盘不带分词器。
+
+    A report is made when it is looked at; slices, comparisons, printing and pickling are those of a list, and no
+    tokenizer is pickled.
+    """
+    decoded: list[int] = []
+
+    def decode(token: int) -> str:
+        decoded.append(token)
+        return str(token)
+
+    rows = torch.tensor([[[-0.5, 1], [-0.5, 3], [-2, 4]], [[-3, 9], [-0.25, 7], [-1, 3]]], dtype=torch.float64).numpy()
+    reports = Logprobs(1, decode)
+    reports.add([(3, rows[0])])
+    reports.add([(8, rows[1])])
+    assert len(reports) == 2 and reports.total() == -3.5 and decoded == []
+    plain = [{3: Logprob(-0.5, 1, "3")}, {8: Logprob(-3.0, 9, "8"), 7: Logprob(-0.25, 1, "7")}]
+    assert reports[-1] == plain[1] and decoded == [8, 7]
+    assert reports == plain and plain == reports and list(reports) == plain and repr(reports) == repr(plain)
+    assert reports[1:] == plain[1:] and reports[1:] != reports and reports != 5
+    for copied in (pickle.loads(pickle.dumps(reports)), copy.deepcopy(reports)):
+        assert type(copied) is list and copied == plain
+    with pytest.raises(IndexError):
+        reports[2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logprobs_equal_the_plain_formula(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
@@ -214,9 +244,9 @@ def test_logprobs_equal_the_plain_formula(dtype: torch.dtype) -> None:
     packed = gather_logprobs(logits, tokens, wanted)
     assert packed is not None and packed.shape == (4, 1 + 20, 2)
     exact = logits.double().log_softmax(-1)
-    for row, number, line in zip((0, 2, 3, 5), (0, 20, 3, 1), packed.tolist()):
+    for row, number, line in zip((0, 2, 3, 5), (0, 20, 3, 1), packed.numpy()):
         token = int(tokens[row])
-        report = read_logprobs(line, token, number, str)
+        (report,) = Logprobs(number, str, [(token, line)])
         order = exact[row].sort(descending=True).indices.tolist()
         assert next(iter(report)) == token
         assert set(report) == {token, *order[:number]}
@@ -226,7 +256,7 @@ def test_logprobs_equal_the_plain_formula(dtype: torch.dtype) -> None:
     # 词表比要的还小，有几个给几个。
     # With fewer tokens in the vocabulary than asked for, there are as many as it has.
     small = gather_logprobs(torch.randn(1, 4), torch.tensor([2]), [20])
-    assert small is not None and len(read_logprobs(small[0].tolist(), 2, 20, str)) == 4
+    assert small is not None and len(Logprobs(20, str, [(2, small[0].numpy())])[0]) == 4
 
 
 @pytest.mark.parametrize(

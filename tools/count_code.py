@@ -73,7 +73,7 @@ ROOMS: Final = (
     Room(
         "further models and hosts",
         250,
-        (*_in("engine", "host_memory"), *_in("models", "refusals sliding_window yarn qwen2")),
+        (*_in("engine", "host_memory"), *_in("models", "hub refusals sliding_window yarn qwen2")),
     ),
 )
 

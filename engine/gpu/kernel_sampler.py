@@ -7,8 +7,6 @@ launches, which fit into a CUDA graph. Read `engine/sampler.py` first: only how 
 is computed and kept is there.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -37,11 +35,8 @@ class KernelSampler(Sampler):
         masks: [rows, ceil(vocab_size / 32)] int32，一个 token 一位，0 是禁用；a bit a token, 0 bans
     """
 
-    def __init__(
-        self, kernels: FusedKernels, vocab_size: int, max_num_seqs: int, device: torch.device,
-        decode_token: Callable[[int], str],
-    ) -> None:
-        super().__init__(vocab_size, max_num_seqs, device, decode_token)
+    def __init__(self, kernels: FusedKernels, vocab_size: int, max_num_seqs: int, device: torch.device) -> None:
+        super().__init__(vocab_size, max_num_seqs, device)
         self.kernels = kernels
         self.masks = torch.empty(max_num_seqs, (vocab_size + 31) // 32, dtype=torch.int32, device=device)
 

@@ -113,7 +113,7 @@ class OverlappedEngine(LLMEngine):
         if setup.kernels is None or not setup.kernels.has_sampler:
             return super().create_sampler(setup)
         vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
-        return KernelSampler(setup.kernels, vocab_size, most, setup.device, self.tokenizer.decode_token)
+        return KernelSampler(setup.kernels, vocab_size, most, setup.device)
 
     def reserved_bytes(self, setup: EngineSetup) -> int:
         """图的中间结果留在图里，不还给别人；各档的图轮流用同一块，够最大的一档就行。
