@@ -212,7 +212,7 @@ class ModelDrafter(Drafter):
     """问小模型：它一个接一个地写，写出的就是猜测，用的是与目标模型相同的噪声，所以两者常常抽到同一个 token。
 
     它的 KV 缓存与目标模型的用同一套块编号，凡是目标模型算的 token，它也算一遍（有没有猜测都算）：
-    共用的前缀、分块、抢占因此都不需要另外的账目。
+    共用的前缀、分段、抢占因此都不用另外记账。
 
     Ask a small model: it writes one token after the other, and these are the guesses. It draws with the target model's
     own noise, so that both often draw the same token.
@@ -300,7 +300,7 @@ class ModelDrafter(Drafter):
             # The index is that with which the target will draw this position, and so the noise is the same.
             samples = [(seq, seq.num_output_tokens + index) for row, seq in turn if row.samples]
             if samples:
-                # 分数坏了（-1）就随便猜一个：猜错只是不省事。
+                # 分数坏了（-1）就随便猜一个：猜错无非是白猜。
                 # For bad scores (-1) any guess will do: a wrong one saves nothing, and that is all.
                 for (seq, _), token in zip(samples, sampler.draw(samples, logits)[0].tolist()):
                     seq.draft_ids[index] = max(token, 0)

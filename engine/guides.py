@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from engine.tokenizer import Tokenizer
 
-# 100,000 个字符的语法编译约 0.2 秒，一份状态约 1 MB；再长，一个请求就能拖住大家。
-# A grammar of 100,000 characters compiles in some 0.2 s and its state takes some 1 MB; longer, and one request could
-# hold up all.
+# 共 100,000 个字符的选项编译约 0.1 秒，同样长、有几千个属性的 schema 约 1 秒；再长，一个请求就能拖住大家。
+# Choices of 100,000 characters compile in some 0.1 s, a schema as long, with thousands of properties, in some 1 s;
+# longer, and one request could hold up all.
 MAX_CHARS = 100_000
-# llguidance 读正则的限额，默认的 10 倍小：短短的 `(a{1000}){1000}` 会让一步等上 0.4 秒；正常的语法远远用不到。
-# llguidance's allowance for reading expressions, a 10th of its default, which lets the short `(a{1000}){1000}` hold up
+# llguidance 读正则的限额，是默认值的 1/10：短短的 `(a{1000}){1000}` 会让一步等上 0.4 秒；正常的语法远远用不到。
+# llguidance's allowance for reading expressions, 1/10 of its default, which lets the short `(a{1000}){1000}` hold up
 # a step for 0.4 s; ordinary grammars need far less.
 LEXER_FUEL = 100_000
 # JSON 各部分之间的空白：没有，或一个空格，或换行加缩进；任意多的话，小模型会一直换行。schema 的 "x-guidance" 可改。

@@ -187,7 +187,10 @@ def main() -> int:
         likeliest = max((output.logprobs or [])[number].items(), key=lambda item: item[1].logprob)[0]
         print(f"  step {number:>2}: {len(ids):>5} of {len(vocabulary)} allowed -> {tokenizer.decode_token(token)!r}"
               f"   without a grammar the likeliest: {tokenizer.decode_token(likeliest)!r}")  # fmt: skip
-    say(f"有语法：{output.text!r}", f"with the grammar: {output.text!r}, {output.finish_reason}")
+    say(
+        f"有语法：{output.text!r}，{output.finish_reason}",
+        f"with the grammar: {output.text!r}, {output.finish_reason}",
+    )
     say(f"没有语法：{alone.text!r}", f"without: {alone.text!r}")
 
     # llguidance 沿着引擎写出的走一遍；它眼里的第 i 步，就是写了 i 个 token 之后。
