@@ -253,6 +253,11 @@ class Guides:
             text: Any = getattr(wanted, kind)
             if kind == "json":
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
+            elif kind == "choice":
+                # 名字大写，才合成一个词法单元；llguidance 自己的写法是一个选项一条规则，超过 2000 个，走到一半就出错。
+                # In capitals they are a single terminal; llguidance's own way makes each a rule, and with more than
+                # 2000 of these an output fails on the way.
+                grammar = llguidance.LLMatcher.grammar_from_lark("start: C\nC: " + " | ".join(map(json.dumps, text)))
             else:
                 grammar = llguidance.grammar_from(kind, text)  # type: ignore[arg-type]
             limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=LEXER_FUEL)

@@ -611,6 +611,13 @@ def test_grammars_in_lark_and_gbnf(small: LLM, grammar: str, pattern: str) -> No
     assert all(re.fullmatch(pattern, output.text) and output.finish_reason == "stop" for output in outputs)
 
 
+@pytest.mark.parametrize("number", [2, 2100, 9000])
+def test_as_many_choices_as_fit_into_the_limit(small: LLM, number: int) -> None:
+    choices = [f"x{i}\"\\" for i in range(number)]
+    outputs = small.generate([[5]], guided(choice=choices, n=3, temperature=2.0, seed=1), progress=False)[0].outputs
+    assert all(output.text in choices and output.finish_reason == "stop" for output in outputs)
+
+
 # ---- 门口 ----
 # ---- at the door ----
 
