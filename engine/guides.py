@@ -16,10 +16,10 @@ comes by in three places, as above. This file loads no torch, as the scheduler's
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 # 只有类型标注用到它们。
@@ -218,9 +218,12 @@ class Guides:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer, self._vocab_size, self._num_bytes = tokenizer, vocab_size, (vocab_size + 31) // 32 * 4
-        self._vocabulary = lru_cache(1)(self._read_vocabulary)
-        self.compile = lru_cache(32)(self._compile)
+        self._num_bytes = (vocab_size + 31) // 32 * 4
+        # 缓存的是函数，不是方法：方法带着 `self`，就成了环，引擎没人要了，词表和语法还留着，直到垃圾回收。
+        # Functions are cached and no methods: a method holds `self`, which makes a cycle, and an engine that nobody
+        # wants would leave vocabulary and grammars behind until garbage is collected.
+        vocabulary = lru_cache(1)(partial(_read_vocabulary, tokenizer))
+        self.compile = lru_cache(32)(partial(_compile, vocabulary, vocab_size))
 
     def start(self, wanted: StructuredOutputsParams, stop_token_ids: frozenset[int]) -> Guide:
         """一个请求的 `Guide`，在语法的开头。
@@ -236,40 +239,44 @@ class Guides:
             raise ValueError("structured_outputs allows no first token: no text of this vocabulary matches")
         return guide
 
-    def _read_vocabulary(self) -> LLTokenizer:
-        from llguidance.hf import from_tokenizer
 
-        return from_tokenizer(self._tokenizer.hf_tokenizer)
+def _read_vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
+    from llguidance.hf import from_tokenizer
 
-    def _compile(self, wanted: StructuredOutputsParams) -> tuple[LLMatcher, list[int]]:
-        try:
-            import llguidance
-        except ImportError:
-            raise ValueError("structured_outputs needs the package llguidance: pip install llguidance") from None
-        with _refusing("structured_outputs cannot be had with this tokenizer"):
-            vocabulary = self._vocabulary()
-        kind = next(name for name in KINDS if getattr(wanted, name) is not None)
-        with _refusing(f"structured_outputs: this {kind} is not usable"):
-            text: Any = getattr(wanted, kind)
-            if kind == "json":
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
-            elif kind == "choice":
-                # 名字大写，才合成一个词法单元；llguidance 自己的写法是一个选项一条规则，超过 2000 个，走到一半就出错。
-                # In capitals they are a single terminal; llguidance's own way makes each a rule, and with more than
-                # 2000 of these an output fails on the way.
-                grammar = llguidance.LLMatcher.grammar_from_lark("start: C\nC: " + " | ".join(map(json.dumps, text)))
-            else:
-                grammar = llguidance.grammar_from(kind, text)  # type: ignore[arg-type]
-            limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=LEXER_FUEL)
-            matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
-            # 第一个掩码也在这里算：有的语法这时才知道无法满足，有的要算上一秒，都不该留到引擎的一步里。
-            # The first mask is computed here: only then do some grammars show that nothing matches, and for some it
-            # takes a second; neither belongs into a step of the engine.
-            matcher.compute_bitmask()
-            if matcher.is_error():
-                raise ValueError(matcher.get_error().replace("NoExtensionBias\n<non-verbose/>", "nothing matches it"))
-        ends = [token for token in vocabulary.eos_tokens if token < self._vocab_size]
-        return matcher, [*ends, *range(self._vocab_size, 8 * self._num_bytes)]
+    return from_tokenizer(tokenizer.hf_tokenizer)
+
+
+def _compile(
+    read_vocabulary: Callable[[], LLTokenizer], vocab_size: int, wanted: StructuredOutputsParams
+) -> tuple[LLMatcher, list[int]]:
+    try:
+        import llguidance
+    except ImportError:
+        raise ValueError("structured_outputs needs the package llguidance: pip install llguidance") from None
+    with _refusing("structured_outputs cannot be had with this tokenizer"):
+        vocabulary = read_vocabulary()
+    kind = next(name for name in KINDS if getattr(wanted, name) is not None)
+    with _refusing(f"structured_outputs: this {kind} is not usable"):
+        text: Any = getattr(wanted, kind)
+        if kind == "json":
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
+        elif kind == "choice":
+            # 名字大写，才合成一个词法单元；llguidance 自己的写法是一个选项一条规则，超过 2000 个，走到一半就出错。
+            # In capitals they are a single terminal; llguidance's own way makes each a rule, and with more than
+            # 2000 of these an output fails on the way.
+            grammar = llguidance.LLMatcher.grammar_from_lark("start: C\nC: " + " | ".join(map(json.dumps, text)))
+        else:
+            grammar = llguidance.grammar_from(kind, text)  # type: ignore[arg-type]
+        limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=LEXER_FUEL)
+        matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+        # 第一个掩码也在这里算：有的语法这时才知道无法满足，有的要算上一秒，都不该留到引擎的一步里。
+        # The first mask is computed here: only then do some grammars show that nothing matches, and for some it
+        # takes a second; neither belongs into a step of the engine.
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise ValueError(matcher.get_error().replace("NoExtensionBias\n<non-verbose/>", "nothing matches it"))
+    ends = [token for token in vocabulary.eos_tokens if token < vocab_size]
+    return matcher, [*ends, *range(vocab_size, vocab_size + -vocab_size % 32)]
 
 
 def packed_masks(guides: Sequence[Guide]) -> Tensor:

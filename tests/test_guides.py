@@ -7,6 +7,7 @@ unchanged bit for bit; a bad grammar is told at the door.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import re
@@ -14,6 +15,7 @@ import string
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -274,7 +276,7 @@ def test_the_mask_is_what_brute_force_allows(guides: Guides) -> None:
     Token by token: allowed is what keeps the text a beginning of one of the choices. Where the next character is
     settled, llguidance keeps just the token that the tokenizer would use.
     """
-    choices, tokenizer = ["yes", "yesterday", "no way", "no", "12 + 30", "123", "124"], guides._tokenizer
+    choices, tokenizer = ["yes", "yesterday", "no way", "no", "12 + 30", "123", "124"], Tokenizer(EMBEDDED_MODEL)
     texts = {i: tokenizer.decode([i]) for i in range(len(tokenizer.hf_tokenizer)) if i not in tokenizer._special}
     rng, seen, open_steps = random.Random(0), set(), 0
     for _ in range(100):
@@ -297,14 +299,15 @@ def test_the_mask_is_what_brute_force_allows(guides: Guides) -> None:
 
 
 def test_other_end_tokens_and_rows_without_text_are_banned(guides: Guides) -> None:
+    tokenizer = Tokenizer(EMBEDDED_MODEL)
     guide = guides.start(StructuredOutputsParams(regex="[^\\n]*"), frozenset())
     found = allowed(guide)
-    assert len(found) > 500 and END not in found and max(found) < len(guides._tokenizer.hf_tokenizer)
+    assert len(found) > 500 and END not in found and max(found) < len(tokenizer.hf_tokenizer)
     # 停止 id 是个普通的 token：语法可以结束的地方允许它，结束不了的地方不允许，哪怕语法里有它。
     # A stop id that is an ordinary token: allowed where the grammar may end, and elsewhere not, even if it would fit.
-    comma = guides._tokenizer.encode(",", add_special_tokens=False)[-1]
+    comma = tokenizer.encode(",", add_special_tokens=False)[-1]
     guide = guides.start(StructuredOutputsParams(regex="a(,|;)b"), frozenset({comma}))
-    (a,) = guides._tokenizer.encode("a", add_special_tokens=False)
+    (a,) = tokenizer.encode("a", add_special_tokens=False)
     guide.advance(a)
     assert comma not in allowed(guide) and allowed(guide)
 
@@ -312,7 +315,8 @@ def test_other_end_tokens_and_rows_without_text_are_banned(guides: Guides) -> No
 def test_a_copy_goes_its_own_way(guides: Guides) -> None:
     first = guides.start(StructuredOutputsParams(regex="ab|ba"), frozenset({END}))
     second = first.copy()
-    a, b = (guides._tokenizer.encode(text, add_special_tokens=False)[0] for text in "ab")
+    tokenizer = Tokenizer(EMBEDDED_MODEL)
+    a, b = (tokenizer.encode(text, add_special_tokens=False)[0] for text in "ab")
     first.advance(a)
     second.advance(b)
     assert allowed(first) == {b} and allowed(second) == {a}
@@ -347,7 +351,7 @@ def test_every_kind_of_tokenizer_gives_matching_text_or_is_refused(kind: str, tm
 
 def test_a_tokenizer_with_more_entries_than_the_embedding(guides: Guides) -> None:
     wanted = StructuredOutputsParams(regex="[a-z ]{1,30}")
-    found = allowed(Guides(guides._tokenizer, 601).start(wanted, frozenset({5})), 601)
+    found = allowed(Guides(Tokenizer(EMBEDDED_MODEL), 601).start(wanted, frozenset({5})), 601)
     every = allowed(guides.start(wanted, frozenset({5})))
     # 600 在里面，601 到 607 凑满最后一个字，不算。
     # 600 is in it; 601 to 607 only fill up the last word.
@@ -740,13 +744,13 @@ def test_without_a_guided_request_nothing_of_it_runs() -> None:
 
 def test_equal_grammars_are_compiled_once_and_few_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[StructuredOutputsParams] = []
-    real = Guides._compile
+    real = engine.guides._compile
 
-    def compile(self: Guides, wanted: StructuredOutputsParams) -> Any:
+    def compile(vocabulary: Any, vocab_size: int, wanted: StructuredOutputsParams) -> Any:
         compiled.append(wanted)
-        return real(self, wanted)
+        return real(vocabulary, vocab_size, wanted)
 
-    monkeypatch.setattr(Guides, "_compile", compile)
+    monkeypatch.setattr(engine.guides, "_compile", compile)
     guides = Guides(Tokenizer(EMBEDDED_MODEL), VOCAB)
     schema: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
     for _ in range(5):
@@ -761,7 +765,16 @@ def test_equal_grammars_are_compiled_once_and_few_are_kept(folder: Path, monkeyp
     assert len(compiled) == 1 and hash(params) == hash(replace(params))
     for number in range(100):
         guides.start(StructuredOutputsParams(regex=f"a{{{number + 1}}}"), frozenset({END}))
-    assert guides.compile.cache_info().currsize <= 32  # type: ignore[attr-defined]
+    assert guides.compile.cache_info().currsize <= 32
+    # 没人要了就立刻消失，不必等垃圾回收。
+    # Once nobody wants it, it goes at once and waits for no garbage collection.
+    gone = weakref.ref(guides)
+    gc.disable()
+    try:
+        del guides
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # ---- 命令行 ----
@@ -822,13 +835,13 @@ def test_async_streams_and_their_errors(folder: Path, overlapped: bool, monkeypa
 
         monkeypatch.setattr(serving.llm, "create_engine", OverlappedEngine)
     threads: set[int] = set()
-    real = Guides._compile
+    real = engine.guides._compile
 
-    def compile(self: Guides, wanted: StructuredOutputsParams) -> Any:
+    def compile(vocabulary: Any, vocab_size: int, wanted: StructuredOutputsParams) -> Any:
         threads.add(threading.get_ident())
-        return real(self, wanted)
+        return real(vocabulary, vocab_size, wanted)
 
-    monkeypatch.setattr(Guides, "_compile", compile)
+    monkeypatch.setattr(engine.guides, "_compile", compile)
 
     async def last(llm: AsyncLLM, params: SamplingParams) -> Any:
         return [result async for result in llm.generate([5, 6, 7], params)][-1].outputs[0]
