@@ -276,12 +276,14 @@ class ModelDrafter(Drafter):
         """
         mine = []
         for seq, num_new, num_logits in schedule:
-            num_guesses, end = max(num_logits - 1, 0), seq.num_computed_tokens + num_new
-            if end > self.max_len:
-                continue
+            # 超出自己上限的不算；没有超出的照样算，写满的块别人还会命中。
+            # Not beyond its own limit; up to there all the same, as the blocks that this fills may be hit by others.
+            num_guesses, end = max(num_logits - 1, 0), min(seq.num_computed_tokens + num_new, self.max_len)
             # 上一步的猜测若全对，最后一个在这里还没有 K、V：从它补起。
             # If all guesses of the step before were right, the last of them has no K and V here: begin with it.
             start = seq.num_computed_tokens - (seq.draft_state == seq.num_computed_tokens - 1)
+            if start >= end:
+                continue
             # 块的最后一个位置不能留着：这一步之后块就可能登记，供别人命中。
             # The last position of a block must not be left: after this step the block may be registered for others.
             seq.draft_state = end - 1 if num_guesses and end % self.setup.block_size else None

@@ -16,10 +16,12 @@ comes by in three places, as above. This file loads no torch, as the scheduler's
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 # 只有类型标注用到它们。
@@ -42,6 +44,9 @@ LEXER_FUEL = 100_000
 # Blanks between the parts of JSON: none, a space, or a line break with an indent. With any number of them small models
 # break lines for ever; "x-guidance" in the schema overrides this.
 WHITESPACE = r" ?|\n[ \t]{0,16}"
+# 改线程栈大小的，一次一个。
+# Those who change the size of threads' stacks take turns.
+_STACK_SIZE = threading.Lock()
 KINDS = ("json", "regex", "choice", "grammar")
 
 
@@ -218,9 +223,12 @@ class Guides:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer, self._vocab_size, self._num_bytes = tokenizer, vocab_size, (vocab_size + 31) // 32 * 4
-        self._vocabulary = lru_cache(1)(self._read_vocabulary)
-        self.compile = lru_cache(32)(self._compile)
+        self._num_bytes = (vocab_size + 31) // 32 * 4
+        # 缓存的是函数，不是方法：方法带着 `self`，就成了环，引擎没人要了，词表和语法还留着，直到垃圾回收。
+        # Functions are cached and no methods: a method holds `self`, which makes a cycle, and an engine that nobody
+        # wants would leave vocabulary and grammars behind until garbage is collected.
+        vocabulary = lru_cache(1)(partial(_read_vocabulary, tokenizer))
+        self.compile = lru_cache(32)(partial(_compile, vocabulary, vocab_size))
 
     def start(self, wanted: StructuredOutputsParams, stop_token_ids: frozenset[int]) -> Guide:
         """一个请求的 `Guide`，在语法的开头。
@@ -236,35 +244,78 @@ class Guides:
             raise ValueError("structured_outputs allows no first token: no text of this vocabulary matches")
         return guide
 
-    def _read_vocabulary(self) -> LLTokenizer:
-        from llguidance.hf import from_tokenizer
 
-        return from_tokenizer(self._tokenizer.hf_tokenizer)
+def _read_vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
+    from llguidance.hf import from_tokenizer
 
-    def _compile(self, wanted: StructuredOutputsParams) -> tuple[LLMatcher, list[int]]:
-        try:
-            import llguidance
-        except ImportError:
-            raise ValueError("structured_outputs needs the package llguidance: pip install llguidance") from None
-        with _refusing("structured_outputs cannot be had with this tokenizer"):
-            vocabulary = self._vocabulary()
-        kind = next(name for name in KINDS if getattr(wanted, name) is not None)
-        with _refusing(f"structured_outputs: this {kind} is not usable"):
-            text: Any = getattr(wanted, kind)
-            if kind == "json":
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
-            else:
-                grammar = llguidance.grammar_from(kind, text)  # type: ignore[arg-type]
-            limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=LEXER_FUEL)
-            matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
-            # 第一个掩码也在这里算：有的语法这时才知道无法满足，有的要算上一秒，都不该留到引擎的一步里。
-            # The first mask is computed here: only then do some grammars show that nothing matches, and for some it
-            # takes a second; neither belongs into a step of the engine.
-            matcher.compute_bitmask()
-            if matcher.is_error():
-                raise ValueError(matcher.get_error().replace("NoExtensionBias\n<non-verbose/>", "nothing matches it"))
-        ends = [token for token in vocabulary.eos_tokens if token < self._vocab_size]
-        return matcher, [*ends, *range(self._vocab_size, 8 * self._num_bytes)]
+    return from_tokenizer(tokenizer.hf_tokenizer)
+
+
+def _compile(
+    read_vocabulary: Callable[[], LLTokenizer], vocab_size: int, wanted: StructuredOutputsParams
+) -> tuple[LLMatcher, list[int]]:
+    try:
+        import llguidance  # noqa: F401
+    except ImportError:
+        raise ValueError("structured_outputs needs the package llguidance: pip install llguidance") from None
+    with _refusing("structured_outputs cannot be had with this tokenizer"):
+        vocabulary = read_vocabulary()
+    kind = next(name for name in KINDS if getattr(wanted, name) is not None)
+    with _refusing(f"structured_outputs: this {kind} is not usable"):
+        matcher = _on_a_deep_stack(lambda: _matcher(vocabulary, kind, getattr(wanted, kind)))
+        if matcher.is_error():
+            raise ValueError(matcher.get_error().replace("NoExtensionBias\n<non-verbose/>", "nothing matches it"))
+    ends = [token for token in vocabulary.eos_tokens if token < vocab_size]
+    return matcher, [*ends, *range(vocab_size, vocab_size + -vocab_size % 32)]
+
+
+def _matcher(vocabulary: LLTokenizer, kind: str, text: Any) -> LLMatcher:
+    """llguidance 读过的语法，在开头。
+
+    A grammar as llguidance has read it, at its start.
+    """
+    import llguidance
+
+    if kind == "json":
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
+    elif kind == "choice":
+        # 名字大写，才合成一个词法单元；llguidance 自己的写法是一个选项一条规则，超过 2000 个，走到一半就出错。
+        # In capitals they are a single terminal; llguidance's own way makes each a rule, and with more than 2000 of
+        # these an output fails on the way.
+        grammar = llguidance.LLMatcher.grammar_from_lark("start: C\nC: " + " | ".join(map(json.dumps, text)))
+    else:
+        grammar = llguidance.grammar_from(kind, text)  # type: ignore[arg-type]
+    limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=LEXER_FUEL)
+    matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+    # 第一个掩码也在这里算：有的语法这时才知道无法满足，有的要算上一秒，都不该留到引擎的一步里。
+    # The first mask is computed here: only then do some grammars show that nothing matches, and for some it takes a
+    # second; neither belongs into a step of the engine.
+    matcher.compute_bitmask()
+    return matcher
+
+
+def _on_a_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
+    """在一个栈很深的线程里做完。
+
+    llguidance 逐层递归地读语法：几千条规则首尾相接，普通的栈（8 MB，有的系统上的线程只有 0.5 MB）就溢出，进程随之被杀，
+    没有异常可接。512 MB 只是地址，用到才占内存；`MAX_CHARS` 以内的，量过都够。
+
+    Do it in a thread whose stack is deep.
+    llguidance reads a grammar by recursion: some thousand rules in a chain overflow an ordinary stack (8 MB, and 0.5 MB
+    for threads on some systems), which kills the process without an exception to catch. 512 MB are addresses, and take
+    memory only when used; for what `MAX_CHARS` admits they were measured to suffice.
+    """
+    # 栈的大小是进程的设置，只能在建线程的一瞬间改，随即改回；别人恰好也在建线程，不过是得到一个更大的栈。
+    # The size of stacks is a setting of the process: it is changed for the moment in which the thread is made. Should
+    # somebody else make a thread right then, it gets a larger stack and no harm is done.
+    with ThreadPoolExecutor(1) as pool:
+        with _STACK_SIZE:
+            before = threading.stack_size(512 << 20)
+            try:
+                future = pool.submit(work)
+            finally:
+                threading.stack_size(before)
+        return future.result()
 
 
 def packed_masks(guides: Sequence[Guide]) -> Tensor:

@@ -208,9 +208,10 @@ class Scheduler:
             planned.append((seq, num_new))
             budget -= num_new
 
-        # 3. 猜测放在最后，只用别人剩下的预算和块：猜不中也不耽误谁，更不会抢占谁；一般的请求没有猜测，这里什么也不做。
-        # 3. Guesses come last and take only the budget and the blocks that others leave: wrong ones delay nobody and
-        # preempt nobody; ordinary requests have none, and this does nothing.
+        # 3. 猜测放在最后，只用别人剩下的预算和块，这一步不为它抢占谁；猜错了块也不退，后面的 token 反正要用。
+        # 一般的请求没有猜测，这里什么也不做。
+        # 3. Guesses come last, take only the budget and the blocks that others leave, and preempt nobody in this step;
+        # blocks of wrong ones stay for the tokens to come. Ordinary requests have none, and this does nothing.
         scheduled = []
         for seq, num_new in planned:
             num_guesses = self._fit_drafts(seq, num_new, budget) if seq.draft_ids else 0

@@ -424,13 +424,22 @@ def test_a_model_that_drafts_for_itself_is_always_right(folder: Path) -> None:
     assert (metrics.num_drafts, metrics.num_draft_tokens, metrics.num_accepted_tokens) == (20, 80, 80)
 
 
-def test_positions_beyond_the_draft_models_limit(folder: Path, tmp_path: Path) -> None:
-    # 草稿模型只到 64 个位置：再往后照常输出，只是没有猜测。
-    # The draft model ends at 64 positions: output goes on as ever behind, without guesses.
+def with_64_positions(folder: Path, tmp_path: Path) -> Path:
+    """同一个模型，但只到 64 个位置。
+
+    The same model that ends at 64 positions.
+    """
     short = tmp_path / "short"
     shutil.copytree(folder, short)
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    return short
+
+
+def test_positions_beyond_the_draft_models_limit(folder: Path, tmp_path: Path) -> None:
+    # 草稿模型只到 64 个位置：再往后照常输出，只是没有猜测。
+    # The draft model ends at 64 positions: output goes on as ever behind, without guesses.
+    short = with_64_positions(folder, tmp_path)
     params = SamplingParams(temperature=0.0, max_tokens=80, ignore_eos=True)
     prompt = list(range(30))
     expected = make_llm(folder, overlapped=False, **ROOMY).generate([prompt], params, progress=False)[0]
@@ -438,6 +447,19 @@ def test_positions_beyond_the_draft_models_limit(folder: Path, tmp_path: Path) -
     output = llm.generate([prompt], params, progress=False)[0]
     assert output.outputs[0].token_ids == expected.outputs[0].token_ids
     assert 20 < llm.engine.metrics().num_draft_tokens < 40
+
+
+def test_a_prompt_beyond_the_draft_models_limit_fills_the_blocks_before_it(folder: Path, tmp_path: Path) -> None:
+    # 同一个模型自己猜，猜测总是全对；长提示词留下的块，短的命中之后也一样。
+    # A model that guesses for itself is always right, also behind blocks that a long prompt has left.
+    short = with_64_positions(folder, tmp_path)
+    params = SamplingParams(temperature=0.0, max_tokens=11, ignore_eos=True)
+    llm = make_llm(folder, overlapped=False, **ROOMY, speculative_config={"model": str(short)})
+    llm.generate([list(range(100))], replace(params, max_tokens=1), progress=False)
+    output = llm.generate([list(range(50))], params, progress=False)[0]
+    metrics = llm.engine.metrics()
+    assert output.num_cached_tokens >= 40
+    assert (metrics.num_drafts, metrics.num_draft_tokens, metrics.num_accepted_tokens) == (2, 8, 8)
 
 
 def test_the_pool_counts_both_caches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

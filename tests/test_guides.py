@@ -7,13 +7,16 @@ unchanged bit for bit; a bad grammar is told at the door.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import os
 import random
 import re
 import string
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -274,7 +277,7 @@ def test_the_mask_is_what_brute_force_allows(guides: Guides) -> None:
     Token by token: allowed is what keeps the text a beginning of one of the choices. Where the next character is
     settled, llguidance keeps just the token that the tokenizer would use.
     """
-    choices, tokenizer = ["yes", "yesterday", "no way", "no", "12 + 30", "123", "124"], guides._tokenizer
+    choices, tokenizer = ["yes", "yesterday", "no way", "no", "12 + 30", "123", "124"], Tokenizer(EMBEDDED_MODEL)
     texts = {i: tokenizer.decode([i]) for i in range(len(tokenizer.hf_tokenizer)) if i not in tokenizer._special}
     rng, seen, open_steps = random.Random(0), set(), 0
     for _ in range(100):
@@ -297,14 +300,15 @@ def test_the_mask_is_what_brute_force_allows(guides: Guides) -> None:
 
 
 def test_other_end_tokens_and_rows_without_text_are_banned(guides: Guides) -> None:
+    tokenizer = Tokenizer(EMBEDDED_MODEL)
     guide = guides.start(StructuredOutputsParams(regex="[^\\n]*"), frozenset())
     found = allowed(guide)
-    assert len(found) > 500 and END not in found and max(found) < len(guides._tokenizer.hf_tokenizer)
+    assert len(found) > 500 and END not in found and max(found) < len(tokenizer.hf_tokenizer)
     # 停止 id 是个普通的 token：语法可以结束的地方允许它，结束不了的地方不允许，哪怕语法里有它。
     # A stop id that is an ordinary token: allowed where the grammar may end, and elsewhere not, even if it would fit.
-    comma = guides._tokenizer.encode(",", add_special_tokens=False)[-1]
+    comma = tokenizer.encode(",", add_special_tokens=False)[-1]
     guide = guides.start(StructuredOutputsParams(regex="a(,|;)b"), frozenset({comma}))
-    (a,) = guides._tokenizer.encode("a", add_special_tokens=False)
+    (a,) = tokenizer.encode("a", add_special_tokens=False)
     guide.advance(a)
     assert comma not in allowed(guide) and allowed(guide)
 
@@ -312,7 +316,8 @@ def test_other_end_tokens_and_rows_without_text_are_banned(guides: Guides) -> No
 def test_a_copy_goes_its_own_way(guides: Guides) -> None:
     first = guides.start(StructuredOutputsParams(regex="ab|ba"), frozenset({END}))
     second = first.copy()
-    a, b = (guides._tokenizer.encode(text, add_special_tokens=False)[0] for text in "ab")
+    tokenizer = Tokenizer(EMBEDDED_MODEL)
+    a, b = (tokenizer.encode(text, add_special_tokens=False)[0] for text in "ab")
     first.advance(a)
     second.advance(b)
     assert allowed(first) == {b} and allowed(second) == {a}
@@ -347,7 +352,7 @@ def test_every_kind_of_tokenizer_gives_matching_text_or_is_refused(kind: str, tm
 
 def test_a_tokenizer_with_more_entries_than_the_embedding(guides: Guides) -> None:
     wanted = StructuredOutputsParams(regex="[a-z ]{1,30}")
-    found = allowed(Guides(guides._tokenizer, 601).start(wanted, frozenset({5})), 601)
+    found = allowed(Guides(Tokenizer(EMBEDDED_MODEL), 601).start(wanted, frozenset({5})), 601)
     every = allowed(guides.start(wanted, frozenset({5})))
     # 600 在里面，601 到 607 凑满最后一个字，不算。
     # 600 is in it; 601 to 607 only fill up the last word.
@@ -611,6 +616,13 @@ def test_grammars_in_lark_and_gbnf(small: LLM, grammar: str, pattern: str) -> No
     assert all(re.fullmatch(pattern, output.text) and output.finish_reason == "stop" for output in outputs)
 
 
+@pytest.mark.parametrize("number", [2, 2100, 9000])
+def test_as_many_choices_as_fit_into_the_limit(small: LLM, number: int) -> None:
+    choices = [f"x{i}\"\\" for i in range(number)]
+    outputs = small.generate([[5]], guided(choice=choices, n=3, temperature=2.0, seed=1), progress=False)[0].outputs
+    assert all(output.text in choices and output.finish_reason == "stop" for output in outputs)
+
+
 # ---- 门口 ----
 # ---- at the door ----
 
@@ -733,13 +745,13 @@ def test_without_a_guided_request_nothing_of_it_runs() -> None:
 
 def test_equal_grammars_are_compiled_once_and_few_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[StructuredOutputsParams] = []
-    real = Guides._compile
+    real = engine.guides._compile
 
-    def compile(self: Guides, wanted: StructuredOutputsParams) -> Any:
+    def compile(vocabulary: Any, vocab_size: int, wanted: StructuredOutputsParams) -> Any:
         compiled.append(wanted)
-        return real(self, wanted)
+        return real(vocabulary, vocab_size, wanted)
 
-    monkeypatch.setattr(Guides, "_compile", compile)
+    monkeypatch.setattr(engine.guides, "_compile", compile)
     guides = Guides(Tokenizer(EMBEDDED_MODEL), VOCAB)
     schema: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
     for _ in range(5):
@@ -754,7 +766,16 @@ def test_equal_grammars_are_compiled_once_and_few_are_kept(folder: Path, monkeyp
     assert len(compiled) == 1 and hash(params) == hash(replace(params))
     for number in range(100):
         guides.start(StructuredOutputsParams(regex=f"a{{{number + 1}}}"), frozenset({END}))
-    assert guides.compile.cache_info().currsize <= 32  # type: ignore[attr-defined]
+    assert guides.compile.cache_info().currsize <= 32
+    # 没人要了就立刻消失，不必等垃圾回收。
+    # Once nobody wants it, it goes at once and waits for no garbage collection.
+    gone = weakref.ref(guides)
+    gc.disable()
+    try:
+        del guides
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # ---- 命令行 ----
@@ -815,13 +836,13 @@ def test_async_streams_and_their_errors(folder: Path, overlapped: bool, monkeypa
 
         monkeypatch.setattr(serving.llm, "create_engine", OverlappedEngine)
     threads: set[int] = set()
-    real = Guides._compile
+    real = engine.guides._compile
 
-    def compile(self: Guides, wanted: StructuredOutputsParams) -> Any:
+    def compile(vocabulary: Any, vocab_size: int, wanted: StructuredOutputsParams) -> Any:
         threads.add(threading.get_ident())
-        return real(self, wanted)
+        return real(vocabulary, vocab_size, wanted)
 
-    monkeypatch.setattr(Guides, "_compile", compile)
+    monkeypatch.setattr(engine.guides, "_compile", compile)
 
     async def last(llm: AsyncLLM, params: SamplingParams) -> Any:
         return [result async for result in llm.generate([5, 6, 7], params)][-1].outputs[0]
@@ -851,3 +872,37 @@ def test_names_the_seams_are_those_that_count() -> None:
     """
     assert engine.sampler.ban is engine.guides.ban
     assert kernel_sampler.packed_masks is engine.guides.packed_masks
+
+
+# ---- 很深的语法 ----
+# ---- very deep grammars ----
+
+CHAINS = """
+import json, sys, threading
+from pathlib import Path
+from engine.guides import Guides, StructuredOutputsParams
+from engine.tokenizer import Tokenizer
+
+rules = "start: r0\\n" + "".join(f'r{i}: "a" r{i + 1}\\n' for i in range(5500)) + 'r5500: "b"\\n'
+refs = {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(2100)} | {"a2100": {"type": "integer"}}
+schema = {"$defs": refs, "$ref": "#/$defs/a0"}
+tokenizer = Tokenizer(Path(sys.argv[1]))
+for wanted in (StructuredOutputsParams(grammar=rules), StructuredOutputsParams(json=schema)):
+    guide = Guides(tokenizer, 2304).start(wanted, frozenset([0]))
+    print(len(json.dumps(schema)), any(guide.copy().mask()), threading.stack_size())
+"""
+
+
+def test_long_chains_do_not_overflow_the_stack(tmp_path: Path) -> None:
+    # 溢出会杀死进程，所以另起一个；几千条规则首尾相接，几乎有允许的那么长。
+    # An overflow kills the process, so it is another one: some thousand rules in a chain, nearly as long as is allowed.
+    script = tmp_path / "chains.py"
+    script.write_text(CHAINS, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), str(EMBEDDED_MODEL)], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    # 线程栈的大小改回去了。
+    # The size of threads' stacks is what it was.
+    assert [line.split()[1:] for line in done.stdout.splitlines()] == [["True", "0"]] * 2
