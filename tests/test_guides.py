@@ -884,7 +884,7 @@ from engine.guides import Guides, StructuredOutputsParams
 from engine.tokenizer import Tokenizer
 
 rules = "start: r0\\n" + "".join(f'r{i}: "a" r{i + 1}\\n' for i in range(5500)) + 'r5500: "b"\\n'
-refs = {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(2100)} | {"a2100": {"type": "integer"}}
+refs = {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(1500)} | {"a1500": {"type": "integer"}}
 schema = {"$defs": refs, "$ref": "#/$defs/a0"}
 tokenizer = Tokenizer(Path(sys.argv[1]))
 for wanted in (StructuredOutputsParams(grammar=rules), StructuredOutputsParams(json=schema)):
