@@ -31,8 +31,9 @@ from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.validation import is_int, naming
 
-# 一步里猜得再多也没有用：全对的机会越来越小，每个猜测却都要算。
-# More guesses a step are of no use: the chance that all are right dwindles, and each one is computed.
+# 一步里猜得再多也没有用：全对的机会越来越小，每个猜测却都要算。拿去查的也一样：越长越难重复，每种长度都要多记一项。
+# More guesses a step are of no use: the chance that all are right dwindles, and each one is computed. Nor are longer
+# pieces to look up: they hardly ever repeat, and each length is an entry more for every token.
 MAX_DRAFT_TOKENS: Final = 32
 
 
@@ -46,8 +47,8 @@ class SpeculativeConfig:
         method: "ngram" 或 "draft_model"；写了 `model` 就不必写；"ngram" or "draft_model"; not needed with `model`
         model: 草稿模型的文件夹、hub id 或内置模型的名字；the draft model: a folder, a hub id or an embedded one's name
         num_speculative_tokens: 一步最多猜几个，1 到 32；guesses a step at most, from 1 to 32
-        prompt_lookup_min, prompt_lookup_max: 拿末尾的几个 token 去查，先长后短；
-            how many tokens at the end are looked up, the longest first
+        prompt_lookup_min, prompt_lookup_max: n 元组拿末尾的几个 token 去查，先长后短，默认 2 到 4；
+            for n-grams, how many tokens at the end are looked up, the longest first; 2 to 4 by default
 
     Raises:
         ValueError: 某一项不认识、超出范围或互相矛盾；an entry is unknown, out of range or contradicts another
@@ -56,8 +57,8 @@ class SpeculativeConfig:
     method: str | None = None
     model: str | None = None
     num_speculative_tokens: int = 4
-    prompt_lookup_min: int = 2
-    prompt_lookup_max: int = 4
+    prompt_lookup_min: int | None = None
+    prompt_lookup_max: int | None = None
 
     @classmethod
     def parse(cls, given: Any) -> "SpeculativeConfig":
@@ -80,16 +81,22 @@ class SpeculativeConfig:
                 "guess: give method='ngram', or the folder of a draft model as model"
             )
         object.__setattr__(self, "method", method)
-        for name in ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max"):
+        defaults = {"num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+        for name, default in defaults.items():
             value = getattr(self, name)
+            # 草稿模型不查什么：写了也没有用的，就是写错了。
+            # A draft model looks nothing up: what would be of no use was written by mistake.
+            if method == "draft_model" and "lookup" in name:
+                if value is not None:
+                    raise ValueError(f"{name}={value!r:.40} is for method='ngram': leave it out beside model")
+                continue
+            value = default if value is None else value
             if not is_int(value) or not 1 <= value <= MAX_DRAFT_TOKENS:
                 raise ValueError(f"{name}={value!r:.40} is out of range: use an integer from 1 to {MAX_DRAFT_TOKENS}")
             object.__setattr__(self, name, int(value))
-        if self.prompt_lookup_min > self.prompt_lookup_max:
-            raise ValueError(
-                f"prompt_lookup_min={self.prompt_lookup_min} exceeds "
-                f"prompt_lookup_max={self.prompt_lookup_max}: lower it"
-            )
+        shortest, longest = self.prompt_lookup_min or 0, self.prompt_lookup_max or 0
+        if shortest > longest:
+            raise ValueError(f"prompt_lookup_min={shortest} exceeds prompt_lookup_max={longest}: lower it")
 
 
 class Drafter(ABC):
@@ -122,9 +129,10 @@ class Drafter(ABC):
         has room.
         """
         for seq in running:
-            # 提示词还没算完的不猜；有惩罚的也不猜，见 `Scheduler._fit_drafts`。
-            # No guesses for a prompt that is unfinished, and none with penalties; see `Scheduler._fit_drafts`.
-            if seq.num_computed_tokens + 1 == seq.num_tokens and not seq.params.penalizes:
+            # 提示词还没算完的不猜；还有谁不能猜、能猜几个，由 `Scheduler._fit_drafts` 决定。
+            # No guesses for a prompt that is unfinished; who else may have none, and how many, `Scheduler._fit_drafts`
+            # decides.
+            if seq.num_computed_tokens + 1 == seq.num_tokens:
                 seq.draft_ids = self.guess(seq)
 
     @abstractmethod
@@ -193,9 +201,9 @@ class NgramDrafter(Drafter):
     summarised or quoted, and next to free.
     """
 
-    def __init__(self, config: SpeculativeConfig) -> None:
-        super().__init__(config.num_speculative_tokens)
-        self.sizes = config.prompt_lookup_min, config.prompt_lookup_max
+    def __init__(self, num_draft_tokens: int, shortest: int, longest: int) -> None:
+        super().__init__(num_draft_tokens)
+        self.sizes = shortest, longest
 
     def guess(self, seq: Sequence) -> list[int]:
         """查它自己的索引；索引跟着序列，序列结束就一起消失，被抢占也还在。
@@ -323,4 +331,6 @@ def create_drafter(setup: EngineSetup, tokenizer: Tokenizer) -> Drafter | None:
     if setup.config.speculative_config is None:
         return None
     config = SpeculativeConfig.parse(setup.config.speculative_config)
-    return NgramDrafter(config) if config.method == "ngram" else ModelDrafter(config, setup, tokenizer)
+    if config.prompt_lookup_min is None or config.prompt_lookup_max is None:
+        return ModelDrafter(config, setup, tokenizer)
+    return NgramDrafter(config.num_speculative_tokens, config.prompt_lookup_min, config.prompt_lookup_max)

@@ -22,6 +22,7 @@ from engine_helpers import (
     assert_all_free,
     assert_equal_or_close_call,
     check_logprobs,
+    make_scheduler,
     make_seq,
     mixed_requests,
     run_requests,
@@ -31,11 +32,10 @@ from overlap_helpers import MAX_LEN, ROOMY, add_graphs, assert_drained, make_llm
 from safetensors.torch import load_file, save_file
 
 from engine.batch import build_batch
-from engine.drafters import ModelDrafter, NgramDrafter, NgramIndex, SpeculativeConfig
+from engine.drafters import ModelDrafter, NgramDrafter, NgramIndex
 from engine.sampler import Sampler
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence
-from engine.sequence import SequenceStatus
 from serving.llm import LLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,6 +111,7 @@ def test_the_work_for_a_token_does_not_grow() -> None:
         ({"method": "ngram", "prompt_lookup_min": 0}, "prompt_lookup_min=0 is out of range"),
         ({"method": "ngram", "prompt_lookup_max": 2.0}, "prompt_lookup_max=2.0 is out of range"),
         ({"method": "ngram", "prompt_lookup_min": 5}, "prompt_lookup_min=5 exceeds prompt_lookup_max=4"),
+        ({"model": "tiny-poet-draft", "prompt_lookup_max": 3}, "prompt_lookup_max=3 is for method='ngram': leave it"),
         ({"model": "no/such/folder"}, "the draft model: model folder no/such/folder does not exist"),
         ({"model": "tiny-llama"}, "tiny-llama has another vocabulary, its rows of the embedding are .* and not"),
     ],
@@ -488,15 +489,19 @@ def test_scores_of_nan_in_the_draft_model_cost_nothing_but_guesses(folder: Path)
 # ---- who guesses and who does not ----
 
 
-def test_no_guesses_for_penalties_and_unfinished_prompts() -> None:
-    drafter = NgramDrafter(SpeculativeConfig(method="ngram"))
-    decoding, penalized, prompt = (make_seq(name, [1, 2, 3, 1, 2]) for name in "abc")
-    penalized.params = SamplingParams(repetition_penalty=1.1)
-    decoding.num_computed_tokens = penalized.num_computed_tokens = 4
+def test_no_guesses_for_unfinished_prompts_and_penalties() -> None:
+    drafter = NgramDrafter(4, 2, 4)
+    scheduler = make_scheduler(budget=64)
+    decoding, penalized = (make_seq(name, [1, 2, 3, 1, 2], max_tokens=9) for name in "ab")
+    penalized.params = SamplingParams(repetition_penalty=1.1, max_tokens=9)
+    prompt = make_seq("c", [1, 2, 3] * 30)
     for seq in (decoding, penalized, prompt):
-        seq.status = SequenceStatus.RUNNING
-    drafter.propose([decoding, penalized, prompt])
-    assert (decoding.draft_ids, penalized.draft_ids, prompt.draft_ids) == ([3, 1, 2], [], [])
+        scheduler.add(seq)
+    for expected in ({}, {"a": [1, 2, 3]}):
+        drafter.propose(scheduler.running)
+        schedule = scheduler.schedule()
+        assert {row.seq.request_id: row.seq.draft_ids for row in schedule if row.seq.draft_ids} == expected
+        scheduler.update(schedule, [[3] if row.num_logits else [] for row in schedule])
 
 
 def test_off_means_that_nothing_is_imported_or_kept(folder: Path) -> None:
