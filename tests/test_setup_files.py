@@ -37,7 +37,8 @@ def read_requirements(name: str) -> dict[str, Requirement]:
 def test_requirements_admit_the_promised_versions() -> None:
     found = read_requirements("requirements.txt")
     assert set(found) == {
-        "torch", "transformers", "safetensors", "xxhash", "numpy", "rich", "jinja2", "pytest", "hypothesis"
+        "torch", "transformers", "safetensors", "xxhash", "numpy", "rich", "jinja2", "pytest",
+        "pytest-xdist", "hypothesis",
     }  # fmt: skip
     for version in ("2.11.0", "2.12.1", "2.13.0", "2.13.0+cpu"):
         assert version in found["torch"].specifier
@@ -73,7 +74,7 @@ def test_readmes_begin_with_the_two_commands() -> None:
     assert [body for _, body in blocks[:2]] == [
         "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
         " && .venv/bin/python mini_llama.py --backend torch",
-        ".venv/bin/python -m pytest -q",
+        ".venv/bin/python -m pytest -q -n auto --dist worksteal",
     ]
 
 
