@@ -1,9 +1,9 @@
 """耐久：每种循环 1,500 个、长时间的证明里 5,000 个随机请求（随机参数、取消、重名、坏请求）挤过很小的块池和预算。
 调度器、块管理器、采样和两种循环都是真的，只有前向换成查表。最后每个请求都有结局，合计对得上，什么都没漏。
 
-A soak: 1,500 random requests in each loop, 5,000 in the long proof (random parameters, aborts, duplicate ids, bad ones),
-squeeze through a tiny pool and budget. Scheduler, block manager, sampler and both loops are real, only the forward pass
-is a table. In the end every request has ended, the totals add up, and nothing has leaked.
+A soak: 1,500 random requests in each loop, 5,000 in the long proof (random parameters, aborts, duplicate ids, bad
+ones), squeeze through a tiny pool and budget. Scheduler, block manager, sampler and both loops are real, only the
+forward pass is a table. In the end every request has ended, the totals add up, and nothing has leaked.
 """
 
 import gc
