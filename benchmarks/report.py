@@ -211,9 +211,32 @@ def speculation() -> list[str]:
     return table(["where", "guesses", "tok/s", "ratio", "tokens a step", "steps with guesses", "accepted"], rows)
 
 
+def structured() -> list[str]:
+    """有语法与没有语法；时间是几遍的中位数。
+
+    With a grammar and without; times are the median of the runs.
+    """
+    rows = []
+    for result in load("structured"):
+        compiled = {row["name"]: row["compile_ms"]["median"] for row in result["results"] if "compile_ms" in row}
+        used = set()
+        for row in result["results"]:
+            if "requests" in row:
+                parts = [f"{row[key]['median']:.1f}" if key in row else "–" for key in ("mask_us", "advance_us")]
+                compiling = f"{compiled[row['name']]:.2f}" if row["name"] in compiled else "–"
+                used.add(row["name"])
+                times = [f"{row['ms_a_token']['median']:.2f}", f"{row['ratio']['median']:.2f}", *parts, compiling]
+                rows.append([f"{card(result)}, {NAMES[result['model']]}", row["name"], str(row["requests"]), *times])
+        for name in sorted(compiled.keys() - used):
+            where = f"{card(result)}, {NAMES[result['model']]}"
+            rows.append([where, f"{name} grammar", "–", "–", "–", "–", "–", f"{compiled[name]:.0f}"])
+    head = ["where", "grammar", "requests", "ms a token", "ratio", "mask µs", "advance µs", "compiled in ms"]
+    return table(head, rows)
+
+
 TABLES: tuple[Callable[[], list[str]], ...] = (
-    setting, workloads, first, attention, compare_hf, quantization, speculation,
-)  # fmt: skip
+    setting, workloads, first, attention, compare_hf, quantization, speculation, structured,
+)
 
 
 def rewrite(chapter: str) -> str:

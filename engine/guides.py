@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 # 只有类型标注用到它们。
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
     from engine.tokenizer import Tokenizer
 
-# 100,000 个字符的语法编译不到 0.2 秒，一份状态不到 1 MB；再长，一个请求就能拖住大家。
-# A grammar of 100,000 characters compiles in under 0.2 s and its state takes less than 1 MB; longer, one request could
+# 100,000 个字符的语法编译约 0.2 秒，一份状态约 1 MB；再长，一个请求就能拖住大家。
+# A grammar of 100,000 characters compiles in some 0.2 s and its state takes some 1 MB; longer, and one request could
 # hold up all.
 MAX_CHARS = 100_000
+# llguidance 读正则的限额，默认的 10 倍小：短短的 `(a{1000}){1000}` 会让一步等上 0.4 秒；正常的语法远远用不到。
+# llguidance's allowance for reading expressions, a 10th of its default, which lets the short `(a{1000}){1000}` hold up
+# a step for 0.4 s; ordinary grammars need far less.
+LEXER_FUEL = 100_000
 # JSON 各部分之间的空白：没有，或一个空格，或换行加缩进；任意多的话，小模型会一直换行。schema 的 "x-guidance" 可改。
 # Blanks between the parts of JSON: none, a space, or a line break with an indent. With any number of them small models
 # break lines for ever; "x-guidance" in the schema overrides this.
@@ -138,21 +142,31 @@ class Guide:
     How far one output has come in its grammar.
 
     Args:
-        ends: llguidance 所知的结束符；一份输出由 `stop_token_ids` 结束，这些不算；
-            the end tokens that llguidance knows; an output is ended by its `stop_token_ids`, and these do not count
+        compiled: 编译好的语法，大家共用，停在开头，从不改动；
+            the compiled grammar, which all share; it stands at its start and never changes
+        banned: 总是禁用的 id：llguidance 自己的结束符，凑满一个字的；
+            ids that are always banned: llguidance's own end tokens, and those that fill up a word
         num_bytes: 掩码的字节数；the bytes of a mask
     """
 
-    def __init__(self, matcher: LLMatcher, stop_token_ids: frozenset[int], ends: Sequence[int], num_bytes: int) -> None:
-        self._matcher, self._stop_token_ids, self._ends = matcher, stop_token_ids, ends
+    def __init__(
+        self, compiled: LLMatcher, stop_token_ids: frozenset[int], banned: Sequence[int], num_bytes: int
+    ) -> None:
+        self._compiled, self._stop_token_ids, self._banned = compiled, stop_token_ids, banned
         self._num_bytes = num_bytes
 
-    def copy(self) -> Guide:
-        """同一个请求的另一份输出，从这里起各走各的。
+    # 用到才复制：排队的几千个请求、`n` 份还没开始的输出，都不占一份状态。
+    # Copied on first use: thousands of requests that wait, or `n` outputs that have not begun, hold no state.
+    @cached_property
+    def _matcher(self) -> LLMatcher:
+        return self._compiled.deep_copy()
 
-        For another output of the same request, which goes its own way from here.
+    def copy(self) -> Guide:
+        """同一个请求的另一份输出，也在开头。
+
+        For another output of the same request, at the start as well.
         """
-        return Guide(self._matcher.deep_copy(), self._stop_token_ids, self._ends, self._num_bytes)
+        return Guide(self._compiled, self._stop_token_ids, self._banned, self._num_bytes)
 
     def mask(self) -> bytearray:
         """此刻允许哪些 token，一位一个，低位在前。
@@ -170,12 +184,20 @@ class Guide:
         mask = bytearray(self._num_bytes) if self._matcher.is_error() else bytearray(bits.ljust(self._num_bytes, b"\0"))
         # 语法可以在这里结束，才允许停止 token，而且全都允许，用户自己的也在内；别处一律禁用。
         # Stop tokens are allowed where the grammar may end, all of them, the user's own included; elsewhere none is.
-        for token in self._ends:
+        for token in self._banned:
             mask[token >> 3] &= ~(1 << (token & 7))
         ends = self._matcher.is_accepting()
         for token in self._stop_token_ids:
             mask[token >> 3] = mask[token >> 3] & ~(1 << (token & 7)) | ends << (token & 7)
         return mask
+
+    def allowed(self) -> list[int]:
+        """`mask` 允许的 id，给人看。
+
+        The ids that `mask` allows, to be looked at.
+        """
+        mask = self.mask()
+        return [i for i in range(8 * len(mask)) if mask[i >> 3] >> (i & 7) & 1]
 
     def advance(self, token: int) -> bool:
         """选中了 `token`，它不是停止 token；返回输出是不是到此为止。
@@ -196,7 +218,7 @@ class Guides:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer, self._num_bytes = tokenizer, (vocab_size + 31) // 32 * 4
+        self._tokenizer, self._vocab_size, self._num_bytes = tokenizer, vocab_size, (vocab_size + 31) // 32 * 4
         self._vocabulary = lru_cache(1)(self._read_vocabulary)
         self.compile = lru_cache(32)(self._compile)
 
@@ -208,9 +230,9 @@ class Guides:
         Raises:
             ValueError: 语法不对，或连头一个 token 都没有可选的；a bad grammar, or one that leaves no first token
         """
-        matcher, ends = self.compile(wanted)
-        guide = Guide(matcher.deep_copy(), stop_token_ids, ends, self._num_bytes)
-        if not any(guide.mask()):
+        matcher, banned = self.compile(wanted)
+        guide = Guide(matcher, stop_token_ids, banned, self._num_bytes)
+        if not any(guide.copy().mask()):
             raise ValueError("structured_outputs allows no first token: no text of this vocabulary matches")
         return guide
 
@@ -233,7 +255,7 @@ class Guides:
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
             else:
                 grammar = llguidance.grammar_from(kind, text)  # type: ignore[arg-type]
-            limits = llguidance.LLParserLimits(verbose_errors=False)
+            limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=LEXER_FUEL)
             matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
             # 第一个掩码也在这里算：有的语法这时才知道无法满足，有的要算上一秒，都不该留到引擎的一步里。
             # The first mask is computed here: only then do some grammars show that nothing matches, and for some it
@@ -241,7 +263,8 @@ class Guides:
             matcher.compute_bitmask()
             if matcher.is_error():
                 raise ValueError(matcher.get_error().replace("NoExtensionBias\n<non-verbose/>", "nothing matches it"))
-        return matcher, [token for token in vocabulary.eos_tokens if token < 8 * self._num_bytes]
+        ends = [token for token in vocabulary.eos_tokens if token < self._vocab_size]
+        return matcher, [*ends, *range(self._vocab_size, 8 * self._num_bytes)]
 
 
 def packed_masks(guides: Sequence[Guide]) -> Tensor:
@@ -274,7 +297,7 @@ def ban(logits: Tensor, guided: Sequence[tuple[int, Guide]]) -> Tensor:
     rows = [row for row, _ in guided]
     words = packed_masks([guide for _, guide in guided]).to(logits.device)  # [G, ceil(vocab_size / 32)]
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
-    allowed = (words.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]].bool()  # [G, vocab_size]
-    logits = logits.clone()
-    logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))
-    return logits
+    allowed = (words.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]]  # [G, vocab_size]
+    banned = torch.zeros_like(logits, dtype=torch.bool)  # [S, vocab_size]
+    banned[rows] = allowed == 0
+    return logits.masked_fill(banned, float("-inf"))

@@ -308,6 +308,13 @@ class Scheduler:
         later. The counts of known, computed, pending and guessed tokens move together, here and nowhere else. In the
         synchronous loop `commit` follows at once; in the overlapped loop one step lies between, and the placeholder is
         all that the scheduler needs to plan the next step.
+
+            step                             known     computed  pending   drafted
+            chunk of a prompt, 6 of 20       20 -> 20  0 -> 6    0 -> 0    0
+            its last part, samples           20 -> 21  18 -> 20  0 -> 1    0
+            decode                           21 -> 22  20 -> 21  0 -> 1    0
+            3 guesses, all right             22 -> 26  21 -> 25  0 -> 4    3 -> 0
+            3 guesses, the second is wrong   22 -> 24  21 -> 23  0 -> 2    3 -> 0
         """
         for row, count in zip(schedule, num_sampled, strict=True):
             # 这些 token 的 K、V 刚写进缓存，算数了；新采到的还没经过前向计算，只是“已知”。

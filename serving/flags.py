@@ -29,6 +29,8 @@ def add_features(parser: argparse.ArgumentParser) -> None:
 
     Four options for structured outputs and two for guesses; of each group one kind at most is given.
     """
+    # 语法不单列 GBNF 的选项：llguidance 自己认得出是哪一种。
+    # GBNF has no option of its own: llguidance tells by itself which of the two it reads.
     add = parser.add_argument
     add("--json-schema", metavar="FILE_OR_JSON", help="回答是合乎它的 JSON / the answer is JSON of this schema")
     add("--regex", metavar="REGEX", help="整个回答匹配这个正则 / the whole answer matches this regular expression")
@@ -54,6 +56,9 @@ def read_guide(args: argparse.Namespace) -> StructuredOutputsParams | None:
     # What begins with a brace is JSON, as are the booleans; anything else names a file.
     if schema is not None and not schema.lstrip().startswith("{") and schema not in ("true", "false"):
         schema = _read("--json-schema", schema)
+    # 次序就是 `StructuredOutputsParams` 的字段；给了几种由它来拒绝，与作为库使用时是同一句话。
+    # In the order of the fields of `StructuredOutputsParams`, which refuses several, in the words that a library user
+    # gets.
     given = schema, args.regex, args.choice, None if grammar is None else _read("--grammar", grammar)
     return StructuredOutputsParams(*given) if any(each is not None for each in given) else None
 

@@ -42,6 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "quantization": [*tiny, "--transformers"],
         "speculation": ["--model", "tiny-poet", "--draft-model", "tiny-poet-draft", "--device", "cpu",
                         "--output-tokens", "64"],
+        "structured": ["--device", "cpu", "--output-tokens", "4"],
     }.items():
         command = [sys.executable, f"benchmarks/{name}.py", "--repeats", "2", "--json", str(folder / f"{name}-x.json")]
         done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
@@ -143,6 +144,18 @@ def test_an_oracle_is_right_as_often_as_it_says(scripts: None) -> None:
     assert abs(sum(kept) / 2000 - (1 + sum(RIGHT**i for i in range(1, 5)))) < 0.1 and set(kept) == {1, 2, 3, 4, 5}
 
 
+def test_grammars_are_measured_beside_none(results: Path) -> None:
+    rows = load(results / "structured-x.json")["results"]
+    assert [row["name"] for row in rows if "compile_ms" in row] == ["regex", "JSON schema", "largest"]
+    timed = [row for row in rows if "requests" in row]
+    assert [(row["name"], row["requests"]) for row in timed] == [
+        (name, count) for count in (1, 32) for name in ("no grammar", "regex", "JSON schema")
+    ]
+    for row in timed:
+        assert ("mask_us" in row) == (row["name"] != "no grammar")
+        assert (row.get("mask_us", {"min": 1})["min"] > 0 and row["name"] != "no grammar") or row["ratio"]["max"] == 1
+
+
 def test_the_docs_show_the_results_that_are_there(scripts: None) -> None:
     import plot
     import report
@@ -174,7 +187,7 @@ def test_report_of_new_results(results: Path, scripts: None, monkeypatch: pytest
     assert lines[0] == "| H100 80GB HBM3 | figure | Qwen3-0.6B | Llama-3.2-3B |"
     assert {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]} == WORKLOADS.keys()
     assert [line.endswith("| – |") for line in lines[2:]] == ["| prefill |" in line for line in lines[2:]]
-    assert len(report.first()) == 2 + 1 + 7 and len(report.compare_hf()) == 2 + 4
+    assert len(report.first()) == 2 + 1 + 7 and len(report.compare_hf()) == 2 + 4 and len(report.structured()) == 2 + 7
     drawn = plot.draw(report.by_card())
     assert all(f"Qwen3-0.6B, {name}<" in drawn for name in ("random-256-filtered", "n=1, top_p", "8x16384", "shared"))
     with pytest.raises(ValueError, match="no bandwidth is known for A100: add it"):

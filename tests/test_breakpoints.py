@@ -276,6 +276,16 @@ WALKS = [
             1: ["not `self.scheduler.waiting`", "len(`self.scheduler.running`) == 6"],
         }, "batch = build_batch("),
     ], [".venv"]),
+    Walk("structured_outputs",
+         "python mini_llama.py --backend torch --prompt hi --choice yes --choice yesterday --choice no", [
+        Stop("engine/guides.py::ban", {
+            1: ["`allowed.sum(1)`.tolist() == [len(`guided[0][1].allowed()`)] == [2]",
+                "`banned.sum(1)`.tolist() == [logits.shape[1] - 2]"],
+        }, "return logits.masked_fill("),
+        Stop("engine/guides.py::Guide.advance", {
+            1: ["seen.update(token=`token`) is None", "token not in `self.allowed()`"],
+        }, "return not self"),
+    ]),
     Walk("tokens", "python mini_llama.py --chat", [
         Stop("serving/chat_template.py::encode_chat", {
             1: ["`text` == '<|begin_of_text|><|start_header_id|>user<|end_header_id|>\\n\\nWhat is 23 + 45?<|eot_id|>"
@@ -286,6 +296,19 @@ WALKS = [
             2: ["`piece` == '3'", "`self._given`.endswith('23')", "`self._window`[-1] == token_ids[0]"],
         }, "return piece"),
     ], [], "What is 23 + 45?\n/exit\n"),
+    Walk("speculation", "python mini_llama.py --model tiny-poet --draft-model tiny-poet-draft --complete --prompt"
+         ' "singer:" --temperature 0 --max-tokens 14 --device cpu', [
+        Stop("engine/drafters.py::ModelDrafter.complete", {
+            1: ["[each[1:3] for each in `mine`] == [(5, 0)]", "`batch.positions`.tolist() == [*range(5)]"],
+            2: ["[each[1:3] for each in mine] == [(1, 4)]", "batch.positions.tolist() == [5]"],
+        }, "logits ="),
+        Stop("engine/drafters.py::ModelDrafter.complete", {
+            1: ["batch.positions.tolist()[0] == mine[0][3].num_computed_tokens - 1"],
+        }, "logits =", "batch.positions.numel() == 2"),
+        Stop("engine/sequence.py::Sequence.accept", {
+            1: ["(`self.draft_ids`, len(`drawn`)) == ([], 1)"], 2: ["len(`drawn`) == len(`self.draft_ids`) + 1 == 5"],
+        }, "for index, guess"),
+    ], ["logits =", "for"]),
     Walk("triton_kernels", "all", [
         Stop("backends/triton/decode.py::decode_kernel", {
             1: ["`n` == 32", "NUM_SPLITS == 1", "`token`.handle.data.tolist() == list(range(32, 64))",

@@ -36,7 +36,8 @@ from overlap_helpers import (
 )
 
 import serving.llm
-from engine.batch import build_batch, flatten
+from engine.batch import Batch, build_batch, flatten
+from engine.drafters import ModelDrafter
 from engine.gpu import decode_graphs
 from engine.gpu.decode_graphs import graph_sizes
 from engine.gpu.overlapped_engine import OverlappedEngine
@@ -247,9 +248,10 @@ def test_lanes_and_rows_are_let_go_at_the_end_and_on_abort(folder: Path, blocks:
     assert count_sequences() == before
 
 
-@pytest.mark.parametrize("limit", [40, 160, 500])
-def test_the_warm_up_stays_within_the_limits_and_leaves_nothing(folder: Path, limit: int) -> None:
-    llm = make_llm(folder, **{**ROOMY, "max_model_len": limit, "max_num_seqs": 32})
+@pytest.mark.parametrize(("limit", "drafts"), [(40, False), (160, False), (500, False), (160, True)])
+def test_the_warm_up_stays_within_the_limits_and_leaves_nothing(folder: Path, limit: int, drafts: bool) -> None:
+    draft = {"speculative_config": {"model": str(folder)}} if drafts else {}
+    llm = make_llm(folder, **{**ROOMY, "max_model_len": limit, "max_num_seqs": 32}, **draft)
     engine, graphs = llm.engine, add_graphs(llm)
     assert isinstance(engine, OverlappedEngine)
     steps: list[list[ScheduledSequence]] = []
@@ -258,10 +260,23 @@ def test_the_warm_up_stays_within_the_limits_and_leaves_nothing(folder: Path, li
         steps.append(schedule)
         engine._forward_and_sample(schedule)
 
+    batches: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "synchronize", lambda: None)
+        if isinstance(engine.drafter, ModelDrafter):
+            real = engine.drafter.runner.execute
+
+            def execute(batch: Batch) -> torch.Tensor:
+                batches.append(len(batch.input_ids))
+                return real(batch)
+
+            patch.setattr(engine.drafter.runner, "execute", execute)
         warm_up(engine, graphs, run)
     assert len(steps) > 3
+    # 草稿模型跑过同样的步，解码的每一档也在内。
+    # The draft model has run the same steps, decodes of every size included.
+    assert batches == ([sum(row.num_new_tokens for row in schedule) for schedule in steps] if drafts else [])
+    assert set(graphs.sizes) <= set(batches) or not drafts
     for schedule in steps:
         assert len(schedule) <= 32 and sum(row.num_new_tokens for row in schedule) <= 8192
         assert all(row.seq.num_tokens <= limit for row in schedule)

@@ -4,7 +4,9 @@ On CUDA: graphs, fused kernels and the overlapped loop together give the outputs
 """
 
 import asyncio
+import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from overlap_helpers import assert_drained, assert_nothing_kept, collect_at_once
 
 from backends import backend_status, choose_backend
 from engine.gpu.overlapped_engine import OverlappedEngine
+from engine.guides import StructuredOutputsParams
 from engine.llm_engine import LLMEngine
 from engine.sampler import Sampler
 from engine.sampling_params import SamplingParams
@@ -375,6 +378,48 @@ def test_quantized_with_graphs(folder: Path, requests: list[Request], options: d
         prompts = [[3, 9, index + 1] for index in range(rows)]
         first, second = (llm.generate(prompts, GREEDY, progress=False) for _ in range(2))
         assert [out.outputs[0].token_ids for out in first] == [out.outputs[0].token_ids for out in second]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("kind", ["ngram", "draft model"])
+def test_drafters_give_the_outputs_without_guesses(
+    folder: Path, requests: list[Request], plain: Run, kind: str, graphs: bool
+) -> None:
+    # 不用图的一遍：行数超过最大的图，有猜测的步逐个启动核函数。
+    # Without graphs: more rows than the largest holds, and steps with guesses are launched kernel by kernel.
+    config = {"method": "ngram", "prompt_lookup_min": 1} if kind == "ngram" else {"model": str(folder)}
+    llm = make_llm(folder, strict=True, speculative_config=config, max_num_seqs=256 if graphs else 16)
+    run, spy = run_overlapped(llm, requests)
+    assert assert_equal_or_close_call(plain, run, requests) <= 2 and spy.inputs_from_device == 0
+    check_logprobs(plain, run, requests)
+    metrics = llm.engine.metrics()
+    assert 0 < metrics.num_accepted_tokens <= metrics.num_draft_tokens
+    assert kind == "ngram" or metrics.num_accepted_tokens > 0.9 * metrics.num_draft_tokens
+
+
+def test_guided_rows_with_graphs_and_overlap() -> None:
+    # 同样的请求，一遍同步、没有核函数，一遍重叠、有图；旁边没有语法的行也相同。
+    # The same requests synchronously without kernels, and overlapped with graphs; the free rows beside them are equal,
+    # too.
+    regex = StructuredOutputsParams(regex="[a-z]{3,8}( [a-z]{3,8}){2,4}")
+    number = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    schema = StructuredOutputsParams(json=number)
+    prompts = ["introduce yourself", "name: ", "What is 2 + 3?", "json: "] * 4
+    params = [
+        SamplingParams(temperature=[0.0, 1.0][index % 2], seed=index, max_tokens=40, structured_outputs=each)
+        for index, each in enumerate([None, regex, None, schema] * 4)
+    ]
+    outputs = [
+        make_llm(None, strict=True, enforce_eager=eager).generate(prompts, params, progress=False)
+        for eager in (True, False)
+    ]
+    texts = [[output.outputs[0].text for output in each] for each in outputs]
+    assert sum(a != b for a, b in zip(*texts)) <= 1
+    for text, output, each in zip(texts[1], outputs[1], params):
+        if output.outputs[0].finish_reason == "stop" and each.structured_outputs is regex:
+            assert re.fullmatch("[a-z]{3,8}( [a-z]{3,8}){2,4}", text)
+        if output.outputs[0].finish_reason == "stop" and each.structured_outputs is schema:
+            assert isinstance(json.loads(text)["a"], int)
 
 
 def test_a_full_gpu_gives_one_clear_line(folder: Path) -> None:

@@ -34,6 +34,8 @@ SEEN = {
     "04": "17 steps; static: 23", "05": "took 3 chunks: [31, 31, 28]", "06": "Hits [0, 32, 48, 0, 64]",
     "07": "1 preempted, 31 tokens computed again", "09": "check: OK", "10": "check: OK", "11": "check: OK",
     "12": "Measured: 0.0112; over all outputs the root mean square is 1.00 times",
+    "13": "in 314 steps; without guesses it takes 800",
+    "14": "with the grammar: ' an enclosed article', stop",
 }
 # 一个实验、它的参数、退出码、输出里要有的话。
 # A lab, its arguments, the exit code, and what the output must say.
@@ -81,7 +83,14 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["12_quantize.py", "--tokens", "1"], 0, "off by 0.5366 at most, typically by 0.0149"),
     (["12_quantize.py", "--layer", "4"], 2, "layers from 0 to 3"),
     (["12_quantize.py", "--outlier", "nan"], 2, "an --outlier from 1 to 1000"),
+    (["13_speculate.py", "--guesses", "1"], 0, "in 491 steps; without guesses it takes 800"),
+    (["13_speculate.py", "--guesses", "16", "--temperature", "0"], 0, "check: OK"),
+    (["13_speculate.py", "--guesses", "33"], 2, "use an integer from 1 to 32"),
+    (["13_speculate.py", "--temperature", "9"], 2, "use a number from 0 to 2"),
     (["11_profile.py", "--requests", "1", "--steps", "2", "--backend", "torch"], 0, "check: OK"),
+    (["14_grammar.py", "--prompt", "river:", "--words", "5", "--seed", "7"], 0, "check: OK"),
+    (["14_grammar.py", "--temperature", "0", "--words", "1"], 0, "check: OK"),
+    (["14_grammar.py", "--words", "9"], 2, "use --words 1 to 8"),
 ]
 RUNS = DEFAULTS + TASKS
 
@@ -263,6 +272,53 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      ("OFF  引擎读出的 int4", "first row 0: got ", "which 4 bits do not fit")),
     ("12_quantize.py", WEIGHT + "QuantizedWeight.dequantize", "* self.scales.float().unsqueeze(-1)", "",
      ("OFF  `F.linear`", "first token 0: got [", "or restoring")),
+
+    ("13_speculate.py", "lab", "return drawn[: index + 1]", "return drawn[:index]",
+     ("first case 1: got [7, 8], expected [7, 8, 5]", "the draw is the true token: keep it")),
+    ("13_speculate.py", "lab", "return drawn[: index + 1]", "return guesses[: index + 1]",
+     ("first case 1: got [7, 8, 9], expected [7, 8, 5]", "keep the draw and not the guess", "first seed 0, token ")),
+    ("13_speculate.py", "lab", "return drawn[: index + 1]", "return drawn",
+     ("first case 1: got [7, 8, 5, 4], expected [7, 8, 5]", "behind a wrong guess follows a wrong token")),
+    ("13_speculate.py", "lab", "if drawn[index] != guess:", "if drawn[index + 1] != guess:",
+     ("first case 1: got [7], expected [7, 8, 5]", "stop at the first that differs")),
+    ("13_speculate.py", "lab", "range(len(tokens) - size)", "reversed(range(len(tokens) - size))",
+     ("first text 0: got [6, 2, 3], expected [4, 5, 1]", "behind the latest little follows")),
+    ("13_speculate.py", "lab", "range(len(tokens) - size)", "range(len(tokens) - size + 1)",
+     ("first text 1: got [], expected [4, 1, 2]", "leave the end itself out")),
+    ("13_speculate.py", "lab", "for size in (3, 2)", "for size in (2, 3)",
+     ("first text 2: got [7, 8, 7], expected [7, 8]", "look for 3 first, then for 2")),
+    ("13_speculate.py", "lab", "torch.arange(first, first + len(scores))", "torch.full((len(scores),), first)",
+     ("first row 4: got 2, expected 5", "the index goes up by 1 a row", "first seed 0, token ")),
+    ("13_speculate.py", "lab", "computed + num_inputs - (num_drawn - num_kept)", "computed + num_inputs",
+     ("first seed 0, step 1: got 8, expected 6", "as many as were drawn and not kept", "Put these right first")),
+    ("13_speculate.py", "lab", "computed + num_inputs - (num_drawn - num_kept)", "computed + num_kept",
+     ("first seed 0, step 0: got 1, expected 3",)),
+    ("13_speculate.py", "engine/scheduler.py::Scheduler.advance", "- num_rejected", "",
+     ("step ", "nothing left to compute")),
+    ("13_speculate.py", "engine/batch.py::sampling_rows", "num_output_tokens + i)", "num_output_tokens)",
+     ("OFF  诗人", "first prompt 秋風起，, token ", "a noise is not that of its position")),
+    ("14_grammar.py", "lab", "if letters >= 0 and letters < LONGEST", "if letters < LONGEST",
+     ("first from (0, -1) over 'a': got (0, 0), expected nothing", "a letter within a word not full")),
+    ("14_grammar.py", "lab", "letters < LONGEST else", "letters <= LONGEST else",
+     ("first from (0, 9) over 's': got (0, 10), expected nothing", "a letter within a word not full")),
+    ("14_grammar.py", "lab", "if letters >= SHORTEST and done", "if done",
+     ("first from (0, 1) over ' i': got (1, 1), expected nothing", "a space after a word long enough")),
+    ("14_grammar.py", "lab", "for char in text:", "for char in text[:1]:",
+     ("first from (0, -1) over ' moon': got (0, 0), expected (0, 4)", "not the first alone")),
+    ("14_grammar.py", "lab", "*(stops if may_end(state) else ())", "*stops",
+     ("first state (0, -1): got [0, 1, 6, 8], expected [0, 1, 6]", "only where the text may end")),
+    ("14_grammar.py", "lab", "if text and i not in stops", "if i not in stops",
+     ("first state (0, -1): got [0, 1, 6, 7], expected [0, 1, 6]", "gets nowhere, and for ever")),
+    ("14_grammar.py", "lab", "1 << token % 8", "1 << 7 - token % 8",
+     ("OFF  引擎用你的掩码写的", "first token 1: got 3930, expected 6093", "the mask's bits")),
+    ("14_grammar.py", "engine/guides.py::Guide.mask", "ends = self._matcher.is_accepting()", "ends = True",
+     ("OFF  真正的词表上", "first step 0: got ['<|", "the same expression")),
+    ("14_grammar.py", "engine/guides.py::ban", "banned[rows] = allowed == 0", "banned[:] = allowed == 0",
+     ("OFF  旁边没有语法的请求", "first token ", "for its own row only")),
+    ("14_grammar.py", "engine/guides.py::ban", 'logits.masked_fill(banned, float("-inf"))', "logits",
+     ("OFF  写完了，匹配正则", "first output yours: got ('length', False)", "no -inf was set")),
+    ("14_grammar.py", "engine/scheduler.py::Scheduler._finish_reason", "seq.guide.advance(token)", "False",
+     ("OFF  真正的词表上", "first step 1: got [", "OFF  写完了")),
 ]  # fmt: skip
 
 
@@ -299,8 +355,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     return together
 
 
-def test_there_are_twelve_labs() -> None:
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 13)]
+def test_there_are_fourteen_labs() -> None:
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 15)]
 
 
 @pytest.mark.parametrize("index", range(len(RUNS)), ids=[" ".join(arguments) for arguments, _, _ in RUNS])

@@ -37,7 +37,7 @@ def read_requirements(name: str) -> dict[str, Requirement]:
 def test_requirements_admit_the_promised_versions() -> None:
     found = read_requirements("requirements.txt")
     assert set(found) == {
-        "torch", "transformers", "safetensors", "xxhash", "numpy", "rich", "jinja2", "pytest",
+        "torch", "transformers", "safetensors", "xxhash", "numpy", "rich", "jinja2", "llguidance", "pytest",
         "pytest-xdist", "hypothesis",
     }  # fmt: skip
     for version in ("2.11.0", "2.12.1", "2.13.0", "2.13.0+cpu"):

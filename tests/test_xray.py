@@ -8,10 +8,13 @@ import base64
 import io
 import json
 import random
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,13 @@ import torch
 from chromium import browser, find_chromium
 from engine_helpers import ROOT, python
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 import mini_llama
 from engine.block_manager import num_blocks_needed
 from engine.gpu.overlapped_engine import OverlappedEngine
+from engine.guides import StructuredOutputsParams
 from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence
@@ -31,13 +37,14 @@ from engine.sequence import Sequence
 from serving.llm import LLM
 from tools.xray import Recorder, Watch, observe, write_page, write_trace
 from tools.xray.chrome_trace import trace_events
-from tools.xray.events import SOURCES, source_line
+from tools.xray.events import SOURCES, Step, source_line
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHARED = "A KV cache stores the keys and values of all earlier tokens in every layer. "
 PROMPTS = [SHARED + "Why?", SHARED + "What for?", "what is a block table?", "</script><b>1 & 2</b> 中国"]
 PARAMS = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+GRAMMAR = StructuredOutputsParams(regex="[0-9]{2},[0-9]{2}")
 
 
 def small_llm(backend: str = "torch", **options: Any) -> LLM:
@@ -246,11 +253,48 @@ def test_a_row_with_guesses_yields_several_tokens(monkeypatch: pytest.MonkeyPatc
         for position in request["attention"]:
             assert (weights(request, position) - weights(plain["requests"][name], position)).abs().max() <= 2
     assert wrong and kinds(recording)["sample"] == len(PROMPTS) * PARAMS.max_tokens
+    for step in recording["steps"]:
+        # 每个带猜测的行一件事：猜了什么，对了几个，得到几个。
+        # An event for each row with guesses: what they were, how many were right, how many tokens came.
+        told = {event["request"]: event for event in step["events"] if event["kind"] == "accept"}
+        assert told.keys() == {row["request"] for row in step["rows"] if row["guesses"]}
+        for row in (row for row in step["rows"] if row["guesses"]):
+            event = told[row["request"]]
+            assert event["guesses"] == row["guesses"] and event["tokens"] == len(row["tokens"])
+            assert row["guesses"][: event["right"]] == row["tokens"][: event["right"]]
+            assert event["right"] >= event["tokens"] - 1
     assert max(len(row["tokens"]) for step in recording["steps"] for row in step["rows"]) == 4
     # 解码行带着猜测，也还是解码。
     # A decode row with guesses is a decode row still.
     spans = [e["name"] for e in trace_events(recording) if e["ph"] == "X" and e["pid"] == 2]
     assert spans.count("prefill") == len(PROMPTS)
+
+
+def guided_recording() -> dict[str, Any]:
+    """一个有语法的请求，旁边是没有的 / a request with a grammar beside one without"""
+    llm, params = small_llm(), replace(PARAMS, ignore_eos=False, structured_outputs=GRAMMAR)
+    with Recorder(llm.engine) as recorder:
+        llm.generate(PROMPTS[:2], [params, PARAMS], progress=False)
+    return json.loads(json.dumps(recorder.recording()))
+
+
+def test_a_guided_row_shows_what_its_grammar_allows() -> None:
+    recording = guided_recording()
+    rows = [row for step in recording["steps"] for row in step["rows"] if row["num_logits"]]
+    free, guided = ([row for row in rows if row["request"] == name] for name in ("1", "0"))
+    assert all(row["num_allowed"] == 0 and row["allowed"] == [] for row in free) and len(free) == 24
+    text = ""
+    for row in guided:
+        allowed = [recording["tokens"][str(i)] for i in row["allowed"]]
+        assert row["tokens"][0] in row["allowed"] and len(allowed) == min(row["num_allowed"], 10)
+        # 选中的是允许的里面最可能的一个：贪心。
+        # Chosen is the likeliest of those allowed: greedy.
+        assert row["tokens"][0] == row["allowed"][0]
+        assert all(each.isdigit() or each == "," or each.startswith("<|") for each in allowed), allowed
+        if len(text) >= 5:
+            assert row["num_allowed"] == 3 and all(each.startswith("<|") for each in allowed)
+        text += recording["tokens"][str(row["tokens"][0])]
+    assert recording["requests"]["0"]["finish_reason"] == "stop" and len(recording["requests"]["0"]["text"]) == 5
 
 
 def test_tokens_of_the_steps_are_those_of_the_requests() -> None:
@@ -346,6 +390,18 @@ def test_the_overlapped_loop_is_refused() -> None:
         Recorder(OverlappedEngine.__new__(OverlappedEngine))
 
 
+def test_the_guesses_that_the_chapter_tells_of() -> None:
+    drafts = {"model": "tiny-poet-draft"}
+    llm = LLM("tiny-poet", backend="torch", device="cpu", num_kvcache_blocks=32, speculative_config=drafts)
+    with Recorder(llm.engine) as recorder:
+        llm.generate("singer:", SamplingParams(temperature=0.0), progress=False)
+    told = {n: event for n, step in enumerate(recorder.steps) for event in step.events if event["kind"] == "accept"}
+    assert {n: (event["right"], event["tokens"]) for n, event in told.items() if n in (1, 3, 4)} == {
+        1: (4, 5), 3: (0, 1), 4: (1, 1),
+    }
+    assert told[4]["guesses"][0] in llm.engine.requests.eos_token_ids
+
+
 # ---- Chrome trace ----
 
 
@@ -386,6 +442,37 @@ def test_watch_draws_pool_queues_and_text() -> None:
         console.print(each)
     text = console.export_text()
     assert "■" in text and "▣" in text and "preemptions 抢占 1" in text and "waiting 等待" in text
+    assert "guesses" not in text
+    assert "allowed" not in text
+    with watch, Recorder(llm.engine, lambda r, s: console.print(watch.render(r, s))):
+        llm.generate(PROMPTS[:1], replace(PARAMS, structured_outputs=GRAMMAR), progress=False)
+    assert re.search(r"\(允许 / allowed: \d+\)", console.export_text())
+
+
+def test_watch_strikes_wrong_guesses_out() -> None:
+    console = Console(file=io.StringIO(), width=100, record=True)
+    llm = small_llm(num_kvcache_blocks=40, speculative_config={"method": "ngram", "prompt_lookup_min": 1})
+    styles = Counter[str]()
+
+    def look(recorder: Recorder, step: Step) -> None:
+        table = watch.render(recorder, step).renderables[-1]
+        assert isinstance(table, Table)
+        (column,) = [column for column in table.columns if column.header == "guesses 猜测"]
+        cells = [cell for cell in column.cells if isinstance(cell, Text)]
+        rows = {row.request: row for row in step.rows}
+        for name, cell in zip(recorder.sequences, cells, strict=True):
+            spans = [str(span.style) for span in cell.spans]
+            if row := rows.get(name):
+                right = sum(guess == token for guess, token in zip(row.guesses, row.tokens))
+                assert spans == ["green"] * right + ["strike dim"] * (len(row.guesses) - right)
+            styles.update(spans)
+
+    watch = Watch(console)
+    with Recorder(llm.engine, look):
+        llm.generate(["1 2 3 4 1 2 3 4 1 2 3 4", *PROMPTS], PARAMS, progress=False)
+    metrics = llm.engine.metrics()
+    assert styles["green"] == metrics.num_accepted_tokens > 0
+    assert styles.total() == metrics.num_draft_tokens > styles["green"]
 
 
 # ---- 命令行 ----
@@ -501,14 +588,40 @@ def test_page_shows_guesses_and_every_token(tmp_path: Path, monkeypatch: pytest.
     with browser(program) as page:
         page.open((tmp_path / "run.html").as_uri())
         assert page.run(DRAW_ALL) == [len(step["events"]) for step in steps] * 2
+        ghosts = 0
         for number, step in enumerate(steps):
             page.run(f"go({number})")
             shown = [page.run(f"document.querySelectorAll('#rows {what}').length") for what in (".guess", ".top .new")]
             assert shown == [sum(len(row[each]) for row in step["rows"]) for each in ("guesses", "tokens")]
+            # 猜对的与划掉的，逐个看；块里的槽位也这样画。
+            # Right ones and struck ones, each by itself; the slots of a block are drawn the same way.
+            pairs = [pair for row in step["rows"] for pair in zip_longest(row["guesses"], row["tokens"])]
+            wrong = [guess != token for guess, token in pairs if guess is not None]
+            struck = "(e) => getComputedStyle(e).textDecorationLine === 'line-through'"
+            assert page.run(f"[...document.querySelectorAll('#rows .guess')].map({struck})") == wrong
+            for block in {block for row in step["rows"] if row["guesses"] for block in step["tables"][row["request"]]}:
+                page.run(f"state.block = {block}; draw()")
+                ghosts += page.run("document.querySelectorAll('#detail .guess').length")
+        assert ghosts == sum(len(row["guesses"]) for step in steps for row in step["rows"])
         # 走到最后，页面上的文字就是回答。
         # At the end the page's text is the answer.
         outputs = page.run("[...document.querySelectorAll('#requests .out')].map((e) => e.textContent)")
     assert outputs == [request["text"] for request in recording["requests"].values()]
+
+
+def test_page_shows_what_a_grammar_allows(tmp_path: Path) -> None:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no chromium here: install it to test the page")
+    recording = guided_recording()
+    write_page(recording, tmp_path / "run.html")
+    with browser(program) as page:
+        page.open((tmp_path / "run.html").as_uri())
+        for number, step in enumerate(recording["steps"]):
+            page.run(f"go({number})")
+            shown = page.run("document.querySelectorAll('#rows .allowed .token').length")
+            assert shown == sum(len(row["allowed"]) for row in step["rows"])
+        assert page.run(DRAW_ALL) == [len(step["events"]) for step in recording["steps"]] * 2
 
 
 def test_page_in_a_browser(recording: dict[str, Any], tmp_path: Path) -> None:

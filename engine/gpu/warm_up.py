@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.gpu.decode_graphs import DecodeGraphs
+from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
 from engine.kv_pool import pretended_step
 from engine.llm_engine import LLMEngine
 from engine.scheduler import ScheduledSequence
@@ -35,7 +35,10 @@ def warm_up(engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[
         run: 前向并采样，不记账；forward and sample, with nothing recorded
     """
     pool = engine.pool
-    for step in _STEPS:
+    # 草稿模型不录图，它的解码步也要在这里跑一遍，各档批大小都有。
+    # A draft model records no graphs: its decode steps of all sizes run here, too.
+    sizes = graph_sizes(engine.scheduler.max_num_seqs) if engine.drafter else []
+    for step in (*_STEPS, *([(99, 1)] * size for size in sizes)):
         # 上限小的引擎，长度截到上限：短一些，走的还是同样的核函数。
         # Lengths are cut to the limit of an engine whose limit is small: shorter, they still meet the same kernels.
         step = [(min(computed, pool.max_model_len - new), new) for computed, new in step if new < pool.max_model_len]
@@ -44,6 +47,8 @@ def warm_up(engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[
         too_many = len(step) > engine.scheduler.max_num_seqs or schedule[-1].seq.block_table[-1] >= pool.num_blocks
         if too_many or sum(new for _, new in step) > engine.scheduler.max_num_batched_tokens:
             continue
+        if engine.drafter:
+            engine.drafter.complete(schedule, engine.sampler)
         run(schedule)
         for row in schedule:
             engine.sampler.release(row.seq)

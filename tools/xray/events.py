@@ -36,6 +36,7 @@ SOURCES = {
     "preempt": "engine/scheduler.py::Scheduler._preempt_last",
     "write": "engine/batch.py::flatten",
     "chunk": "engine/scheduler.py::ScheduledSequence",
+    "accept": "engine/sequence.py::Sequence.accept",
     "sample": "layers/sampler.py::sample",
     "register": "engine/block_manager.py::BlockManager.register_full_blocks",
     "finish": "engine/scheduler.py::Scheduler._finish_reason",
@@ -138,6 +139,8 @@ class Row:
         tokens: 这一步得到的 token；what it got in this step
         probabilities: 各自的概率；the probability of each
         top: 每次最可能的 5 个 token 和概率，取自原始 logits；the 5 likeliest and their probabilities, by the raw logits
+        num_allowed, allowed: 语法允许几个 token，其中最可能的 10 个；没有语法是 0；
+            how many tokens the grammar allows, and the 10 likeliest of these; 0 without a grammar
     """
 
     request: str
@@ -149,6 +152,8 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     top: list[list[tuple[int, float]]] = field(default_factory=list)
+    num_allowed: int = 0
+    allowed: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -268,15 +273,19 @@ def blocked(scheduler: Scheduler, num_scheduled: int) -> dict[str, int] | None:
 
 
 def updated(before: Step, after: State, finished: dict[str, dict[str, Any]]) -> list[Event]:
-    """`update` 的前后：采到了什么，登记了哪些块，谁结束了，归还了哪些块。
+    """`update` 的前后：猜对了几个，采到了什么，登记了哪些块，谁结束了，归还了哪些块。
 
-    Before and after `update`: what was sampled, which blocks were registered, who finished, which blocks went back.
+    Before and after `update`: how many guesses were right, what was sampled, which blocks were registered, who
+    finished, which blocks went back.
 
     Args:
         finished: 结束的请求各有什么要说；what is to be told of each request that has finished
     """
     events, refs, new = [], Counter(before.refs), set(after.named) - set(before.named)
     for row in before.rows:
+        if row.guesses:
+            right = sum(guess == token for guess, token in zip(row.guesses, row.tokens))
+            events.append(_event("accept", row.request, guesses=row.guesses, right=right, tokens=len(row.tokens)))
         for token, probability in zip(row.tokens, row.probabilities):
             events.append(_event("sample", row.request, token=token, probability=probability))
     for row in before.rows:

@@ -19,7 +19,7 @@ const TEXTS = {
     phases: { schedule: "调度", batch: "摊平", forward: "前向", sample: "采样", update: "更新" },
     free: (n, all) => `空闲 ${n} / ${all}，下一个取走的在最前：`, never: (n) => `另有 ${n} 个块从未用过，没有画出。`,
     block: (b) => `${b} 号块`, refs: (n) => `引用计数 ${n}`, isFree: "空闲", isNamed: "空闲，内容还可命中（上一次属于这个请求）", unused: "没有内容",
-    slot: "槽位", positions: "位置", samples: "采到", chunk: "还没算完提示词，不采样", guesses: (n, right) => `虚线框是猜测：${n} 个里猜对 ${right} 个；每猜对一个，这一步就多得一个 token`, prompt: "提示词", preempted: "抢占", hits: "命中",
+    slot: "槽位", positions: "位置", samples: "采到", chunk: "还没算完提示词，不采样", guesses: (n, right) => `虚线框是猜测，${n} 个里猜对 ${right} 个：绿色的各多得一个 token，划掉的作废`, allowed: (n) => `语法允许 ${n} 个 token：`, more: (n) => ` 另有 ${n} 个`, prompt: "提示词", preempted: "抢占", hits: "命中",
     states: { waiting: "等待", running: "运行", finished: "已结束" },
     reasons: { stop: "停止 token 或停止字符串", length: "长度上限", abort: "被取消" },
     noAttention: "只有 --backend torch 记录注意力权重：别的后端里没有这个中间结果。",
@@ -37,7 +37,7 @@ const TEXTS = {
     phases: { schedule: "schedule", batch: "flatten", forward: "forward", sample: "sample", update: "update" },
     free: (n, all) => `Free ${n} / ${all}, the next to be taken first: `, never: (n) => `${n} more blocks were never used and are not drawn.`,
     block: (b) => `Block ${b}`, refs: (n) => `reference count ${n}`, isFree: "free", isNamed: "free, contents can still be hit (last owned by this request)", unused: "no contents",
-    slot: "slot", positions: "positions", samples: "sampled", chunk: "the prompt is not complete yet: nothing is sampled", guesses: (n, right) => `dashed: guesses, ${right} of ${n} right; each right one is a token more in this step`, prompt: "prompt", preempted: "preemptions", hits: "hits",
+    slot: "slot", positions: "positions", samples: "sampled", chunk: "the prompt is not complete yet: nothing is sampled", guesses: (n, right) => `dashed: guesses, ${right} of ${n} right; each green one is a token more, those struck out are void`, allowed: (n) => `the grammar allows ${n} ${n === 1 ? "token" : "tokens"}: `, more: (n) => ` and ${n} more`, prompt: "prompt", preempted: "preemptions", hits: "hits",
     states: { waiting: "waiting", running: "running", finished: "finished" },
     reasons: { stop: "a stop token or stop string", length: "a length limit", abort: "cancelled" },
     noAttention: "Only --backend torch records attention weights: in the other backends this intermediate result never exists.",
@@ -65,6 +65,7 @@ const EVENTS = {
     preempt: (e) => `块不够了，#${e.beneficiary} 要长大：抢占最后接纳的 ${AT}，它算过的 ${e.lost} 个 token 作废，回到等待队列最前面，以后重算。`,
     write: (e) => `${AT} 的位置 ${span(e.start, e.count)} 送进模型，K、V 写到槽位 ${runs(e.slots)}（槽位 = 块号 × ${R.block_size} + 偏移）。`,
     chunk: (e) => `${AT} 的提示词这一步只算到第 ${e.done} 个，共 ${e.known} 个：预算用完了（分块预填充），所以还不采样。`,
+    accept: (e) => `${AT} 猜了 ${words(e.guesses)}：${e.guesses.length} 个里猜对 ${e.right} 个，这一步得到 ${e.tokens} 个 token。`,
     sample: (e) => `${AT} 选中 ${word(e.token)}，模型给它的概率是 ${percent(e.probability)}%。`,
     register: (e) => `${AT} 的块 ${list(e.blocks)} 写满了，登记到前缀缓存，别的请求可以命中。`,
     finish: (e) => `${AT} 结束：${TEXTS.zh.reasons[e.reason]}，共输出 ${e.output} 个 token。`,
@@ -82,6 +83,7 @@ const EVENTS = {
     preempt: (e) => `Blocks ran short while #${e.beneficiary} had to grow: ${AT}, admitted last, is preempted. Its ${e.lost} computed tokens are void; it waits at the very front and recomputes later.`,
     write: (e) => `${AT} sends ${e.count > 1 ? "positions" : "position"} ${span(e.start, e.count)} into the model; K and V go to ${e.count > 1 ? "slots" : "slot"} ${runs(e.slots)} (slot = block × ${R.block_size} + offset).`,
     chunk: (e) => `${AT} has its prompt computed up to token ${e.done} of ${e.known}: the budget was used up (chunked prefill), so nothing is sampled yet.`,
+    accept: (e) => `${AT} guessed ${words(e.guesses)}: ${e.right} of ${e.guesses.length} right, so this step brings ${e.tokens} ${e.tokens === 1 ? "token" : "tokens"}.`,
     sample: (e) => `${AT} gets ${word(e.token)}, to which the model gave a probability of ${percent(e.probability)}%.`,
     register: (e) => `${AT} has filled ${blocks(e)}; this enters the prefix cache, and others can hit them.`,
     finish: (e) => `${AT} ends: ${TEXTS.en.reasons[e.reason]}, ${e.output} output tokens.`,
@@ -111,6 +113,7 @@ function word(token) {
   const text = (R.tokens[token] ?? "?").replaceAll("\n", "↵").replaceAll(" ", "␣");
   return state.language === "zh" ? `「${text}」` : `“${text}”`;
 }
+function words(tokens) { return tokens.map(word).join(state.language === "zh" ? "" : " "); }
 function piece(token, index) {
   const element = make("span", "token");
   if (index !== undefined) element.append(make("small", "", index));
@@ -137,11 +140,17 @@ R.steps.forEach((step, n) => {
 // 第 n 步开始时已知的 token 数；还没到来的请求是 undefined。
 // The tokens known as step n begins; undefined for a request that is not here yet.
 function known(n, name) { return R.steps[n].known[name] ?? (ended[name] <= n ? R.requests[name].tokens.length : undefined); }
-// 某个位置在这一步的 token：已知的后面是猜测，猜测不在请求的 token 里。
-// The token at a position in this step: guesses follow the known ones, and are no tokens of the request.
-function tokenAt(step, name, position) {
-  const row = step.rows.find((r) => r.request === name);
-  return row?.guesses[position - step.known[name]] ?? R.requests[name].tokens[position];
+// 猜对几个：抽出的与猜的相等；猜错之后就没有再抽。
+// How many guesses were right: equal to what was drawn; behind a wrong one nothing counts.
+function right(row) { return row.guesses.filter((guess, i) => guess === row.tokens[i]).length; }
+// 某个位置在这一步的 token：已知的后面是猜测，猜测不在请求的 token 里，画成虚框。
+// The token at a position in this step: guesses follow the known ones; they are no tokens of the request and drawn as
+// ghosts.
+function input(step, name, position, label) {
+  const row = step.rows.find((r) => r.request === name), index = position - step.known[name];
+  const guess = row?.guesses[index], element = piece(guess ?? R.requests[name].tokens[position], label);
+  if (guess !== undefined) element.classList.add("guess", index < right(row) ? "right" : "wrong");
+  return element;
 }
 // 只画用过的块：默认的块池有上万个，画出来都是空格。
 // Only blocks ever used are drawn: a default pool has tens of thousands, nearly all of them blank.
@@ -208,7 +217,7 @@ function drawDetail(step) {
   if (from) {
     const [, after, offset] = fill(from[0], from[1], block);
     const count = users.length ? after : R.block_size;
-    const slots = [...Array(R.block_size).keys()].map((i) => i < count ? piece(tokenAt(from[0], from[1], offset + i), block * R.block_size + i)
+    const slots = [...Array(R.block_size).keys()].map((i) => i < count ? input(from[0], from[1], offset + i, block * R.block_size + i)
       : make("span", "token empty", block * R.block_size + i));
     parts.push(make("div", "slots", null, slots));
   }
@@ -225,18 +234,18 @@ function drawQueues(step) {
 function drawBatch(step) {
   if (!step.rows.length) return put("rows", make("p", "hint", t("empty")));
   put("rows", ...step.rows.map((row) => {
-    const inputs = [...Array(row.count).keys()].map((i) => {
-      const input = piece(tokenAt(step, row.request, row.start + i), row.start + i);
-      if (i >= row.count - row.guesses.length) input.classList.add("guess");
-      return input;
-    });
+    const inputs = [...Array(row.count).keys()].map((i) => input(step, row.request, row.start + i, row.start + i));
     const line = make("div", "row", null, [
       chip(row.request),
       make("span", "what", ` ${t("positions")} ${span(row.start, row.count)} → ${t("slot")} ${runs(row.slots)}`),
       make("div", "", null, inputs),
     ]);
-    const right = row.guesses.filter((guess, i) => guess === row.tokens[i]).length;
-    if (row.guesses.length) line.append(make("div", "what", t("guesses")(row.guesses.length, right)));
+    if (row.guesses.length) line.append(make("div", "what", t("guesses")(row.guesses.length, right(row))));
+    if (row.num_allowed) {
+      const more = row.num_allowed - row.allowed.length;
+      const pieces = row.allowed.map((id) => piece(id));
+      line.append(make("div", "what allowed", null, [t("allowed")(row.num_allowed), ...pieces, more ? t("more")(more) : ""]));
+    }
     if (!row.num_logits) line.append(make("div", "what", t("chunk")));
     line.append(...row.tokens.map((token, i) => {
       const top = row.top[i], shown = top.some(([id]) => id === token) ? top : [...top, [token, row.probabilities[i]]];

@@ -210,7 +210,15 @@ class Recorder:
     def _on_choose(
         self, choose: Callable[..., list[list[int]]], schedule: list[ScheduledSequence], logits: Tensor
     ) -> list[list[int]]:
-        self._logits = logits
+        self._logits, first = logits, 0
+        # 语法此刻允许什么，要在选之前看：选中的 token 记下之后，它就往前走了。
+        # What a grammar allows now has to be looked at before the choice: it moves on once the token is recorded.
+        for row, planned in zip(self._step.rows, schedule):
+            if row.num_logits and planned.seq.guide is not None:
+                ids = planned.seq.guide.allowed()
+                best = logits[first, ids].topk(min(10, len(ids))).indices.tolist()
+                row.num_allowed, row.allowed = len(ids), [ids[i] for i in best]
+            first += row.num_logits
         return self._timed(self._step.phases, "sample", choose, schedule, logits)
 
     def _on_update(
@@ -349,7 +357,7 @@ class Recorder:
         config, tokenizer = runner.model_config, self.engine.tokenizer
         used = {token for seq in self.sequences.values() for token in seq.token_ids}
         for row in (row for step in self.steps for row in step.rows):
-            used |= {*row.guesses, *(token for top in row.top for token, _ in top)}
+            used |= {*row.guesses, *row.allowed, *(token for top in row.top for token, _ in top)}
         requests = {}
         for name, seq in self.sequences.items():
             outputs = seq.output_token_ids

@@ -4,6 +4,7 @@
 """
 
 import time
+from itertools import zip_longest
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -78,12 +79,25 @@ class Watch:
             for name in names:
                 queues.append(f" {name}", style=colours[name])
         rows = {row.request: row for row in step.rows}
-        table = Table("request 请求", "positions 位置", "sampled 采到", "text 文字", box=None)
+        guessing = ["guesses 猜测"] if recorder.engine.drafter else []
+        table = Table("request 请求", "positions 位置", *guessing, "sampled 采到", "text 文字", box=None)
         for name, seq in recorder.sequences.items():
             row = rows.get(name)
             positions = f"{row.start}–{row.start + row.count - 1}" if row else "-"
             tokenizer = recorder.engine.tokenizer
             tokens = " ".join(repr(tokenizer.decode_token(token)) for token in row.tokens) if row else ""
+            if row and row.num_allowed:
+                tokens += f" (允许 / allowed: {row.num_allowed})"
             text = tokenizer.decode(seq.output_token_ids)[-60:].replace("\n", " ")
-            table.add_row(Text(name, style=colours[name]), positions, Text(tokens or "-"), Text(printable(text)))
+            # 猜错的划掉：没有采到它，它后面的也作废。
+            # Wrong guesses are struck out: they were not sampled, and what follows them is void.
+            pairs = zip_longest(row.guesses, row.tokens[: len(row.guesses)]) if row else ()
+            guesses = Text(" ").join(
+                Text(repr(tokenizer.decode_token(guess)), "green" if guess == token else "strike dim")
+                for guess, token in pairs
+            )
+            cells = [guesses] if guessing else []
+            table.add_row(
+                Text(name, style=colours[name]), positions, *cells, Text(tokens or "-"), Text(printable(text))
+            )
         return Group(head, pool, queues, table)
