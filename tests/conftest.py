@@ -41,12 +41,12 @@ LLAMA3_SCALING = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto` 的进程数：每个核一个，至多 8 个，因为每个约占 1 GB 内存；有 GPU 时只用一个进程，显存只有一份。
+    """`-n auto` 的进程数：每个核一个，至多 4 个，因为每个到最后占两三 GB 内存；有 GPU 时只用一个进程，显存只有一份。
 
-    The processes of `-n auto`: one a core, but at most 8, for each takes about 1 GB of memory; with a GPU a single
-    process does it all, for there is but one memory of the GPU.
+    The processes of `-n auto`: one a core, but at most 4, for each grows to two or three GB of memory; with a GPU a
+    single process does it all, for there is but one memory of the GPU.
     """
-    return 0 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
+    return 0 if torch.cuda.is_available() else min(os.cpu_count() or 1, 4)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
