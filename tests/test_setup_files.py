@@ -76,7 +76,7 @@ def test_long(): pass
 }
 
 
-@pytest.mark.parametrize("share", ["", " -n 2"])
+@pytest.mark.parametrize("share", ["", " -n 1"])
 def test_the_second_pass_of_ci_runs_the_rest_and_skips_nothing(share: str, tmp_path: Path) -> None:
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8").replace("PYTHONPATH=.ci", f"PYTHONPATH={ROOT / '.ci'}")
     (function,) = re.findall(r"^only_the_rest\(\) .*$", ci, re.M)
