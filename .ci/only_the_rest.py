@@ -1,7 +1,12 @@
 """`.ci/run` 用的 pytest 插件：第一遍记下运行过的测试；第二遍只运行其余的，除 GPU 测试外一个也不许跳过。
 
+分成几个进程运行时，每个进程都加载它；测试的结果都报给主进程，由它写下记录。
+
 A pytest plugin for `.ci/run`: the first pass writes down the tests that ran; the second runs only the others, and
 nothing but GPU tests may be skipped in it.
+
+Where several processes share the tests, each of them loads it; all results are reported to the main process, which
+writes them down.
 """
 
 import os
@@ -11,12 +16,7 @@ from typing import Any
 
 import pytest
 
-# 有的测试自己也启动 pytest，那里面不该有这个插件。
-# Some tests start pytest themselves, and this plugin is not meant for those.
-for name in ("PYTEST_ADDOPTS", "PYTHONPATH"):
-    del os.environ[name]
-
-RECORD = Path(os.environ.pop("TESTS_THAT_RAN"))
+RECORD = Path(os.environ["TESTS_THAT_RAN"])
 FIRST_PASS = not RECORD.exists()
 
 ran: list[str] = []
@@ -27,6 +27,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     The second pass leaves out the tests that ran in the first.
     """
+    # 有的测试自己也启动 pytest，那里面不该有这个插件；pytest-xdist 的主进程不收集，它启动的进程还要靠这两个变量加载它。
+    # Some tests start pytest themselves, and this plugin is not meant for those; the main process of pytest-xdist
+    # collects nothing, and the processes that it starts need both variables to load it.
+    for name in ("PYTEST_ADDOPTS", "PYTHONPATH"):
+        del os.environ[name]
     if FIRST_PASS:
         return
     before = set(RECORD.read_text(encoding="utf-8").splitlines())
@@ -46,13 +51,11 @@ def fail_if_skipped(report: Any) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """一个测试的结果：记下运行过的，查没有运行的。
+    """一个测试的结果，由运行它的进程查看：跳过的只许是 GPU 测试。
 
-    The result of one test: those that ran are written down, those that did not are looked at.
+    The result of one test, looked at by the process that ran it: only GPU tests may be skipped.
     """
     report = yield
-    if report.when == "call" and not report.skipped:
-        ran.append(item.nodeid)
     return report if item.get_closest_marker("gpu") else fail_if_skipped(report)
 
 
@@ -65,10 +68,19 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     return fail_if_skipped((yield))
 
 
-def pytest_sessionfinish() -> None:
-    """第一遍结束时写下记录。
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """主进程收到全部结果，记下运行过的测试。
 
-    At the end of the first pass the record is written.
+    The main process gets all results and keeps the tests that ran.
     """
-    if FIRST_PASS:
+    if report.when == "call" and not report.skipped:
+        ran.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """第一遍结束时，主进程写下记录。
+
+    At the end of the first pass the main process writes the record.
+    """
+    if FIRST_PASS and not hasattr(session.config, "workerinput"):
         RECORD.write_text("\n".join(ran), encoding="utf-8")

@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# pytest-xdist 的进程已经占满所有核，每个进程再开线程只会互相等待；要在第一次导入 torch 之前设好，子进程也会继承它。
+# The processes of pytest-xdist fill all cores, and more threads would only wait for each other; it must be set before
+# torch is first imported, and child processes inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # 没有 GPU 时，Triton 核函数在 CPU 上解释执行；这个变量要在第一次导入 triton 之前设好，子进程也会继承它。
@@ -30,6 +37,16 @@ LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto` 的进程数：每个核一个，至多 4 个，因为每个到最后占两三 GB 内存；有 GPU 时只用一个进程，显存只有一份。
+
+    The processes of `-n auto`: one a core, but at most 4, for each grows to two or three GB of memory; with a GPU a
+    single process does it all, for there is but one memory of the GPU.
+    """
+    return 0 if torch.cuda.is_available() else min(os.cpu_count() or 1, 4)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

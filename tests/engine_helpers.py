@@ -467,11 +467,13 @@ def top_two(logits: Tensor, params: SamplingParams, seed: int, index: int) -> tu
         keep[order[params.top_k :]] = False
     if params.top_p < 1:
         left = scores.masked_fill(~keep, float("-inf")).softmax(-1)
-        total = 0.0
-        for token in left.sort(descending=True, stable=True).indices.tolist():
+        order = left.sort(descending=True, stable=True).indices
+        total, count = 0.0, 0
+        for probability in left[order].tolist():
             if total >= params.top_p:
-                keep[token] = False
-            total += float(left[token])
+                break
+            total, count = total + probability, count + 1
+        keep[order[count:]] = False
     noise = gumbel_noise(torch.tensor([seed]), torch.tensor([index]), logits.shape[-1])[0]
     best = (scores + noise).masked_fill(~keep, float("-inf")).topk(2)
     return int(best.indices[0]), float(best.values[0] - best.values[1])

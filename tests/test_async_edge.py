@@ -296,7 +296,7 @@ params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 async def last(stream):
     async for output in stream: pass
 async def main():
-    llm = AsyncLLM(device="cpu", num_kvcache_blocks=256, max_model_len=2048)
+    llm = AsyncLLM(device="cpu", num_kvcache_blocks=256, max_model_len=2048, max_num_batched_tokens=1200)
     tasks = [asyncio.create_task(last(llm.generate([i + 1] * 600, params))) for i in range(12)]
     await asyncio.sleep(WAIT)
     return llm, tasks

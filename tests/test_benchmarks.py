@@ -37,10 +37,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = ["--config", "assets/tiny-llama/config.json", "--device", "cpu", "--output-tokens", "4"]
     for name, options in {
         "workloads": ["--scale", "64"],
-        "first": [],
+        "first": ["--repeats", "1"],
         "compare_hf": [*tiny, "--dtype", "float32"],
         "quantization": [*tiny, "--transformers"],
-        "speculation": ["--model", "tiny-poet", "--draft-model", "tiny-poet-draft", "--device", "cpu"],
+        "speculation": ["--model", "tiny-poet", "--draft-model", "tiny-poet-draft", "--device", "cpu",
+                        "--output-tokens", "64"],
         "structured": ["--device", "cpu", "--output-tokens", "4"],
     }.items():
         command = [sys.executable, f"benchmarks/{name}.py", "--repeats", "2", "--json", str(folder / f"{name}-x.json")]

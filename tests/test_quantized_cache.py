@@ -540,13 +540,24 @@ def test_the_same_memory_holds_1_85_times_the_tokens() -> None:
 RISES = [({"kv_cache_dtype": "int8"}, 1.005), ({"quantization": "int8"}, 1.01), ({"quantization": "int4"}, 1.2)]
 
 
-@pytest.mark.parametrize("options, most", RISES)
-@pytest.mark.parametrize("model", ["tiny-llama", "tiny-poet"])
-def test_perplexity_hardly_rises(model: str, options: dict[str, str], most: float) -> None:
-    plain = make_llm(model)
+@pytest.fixture(scope="module", params=["tiny-llama", "tiny-poet"])
+def written(request: pytest.FixtureRequest) -> tuple[str, list[list[int]], float]:
+    """一个模型，它自己写的文本，以及它在上面的困惑度。
+
+    A model, the texts that it writes itself, and its perplexity on them.
+    """
+    plain = make_llm(request.param)
     texts = own_texts(plain, count=12, length=120)
+    return request.param, texts, perplexity(plain, texts)
+
+
+@pytest.mark.parametrize("options, most", RISES)
+def test_perplexity_hardly_rises(
+    written: tuple[str, list[list[int]], float], options: dict[str, str], most: float
+) -> None:
+    model, texts, before = written
     assert all(len(text) == 120 for text in texts)
-    before, after = perplexity(plain, texts), perplexity(make_llm(model, **options), texts)
+    after = perplexity(make_llm(model, **options), texts)
     assert before != after and after <= most * before
     assert before > 1.2
 

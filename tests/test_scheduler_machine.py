@@ -420,12 +420,19 @@ class LateMachine(SchedulerMachine):
             self.launched = None
 
 
-@pytest.mark.parametrize("machine", [SchedulerMachine, CollidingMachine, GuessingMachine, LateMachine])
-def test_scheduler_machine(machine: type[SchedulerMachine]) -> None:
+# 猜测的机器很少遇到抢占，所以平时也要 250 例。
+# The guessing machine meets few preemptions, so it always takes 250 examples.
+LESS = [(machine, 120) for machine in (SchedulerMachine, CollidingMachine, LateMachine)]
+MORE = [pytest.param(machine, 250, marks=pytest.mark.long) for machine, _ in LESS]
+
+
+@pytest.mark.parametrize(("machine", "examples"), [*LESS, (GuessingMachine, 250), *MORE])
+def test_scheduler_machine(machine: type[SchedulerMachine], examples: int) -> None:
+    machine.reached.clear()
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=250,
+            max_examples=examples,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -38,7 +38,7 @@ def test_requirements_admit_the_promised_versions() -> None:
     found = read_requirements("requirements.txt")
     assert set(found) == {
         "torch", "transformers", "safetensors", "xxhash", "numpy", "rich", "jinja2", "llguidance", "pytest",
-        "hypothesis",
+        "pytest-xdist", "hypothesis",
     }  # fmt: skip
     for version in ("2.11.0", "2.12.1", "2.13.0", "2.13.0+cpu"):
         assert version in found["torch"].specifier
@@ -61,6 +61,43 @@ def test_ci_runs_the_two_commands_of_the_readme() -> None:
     assert tools == set(read_requirements(".ci/requirements.txt"))
 
 
+TWO_FILES = {
+    "test_a.py": """
+import os, pytest
+def test_ran(): assert not {"PYTEST_ADDOPTS", "PYTHONPATH"} & set(os.environ)
+def test_lacks_a_tool(): pytest.skip("no tool")
+@pytest.mark.gpu
+def test_lacks_a_gpu(): pytest.skip("no GPU")
+@pytest.mark.long
+def test_long(): pass
+""",
+    "test_b.py": "import pytest; pytest.importorskip('no_such_package')",
+    "pytest.ini": "[pytest]\nmarkers =\n  gpu\n  long\naddopts = -m 'not long'\n",
+}
+
+
+@pytest.mark.parametrize("share", ["", " -n 1"])
+def test_the_second_pass_of_ci_runs_the_rest_and_skips_nothing(share: str, tmp_path: Path) -> None:
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8").replace("PYTHONPATH=.ci", f"PYTHONPATH={ROOT / '.ci'}")
+    (function,) = re.findall(r"^only_the_rest\(\) .*$", ci, re.M)
+    (tmp_path / ".venv").mkdir()
+    for name, text in TWO_FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    def run(arguments: str) -> str:
+        command = f"{sys.executable} -m pytest -q -p no:cacheprovider{share}{arguments}"
+        shell = ["bash", "-c", f'copy=. ; {function}\nonly_the_rest "{command}"']
+        lines = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+        return re.sub(r"(, \d+ deselected)?(, 1 error)? in .*", r"\2", lines[-1])
+
+    # 第一遍：跳过三处（两个测试，一个文件）；第二遍：缺 GPU 的仍可跳过，缺工具的和缺包的文件都算失败。
+    # The first pass skips in three places, two tests and a file; in the second only the test without a GPU may be
+    # skipped, and the one without its tool and the file without its package fail.
+    assert run("") == "1 passed, 3 skipped"
+    assert (tmp_path / ".venv/ran").read_text() == "test_a.py::test_ran"
+    assert run(" -m '' --continue-on-collection-errors") == "1 failed, 1 passed, 1 skipped, 1 error"
+
+
 # ---- README ----
 
 
@@ -74,7 +111,7 @@ def test_readmes_begin_with_the_two_commands() -> None:
     assert [body for _, body in blocks[:2]] == [
         "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
         " && .venv/bin/python mini_llama.py --backend torch",
-        ".venv/bin/python -m pytest -q",
+        ".venv/bin/python -m pytest -q -n auto --dist worksteal",
     ]
 
 

@@ -219,7 +219,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [d.text for d in verse + glosses]
     training.train_tokenizer(texts, 400).save(str(folder / "tokenizer.json"))
     options = "--device cpu --steps 3 --draft-steps 3 --rows 1 --row 128 --continuations 8 --workers 1"
-    assert train_tiny_poet.main(["--out", str(folder), "--corpus", str(folder), *options.split()]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_tiny_poet, "LONGEST", 24)
+        assert train_tiny_poet.main(["--out", str(folder), "--corpus", str(folder), *options.split()]) == 0
     return folder
 
 
@@ -247,11 +249,14 @@ def test_folders_are_read_by_the_engine_and_by_transformers(trained: Path) -> No
     assert tokenizers[0] == tokenizers[1]
 
 
-def test_evaluation_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_runs(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """评测走完全程，每张表都有数。
 
     The evaluation runs through, and every table has its numbers.
     """
+    monkeypatch.setattr(eval_tiny_poet, "LENGTH", 12)
     models = ["--model", str(trained / "tiny-poet"), "--draft", str(trained / "tiny-poet-draft")]
     assert eval_tiny_poet.main([*models, "--corpus", str(trained), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
