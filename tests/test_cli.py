@@ -167,7 +167,7 @@ def test_sampling_options_reach_the_engine_and_the_seed_fixes_the_answer(
 ) -> None:
     seen = []
     real = mini_llama.LLM.chat
-    monkeypatch.setattr(mini_llama.LLM, "chat", lambda self, c, p: seen.append(p) or real(self, c, p))
+    monkeypatch.setattr(mini_llama.LLM, "chat", lambda self, c, p, **o: seen.append(p) or real(self, c, p, **o))
     options = ["--temperature", "1.5", "--top-p", "0.9", "--top-k", "7", "--max-tokens", "9"]
 
     def answer(seed: str) -> str:
