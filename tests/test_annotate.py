@@ -265,6 +265,7 @@ def test_language_switch(site: Path, browser: Browser, visible: Callable[[], tup
     assert browser.errors == []
 
 
+@pytest.mark.long
 def test_every_page_fits_the_window(site: Path, pages: dict[str, Page], browser: Browser) -> None:
     wide = []
     for page in sorted(pages):

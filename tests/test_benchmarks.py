@@ -54,6 +54,7 @@ def load(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.long
 def test_every_workload_runs(results: Path, scripts: None) -> None:
     from workloads import WORKLOADS
 
@@ -81,6 +82,7 @@ def test_workloads_have_their_sizes(scripts: None) -> None:
         assert all(f"`{name}`" in chapter for name in WORKLOADS)
 
 
+@pytest.mark.long
 def test_first_requests_are_measured_on_both_caches(results: Path, scripts: None) -> None:
     from first import KINDS
 
@@ -91,6 +93,7 @@ def test_first_requests_are_measured_on_both_caches(results: Path, scripts: None
             assert all(0 < times["first_token_ms"][key] < times["all_tokens_ms"][key] for key in ("first", "later"))
 
 
+@pytest.mark.long
 def test_both_sides_of_the_comparison_write_the_same_tokens(results: Path, scripts: None) -> None:
     from compare_hf import equal_tokens
 
@@ -102,6 +105,7 @@ def test_both_sides_of_the_comparison_write_the_same_tokens(results: Path, scrip
     assert all(row["equal_tokens"] >= 0.9 for row in rows)
 
 
+@pytest.mark.long
 def test_quantized_weights_and_caches_are_smaller(results: Path, scripts: None) -> None:
     rows = {row["name"]: row for row in load(results / "quantization-x.json")["results"]}
     assert list(rows) == ["bfloat16", "int8", "int4", "int4, KV int8", "transformers"]
@@ -116,6 +120,7 @@ def test_quantized_weights_and_caches_are_smaller(results: Path, scripts: None) 
     assert rows["int4, KV int8"]["kv_bytes"] / rows["int4"]["kv_bytes"] == 36 / 64
 
 
+@pytest.mark.long
 def test_guesses_save_steps(results: Path, scripts: None) -> None:
     rows = {row["name"]: row for row in load(results / "speculation-x.json")["results"]}
     assert list(rows) == ["no guesses", "n-grams", "draft model"]
@@ -144,6 +149,7 @@ def test_an_oracle_is_right_as_often_as_it_says(scripts: None) -> None:
     assert abs(sum(kept) / 2000 - (1 + sum(RIGHT**i for i in range(1, 5)))) < 0.1 and set(kept) == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.long
 def test_grammars_are_measured_beside_none(results: Path) -> None:
     rows = load(results / "structured-x.json")["results"]
     assert [row["name"] for row in rows if "compile_ms" in row] == ["regex", "JSON schema", "largest"]
@@ -166,6 +172,7 @@ def test_the_docs_show_the_results_that_are_there(scripts: None) -> None:
     assert all(each["scale"] == 1 for each in report.load("workloads"))
 
 
+@pytest.mark.long
 def test_report_of_new_results(results: Path, scripts: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """新的结果一放进来，表和图里就都有，缺的是一横。
     New results, once they are there, stand in the tables and the plot, with a dash for what is missing.

@@ -173,6 +173,7 @@ def test_python_blocks_can_be_pasted(chapter: str) -> None:
         assert not typed, f"docs/en/{chapter}.md:{block.first}: a blank line has to end the block"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "block",
     [

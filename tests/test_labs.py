@@ -329,12 +329,10 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "TMPDIR": str(folder), "COLUMNS": "120"}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
+def run_all(every: list[Any], folder: Path) -> list[tuple[int, str]]:
     """全部运行的（退出码，输出）。
     (exit code, output) of all runs.
     """
-    folder = tmp_path_factory.mktemp("labs")
 
     def run(half: list[Any]) -> list[tuple[int, str]]:
         process = subprocess.run(
@@ -346,13 +344,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
 
     # 单数的一半和双数的一半同时跑：CI 有 2 个核。
     # The odd half and the even half run at the same time: CI has 2 cores.
-    every: list[Any] = [(arguments, None) for arguments, _, _ in RUNS]
-    every += [(lab.split(), [where, right, wrong]) for lab, where, right, wrong, _ in MISTAKES]
     with ThreadPoolExecutor(2) as pool:
         even, odd = pool.map(run, (every[::2], every[1::2]))
     together: list[tuple[int, str]] = [(0, "")] * len(every)
     together[::2], together[1::2] = even, odd
     return together
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
+    return run_all([(arguments, None) for arguments, _, _ in RUNS], tmp_path_factory.mktemp("labs"))
+
+
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
+    every = [(lab.split(), [where, right, wrong]) for lab, where, right, wrong, _ in MISTAKES]
+    return run_all(every, tmp_path_factory.mktemp("mistakes"))
 
 
 def test_there_are_fourteen_labs() -> None:
@@ -370,9 +377,10 @@ def test_a_lab_says_what_it_promises(results: Any, index: int) -> None:
         assert re.search(r"[\u4e00-\u9fff]", out), "the output is in both languages"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("index", range(len(MISTAKES)), ids=[f"{each[0]}: {each[3].strip()}" for each in MISTAKES])
-def test_a_lab_finds_the_mistake_and_says_where(results: Any, index: int) -> None:
-    code, out = results[len(RUNS) + index]
+def test_a_lab_finds_the_mistake_and_says_where(mistakes: Any, index: int) -> None:
+    code, out = mistakes[index]
     says = MISTAKES[index][4]
     assert code == 1, out
     for each in says:
@@ -483,11 +491,12 @@ def test_labs_keep_the_comment_rules() -> None:
     assert process.returncode == 0, process.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_page_quotes_what_a_check_says(results: Any, language: str) -> None:
+def test_the_page_quotes_what_a_check_says(mistakes: Any, language: str) -> None:
     text = (ROOT / "docs" / language / "labs.md").read_text(encoding="utf-8")
     quoted = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    assert len(quoted) == 1 and any(quoted[0] in out for _, out in results[len(RUNS) :])
+    assert len(quoted) == 1 and any(quoted[0] in out for _, out in mistakes)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
