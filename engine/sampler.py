@@ -153,9 +153,6 @@ class Sampler:
             tokens: 每个 logits 对应一个；one for each of those logits
             logprobs: `draw` 的返回值；what `draw` returned
         """
-        # 拷一份 NumPy 数组：页锁定的内存还回去给下一步用；一行一个视图，不造成千个 Python 对象。
-        # Copied into a NumPy array, so that pinned memory goes back for the next step; a view a row, and not thousands
-        # of Python objects.
         # 拷成 NumPy 数组，一行一个视图：不造成千的 Python 对象，页锁定的内存也让给下一步。
         # Copied into a NumPy array with a view for each row: no thousands of Python objects, and pinned memory is left
         # to the next step.

@@ -134,8 +134,8 @@ class Sequence:
         # append to the same list.
         return replace(
             self, index=index, seed=(self.seed + index) % 2**63, token_ids=self.prompt_token_ids, block_table=[],
-            block_keys=[], draft_ids=[], logprobs=self.logprobs and self.logprobs[:0], metrics=replace(self.metrics),
-            guide=self.guide and self.guide.copy(),
+            block_keys=[], draft_ids=[], logprobs=None if self.logprobs is None else self.logprobs[:0],
+            metrics=replace(self.metrics), guide=self.guide and self.guide.copy(),
         )
 
     def inputs(self, start: int, end: int) -> list[int]:

@@ -117,6 +117,20 @@ def test_the_overlapped_loop(
         assert all(len(each.logprobs or each.token_ids) == len(each.token_ids) for each in output.outputs)
 
 
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_each_output_has_its_own_reports(folder: Path, overlapped: bool) -> None:
+    llm = make_llm(folder, overlapped=overlapped, **ROOMY)
+    params = SamplingParams(temperature=1.0, seed=3, n=3, max_tokens=9, logprobs=1, ignore_eos=True)
+    prompt = list(range(5, 45))
+    (together,) = llm.generate([prompt], params, progress=False)
+    for index, each in enumerate(together.outputs):
+        alone = llm.generate([prompt], replace(params, n=1, seed=3 + index), progress=False)[0].outputs[0]
+        assert each.token_ids == alone.token_ids and each.logprobs is not None and len(each.logprobs) == 9
+        for token, report, other in zip(each.token_ids, each.logprobs, alone.logprobs or [], strict=True):
+            assert report[token].logprob == pytest.approx(other[token].logprob, abs=2e-3)
+        assert each.cumulative_logprob == pytest.approx(alone.cumulative_logprob, abs=2e-2)
+
+
 def test_a_drawn_seed_counts_up_as_well(folder: Path) -> None:
     llm = make_llm(folder, overlapped=False, **ROOMY)
     params = SamplingParams(temperature=1.2, max_tokens=12, ignore_eos=True, n=3)
