@@ -23,8 +23,10 @@ from torch import Tensor
 
 from engine import block_key
 from engine.block_manager import BlockManager
+from engine.drafters import Drafter
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
+from engine.sampler import Sampler
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, Scheduler
 from engine.sequence import Sequence
@@ -388,24 +390,28 @@ def add_guesses(engine: LLMEngine, plain: Run, kind: str) -> Counter[str]:
 
     Before each step every sequence gets guesses after the outputs of `plain`: right, wrong, or right and then wrong.
     """
-    rng, seen, real_plan, real_read = random.Random(3), Counter[str](), engine.plan, engine.sampler.read
+    rng, seen, real_read = random.Random(3), Counter[str](), engine.sampler.read
 
-    def plan() -> list[ScheduledSequence]:
-        for seq in engine.scheduler.running:
+    class Told(Drafter):
+        def propose(self, running: list[Sequence]) -> None:
+            for seq in running:
+                seq.draft_ids = self.guess(seq)
+
+        def guess(self, seq: Sequence) -> list[int]:
             answer = plain.tokens[int(seq.request_id)][seq.num_output_tokens :]
             right = answer[: rng.randint(0, 6)] if kind != "wrong" else []
             wrong = [(token + 1) % 2000 for token in answer[len(right) :][: rng.randint(0, 3)]]
-            seq.draft_ids = right + wrong if kind != "right" else right
-        schedule = real_plan()
-        seen["guesses"] += sum(len(row.seq.draft_ids) for row in schedule)
-        return schedule
+            return right + wrong if kind != "right" else right
+
+        def complete(self, schedule: list[ScheduledSequence], sampler: Sampler) -> None:
+            seen["guesses"] += sum(len(row.seq.draft_ids) for row in schedule)
 
     def read(*arguments: Any) -> list[list[int]]:
         token_ids = real_read(*arguments)
         seen["right"] += sum(max(len(tokens) - 1, 0) for tokens in token_ids)
         return token_ids
 
-    engine.plan, engine.sampler.read = plan, read  # type: ignore[method-assign]
+    engine.drafter, engine.sampler.read = Told(9), read  # type: ignore[method-assign]
     return seen
 
 

@@ -25,7 +25,6 @@ from engine.gpu.decode_graphs import DecodeGraphs
 from engine.gpu.kernel_sampler import KernelSampler
 from engine.gpu.overlapped_engine import OverlappedEngine
 from engine.llm_engine import LLMEngine
-from engine.outputs import RequestOutput
 from engine.scheduler import ScheduledSequence
 from engine.sequence import PENDING_TOKEN, Sequence
 from layers.activation import silu_and_mul
@@ -130,24 +129,6 @@ def assert_nothing_kept(engine: OverlappedEngine) -> None:
     assert engine.graphs.lanes == {} and sorted(engine.graphs.free_lanes) == list(range(len(engine.graphs.tables)))
     assert engine.sampler.rows == {}
     assert sorted(engine.sampler.free_rows) == list(range(engine.sampler.counts.shape[1]))
-
-
-def collect_at_once(engine: OverlappedEngine) -> None:
-    """每一步都取回结果再安排下一步：有猜测时必须如此，因为猜对几个决定了下一步算什么。
-
-    Collect each step before the next is planned, as guesses require: how many were right decides what comes next.
-    """
-
-    def step() -> list[RequestOutput]:
-        schedule = engine.plan()
-        tokens, chosen, logprobs = engine._forward_and_sample(schedule)
-        engine.sampled = tokens
-        drawn = tokens.tolist()
-        counts = [(row.seq, row.num_logits) for row in schedule]
-        token_ids = engine.sampler.read(counts, [drawn[row] for row in chosen], logprobs)
-        return engine.record(schedule, token_ids, engine.scheduler.update(schedule, token_ids))
-
-    engine.step = step  # type: ignore[method-assign]
 
 
 def poison(llm: LLM) -> None:

@@ -26,7 +26,7 @@ from engine_helpers import (
     run_requests,
     small_model_folder,
 )
-from overlap_helpers import assert_drained, assert_nothing_kept, collect_at_once, poison, run_overlapped
+from overlap_helpers import assert_drained, assert_nothing_kept, poison, run_overlapped
 
 from backends import backend_status, choose_backend
 from engine.gpu.overlapped_engine import OverlappedEngine
@@ -248,7 +248,6 @@ def test_rows_with_guesses(folder: Path, requests: list[Request], plain: Run, na
     llm = make_llm(folder, strict=True, **VARIANTS[name])
     assert isinstance(llm.engine, OverlappedEngine)
     spy, seen = GraphSpy(llm), add_guesses(llm.engine, plain, kind)
-    collect_at_once(llm.engine)
     outputs = llm.generate([r.prompt for r in requests], [r.params for r in requests], progress=False)
     assert assert_equal_or_close_call(plain, Run(outputs, plain.seeds), requests) <= 3
     assert spy.finite and len(spy.rows) > 3 and seen["right"] > 50
