@@ -47,9 +47,9 @@ class LLMEngine:
         setup = config.resolve()
         self.tokenizer = Tokenizer(setup.folder)
         defaults, eos_token_ids = load_generation_config(setup.folder, setup.model_config)
-        # 谁来猜后面的 token；不猜就是 None，它的代码一行也不执行。草稿模型小，先装。
-        # Who guesses the tokens that follow; None if nobody does, and not a line of that runs. A draft model is small
-        # and is loaded first.
+        # 谁来猜后面的 token；没有要求就是 None，以后每步只多看它一眼。草稿模型小，先装。
+        # Who guesses the tokens that follow; None if not asked for, and all that a step does then is to see that. A draft
+        # model is small and is loaded first.
         self.drafter = create_drafter(setup, self.tokenizer)
         self.model_runner = ModelRunner(setup, on_progress)
         vocab_size = setup.model_config.vocab_size
