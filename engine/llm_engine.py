@@ -48,8 +48,8 @@ class LLMEngine:
         self.tokenizer = Tokenizer(setup.folder)
         defaults, eos_token_ids = load_generation_config(setup.folder, setup.model_config)
         # 谁来猜后面的 token；没有要求就是 None，以后每步只多看它一眼。草稿模型小，先装。
-        # Who guesses the tokens that follow; None if not asked for, and all that a step does then is to see that. A draft
-        # model is small and is loaded first.
+        # Who guesses the tokens that follow; None if not asked for, and all that a step does then is to see that. A
+        # draft model is small and is loaded first.
         self.drafter = create_drafter(setup, self.tokenizer)
         self.model_runner = ModelRunner(setup, on_progress)
         vocab_size = setup.model_config.vocab_size
