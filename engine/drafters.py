@@ -35,6 +35,10 @@ from engine.validation import is_int, naming
 # More guesses a step are of no use: the chance that all are right dwindles, and each one is computed. Nor are longer
 # pieces to look up: they hardly ever repeat, and each length is an entry more for every token.
 MAX_DRAFT_TOKENS: Final = 32
+# 有猜测时，CUDA graph 的行数到此为止，除非序列本来就更多：256 行的一步，时间多半已经花在计算上，猜测不划算。
+# With guesses CUDA graphs end at so many rows, unless there are more sequences: a step of 256 mostly computes, and
+# guesses do not pay.
+_MAX_GRAPH_ROWS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,13 @@ class Drafter(ABC):
         How many blocks there are is known once memory is measured: who needs a cache takes it here.
         """
 
+    def max_rows(self, max_num_seqs: int) -> int:
+        """CUDA graph 最多要几行：每个猜测也占一行，人少时都装得下。
+
+        Rows that CUDA graphs want at most: a guess takes one as well, and with few sequences all fit.
+        """
+        return max(max_num_seqs, min(max_num_seqs * (1 + self.num_draft_tokens), _MAX_GRAPH_ROWS))
+
     def propose(self, running: list[Sequence]) -> None:
         """调度之前：给只差 1 个 token 的序列写上猜测，调度器会裁到用得上、放得下的个数。
 
@@ -129,11 +140,20 @@ class Drafter(ABC):
         has room.
         """
         for seq in running:
-            # 提示词还没算完的不猜；还有谁不能猜、能猜几个，由 `Scheduler._fit_drafts` 决定。
-            # No guesses for a prompt that is unfinished; who else may have none, and how many, `Scheduler._fit_drafts`
-            # decides.
-            if seq.num_computed_tokens + 1 == seq.num_tokens:
+            # 提示词还没算完的不猜，末尾的 token 还没读到的也不猜；还有谁不能猜、能猜几个，由 `Scheduler._fit_drafts`
+            # 决定。
+            # No guesses for a prompt that is unfinished, nor where the last token has not been read; who else may have
+            # none, and how many, `Scheduler._fit_drafts` decides.
+            if seq.num_computed_tokens + 1 == seq.num_tokens and not seq.num_pending_tokens:
                 seq.draft_ids = self.guess(seq)
+
+    def awaits(self, running: list[Sequence]) -> bool:
+        """重叠循环问：下一步要不要猜？要猜，就得先读到在途的 token。
+
+        The overlapped loop asks whether the next step wants guesses, for then the tokens in flight have to be read
+        first.
+        """
+        return True
 
     @abstractmethod
     def guess(self, seq: Sequence) -> list[int]:
@@ -172,25 +192,26 @@ class NgramIndex:
         self.ends: dict[tuple[int, ...], int] = {}
         self.num_indexed = 0
 
-    def follow(self, token_ids: list[int], count: int) -> list[int]:
-        """末尾的几个 token 以前最早在哪里出现过，那里后面接着什么；先找长的，都没有就是空的。
+    def follow(self, token_ids: list[int], count: int, num_pending: int = 0) -> list[int]:
+        """末尾的几个 token 以前最早在哪里出现过，那里后面接着什么；先找长的，都没有就是空的。还没读到的不看。
 
         Where the last tokens stood first, and what followed there; longer ones are tried first, empty if none stood
-        anywhere.
+        anywhere. Those that are not read yet are left out.
 
             tokens [7, 8, 9, 7, 8]   (7, 8) -> 2   (8, 9) -> 3   (9, 7) -> 4   (7, 8, 9) -> 3   (8, 9, 7) -> 4
             the end is (7, 8), which stood at 2   ->   follow [9, 7, 8]
         """
         # 末尾自己不登记，否则查到的总是它自己；下一步来了新 token，它才成为“以前的”。
         # The end itself is left out, or it would always find itself; with the next step's tokens it becomes the past.
-        for end in range(self.num_indexed + 1, len(token_ids)):
+        known = len(token_ids) - num_pending
+        for end in range(self.num_indexed + 1, known):
             for size in self.sizes:
                 if size <= end:
                     self.ends.setdefault(tuple(token_ids[end - size : end]), end)
-        self.num_indexed = len(token_ids) - 1
+        self.num_indexed = known - 1
         for size in reversed(self.sizes):
-            if end := self.ends.get(tuple(token_ids[-size:]), 0):
-                return token_ids[end : end + count]
+            if end := self.ends.get(tuple(token_ids[max(known - size, 0) : known]), 0):
+                return token_ids[end : min(end + count, known)]
         return []
 
 
@@ -212,8 +233,16 @@ class NgramDrafter(Drafter):
         """
         if seq.draft_state is None:
             seq.draft_state = NgramIndex(*self.sizes)
-        follow: list[int] = seq.draft_state.follow(seq.token_ids, self.num_draft_tokens)
-        return follow
+        index: NgramIndex = seq.draft_state
+        return index.follow(seq.token_ids, self.num_draft_tokens, seq.num_pending_tokens)
+
+    def awaits(self, running: list[Sequence]) -> bool:
+        """读到的 token 里有了重复，才值得等：不重复的文字，就与不猜时一样快，只是重复刚开始时晚猜一步。
+
+        Only a repetition in what has been read is worth the wait: text without any is as fast as without guesses, and a
+        repetition that sets in is guessed one step later.
+        """
+        return any([self.guess(seq) for seq in running])
 
 
 class ModelDrafter(Drafter):

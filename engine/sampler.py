@@ -156,7 +156,7 @@ class Sampler:
         # 拷成 NumPy 数组，一行一个视图：不造成千的 Python 对象，页锁定的内存也让给下一步。
         # Copied into a NumPy array with a view for each row: no thousands of Python objects, and pinned memory is left
         # to the next step.
-        reports: Any = () if logprobs is None else logprobs.numpy().copy()
+        reports: Any = () if logprobs is None else logprobs.numpy(force=True).copy()
         token_ids, end, told = [], 0, 0
         for seq, count in rows:
             # 每行是一个列表，不是一个数：有的行没有 token，猜对了的行有好几个。

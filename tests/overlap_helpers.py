@@ -238,7 +238,8 @@ def make_graphs(engine: LLMEngine, max_num_seqs: int) -> DecodeGraphs:
     sampler = KernelSampler(runner.kernels, vocab_size, max_num_seqs, runner.device)
     engine.sampler = sampler
     with pytest.MonkeyPatch.context() as patch, no_cuda(patch):
-        graphs = DecodeGraphs(runner, engine.pool, sampler)
+        rows = engine.drafter.max_rows(max_num_seqs) if engine.drafter else max_num_seqs
+        graphs = DecodeGraphs(runner, engine.pool, sampler, rows)
     for size, recording in graphs.graphs.items():
 
         @torch.inference_mode()

@@ -126,9 +126,13 @@ def skinny_linear(
     num_outputs, size = weight.shape
     out = torch.empty(x.shape[0], num_outputs // 2 if gated else num_outputs, dtype=x.dtype, device=x.device)
     block_m = max(16, triton.next_power_of_2(x.shape[0]))
-    block_n, block_k, num_splits, num_warps, num_stages = choose_tiles(num_outputs, size, block_m)
-    tiles = triton.cdiv(num_outputs, block_n)
     *parts, bits = parts_of(weight)
+    block_n, block_k, num_splits, num_warps, num_stages = choose_tiles(num_outputs, size, block_m)
+    # 64 行、4 个 warp 时，Hopper 用异步的矩阵指令，而 Triton 3.6 不等它读完上一批还原的权重就写下一批：2 个 warp 用同步的。
+    # With 64 rows and 4 warps Hopper takes asynchronous matrix instructions, and Triton 3.6 writes the next restored
+    # weights before the last are read: 2 warps take the synchronous ones.
+    num_warps = 2 if bits == 4 and block_m == 64 else num_warps
+    tiles = triton.cdiv(num_outputs, block_n)
     partial = out
     if num_splits > 1:
         partial = torch.empty(tiles * num_splits * block_m * block_n, dtype=torch.float32, device=x.device)

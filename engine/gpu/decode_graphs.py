@@ -44,13 +44,13 @@ _FIRST_SAMPLING = len(_COLUMNS) - len(SAMPLING_COLUMNS)
 _MAX_REREAD_TOKENS = 65536
 
 
-def graph_sizes(max_num_seqs: int) -> list[int]:
-    """录哪几种批大小：1、2、4，然后每 8 一档，最后一档就是 `max_num_seqs`，不管它是不是 8 的倍数。
+def graph_sizes(max_rows: int) -> list[int]:
+    """录哪几种批大小：1、2、4，然后每 8 一档，最后一档就是 `max_rows`，不管它是不是 8 的倍数。
 
-    Which batch sizes to record: 1, 2, 4, then every 8, and at last `max_num_seqs`, be it a multiple of 8 or not.
+    Which batch sizes to record: 1, 2, 4, then every 8, and at last `max_rows`, be it a multiple of 8 or not.
     """
-    sizes = {1, 2, 4, *range(8, max_num_seqs, 8), max_num_seqs}
-    return sorted(size for size in sizes if size <= max_num_seqs)
+    sizes = {1, 2, 4, *range(8, max_rows, 8), max_rows}
+    return sorted(size for size in sizes if size <= max_rows)
 
 
 @dataclass(slots=True)
@@ -76,27 +76,27 @@ class DecodeGraphs:
     The graphs of all batch sizes, and the buffers that they share.
 
     Attributes:
-        sampled: [max_num_seqs] int64，最近一步的 token，下一步从这里取输入；
+        sampled: [max_rows] int64，最近一步的 token，下一步从这里取输入；
             the tokens of the latest step; the next step reads its input ids from here
     """
 
     def __init__(
-        self, runner: ModelRunner, pool: KVPool, sampler: KernelSampler,
+        self, runner: ModelRunner, pool: KVPool, sampler: KernelSampler, max_rows: int,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.runner, self.sampler, self.block_size = runner, sampler, pool.block_size
         max_num_seqs = len(sampler.masks)
-        self.sizes = graph_sizes(max_num_seqs)
+        self.sizes = graph_sizes(max_rows)
         device = runner.device
         # 最后一列放上一步采到的 token：它与来自主机的 `input_ids` 在同一块内存里，一次查表就能取齐一批输入。
         # The last column keeps the tokens sampled last: in one memory with the host's `input_ids`, so that one look-up
         # gathers the inputs of a batch.
-        self.inputs = torch.zeros(len(_COLUMNS) + 1, max_num_seqs, dtype=torch.int64, device=device)
+        self.inputs = torch.zeros(len(_COLUMNS) + 1, max_rows, dtype=torch.int64, device=device)
         self.sampled = self.inputs[-1]
         self.empty = torch.zeros(1, dtype=torch.int32, device=device)
         # 两份页锁定的主机缓冲区轮流用：上一份可能还在拷贝途中，不能马上覆盖。
         # Two pinned host buffers take turns: the one before may still be on its way and must not be overwritten.
-        self.staging = torch.zeros(2, len(_COLUMNS), max_num_seqs, dtype=torch.int64, device="cpu", pin_memory=True)
+        self.staging = torch.zeros(2, len(_COLUMNS), max_rows, dtype=torch.int64, device="cpu", pin_memory=True)
         self.turn = 0
         # 块表常驻设备，一条序列一条（lane）；每步只送新增的表项。
         # Block tables stay on the device, a lane a sequence; each step sends only new cells.

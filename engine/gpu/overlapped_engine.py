@@ -60,6 +60,14 @@ class LaunchedStep:
     logprobs: Tensor | None
     ready: torch.cuda.Event | None
 
+    @property
+    def has_guesses(self) -> bool:
+        """有没有哪一行带着猜测。
+
+        Whether any row has guesses.
+        """
+        return max(self.counts) > 1
+
 
 def copy_to_host(tensor: Tensor) -> Tensor:
     """拷到页锁定内存，不等它完成；只有页锁定的内存才能这样拷。
@@ -94,7 +102,7 @@ class OverlappedEngine(LLMEngine):
         runner = self.model_runner
         if records_graphs(runner.device, runner.backend.supports_cuda_graphs, runner.kernels):
             assert isinstance(self.sampler, KernelSampler)
-            self.graphs = DecodeGraphs(runner, self.pool, self.sampler, on_progress)
+            self.graphs = DecodeGraphs(runner, self.pool, self.sampler, self._max_rows(config.max_num_seqs), on_progress)
         elif runner.device.type == "cuda":
             logger.warning(
                 "backend '%s' cannot be recorded in CUDA graphs, its kernels are launched one by one "
@@ -112,8 +120,7 @@ class OverlappedEngine(LLMEngine):
         """
         if setup.kernels is None or not setup.kernels.has_sampler:
             return super().create_sampler(setup)
-        vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
-        return KernelSampler(setup.kernels, vocab_size, most, setup.device)
+        return KernelSampler(setup.kernels, setup.model_config.vocab_size, setup.config.max_num_seqs, setup.device)
 
     def reserved_bytes(self, setup: EngineSetup) -> int:
         """图的中间结果留在图里，不还给别人；各档的图轮流用同一块，够最大的一档就行。
@@ -125,7 +132,14 @@ class OverlappedEngine(LLMEngine):
         # 最大的是 logits，别的合起来也不比它大。例：Qwen3-0.6B，256 行：2 * 256 * 151936 * 2 字节，约 156 MB。
         # The largest is the logits, and the rest together is no larger. Example: Qwen3-0.6B with 256 rows takes
         # 2 * 256 * 151936 * 2 bytes, some 156 MB.
-        return 2 * setup.config.max_num_seqs * setup.model_config.vocab_size * setup.dtype.itemsize
+        return 2 * self._max_rows(setup.config.max_num_seqs) * setup.model_config.vocab_size * setup.dtype.itemsize
+
+    def _max_rows(self, max_num_seqs: int) -> int:
+        """最大的图有几行：一条序列一行，猜测另外要。
+
+        Rows of the largest graph: one a sequence, and guesses want some besides.
+        """
+        return self.drafter.max_rows(max_num_seqs) if self.drafter else max_num_seqs
 
     def has_unfinished(self) -> bool:
         """已发出的一步，也要取回结果才算完。
@@ -150,18 +164,21 @@ class OverlappedEngine(LLMEngine):
         # 断点停在这里看 `self.scheduler.running[0].token_ids`：末尾的 -1 就是还没读到的 token。
         # Stop here and look at `self.scheduler.running[0].token_ids`: a -1 at the end is a token not read yet.
         previous, self.launched = self.launched, self._launch()
-        # 有人猜测时，这一步自己也马上取回：猜对几个，要等 token 到了主机才知道。
-        # With guesses this very step is collected, too: how many were right is known when the tokens are on the host.
-        if self.drafter is not None:
+        # 带着猜测的一步马上取回：猜对几个，要等 token 到了主机才知道。有猜测，上一步就已经取回了。
+        # A step with guesses is collected at once: how many were right is known when the tokens are on the host. Where
+        # there are guesses, the step before has been collected.
+        if self.launched and self.launched.has_guesses:
             previous, self.launched = self.launched, None
         return outputs + (self._collect(previous) if previous else [])
 
     def collects_first(self) -> bool:
-        """下一步取决于在途的一步选了哪些 token：语法的掩码要等它。
+        """下一步取决于在途的一步选了哪些 token：语法的掩码要等它，猜测也要等它。
 
-        Whether the next step depends on which tokens the step in flight has chosen: a grammar's mask waits for them.
+        Whether the next step depends on which tokens the step in flight has chosen: a grammar's mask waits for them,
+        and so do guesses.
         """
-        return any(seq.guide is not None for seq in self.scheduler.running)
+        running, drafter = self.scheduler.running, self.drafter
+        return any(seq.guide is not None for seq in running) or (drafter is not None and drafter.awaits(running))
 
     def _launch(self) -> LaunchedStep | None:
         """安排并发出一步，不等结果；没有可安排的（都在等 token）就返回 None。
@@ -175,6 +192,7 @@ class OverlappedEngine(LLMEngine):
             return None
         counts = [row.num_logits for row in schedule]
         tokens, rows, logprobs = self._forward_and_sample(schedule)
+        step = LaunchedStep(schedule, counts, rows, tokens, logprobs, None)
         self.sampled = tokens
         # 记下每个序列的 token 在这一步结果里的行号：下一步要从那里取输入。
         # Note where each sequence's token stands among this step's: the next step takes its input from there.
@@ -185,17 +203,17 @@ class OverlappedEngine(LLMEngine):
         # `_collect` fills in.
         # 带着猜测时，要等比过了才知道几个，由 `_collect` 一起记。
         # With guesses it takes the comparison to know how many: then `_collect` counts them.
-        if self.drafter is None:
+        if not step.has_guesses:
             self.scheduler.advance(schedule, counts)
         if tokens.device.type == "cpu":
-            return LaunchedStep(schedule, counts, rows, tokens, logprobs, None)
+            return step
         # 拷贝是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。
         # The copies are asynchronous and the event tells when they have arrived; a `synchronize` would wait for the
         # next step as well.
-        tokens, logprobs = copy_to_host(tokens), None if logprobs is None else copy_to_host(logprobs)
-        ready = torch.cuda.Event()
-        ready.record()
-        return LaunchedStep(schedule, counts, rows, tokens, logprobs, ready)
+        step.tokens, step.logprobs = copy_to_host(tokens), None if logprobs is None else copy_to_host(logprobs)
+        step.ready = torch.cuda.Event()
+        step.ready.record()
+        return step
 
     # 图的缓冲区就地改写；为什么要在推断模式里，见 `Sampler.draw`。
     # The graphs' buffers are written in place; why in inference mode, see `Sampler.draw`.
@@ -240,7 +258,7 @@ class OverlappedEngine(LLMEngine):
         tokens = launched.tokens.tolist()
         rows = [(row.seq, count) for row, count in zip(launched.schedule, launched.counts)]
         token_ids = self.sampler.read(rows, [tokens[row] for row in launched.rows], launched.logprobs)
-        settle = self.scheduler.commit if self.drafter is None else self.scheduler.update
+        settle = self.scheduler.update if launched.has_guesses else self.scheduler.commit
         return self.record(launched.schedule, token_ids, settle(launched.schedule, token_ids))
 
     def release(self, seq: Sequence) -> RequestOutput | None:
