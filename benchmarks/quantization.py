@@ -39,10 +39,10 @@ def weight_bytes(llm: LLM) -> int:
     """
     tensors: dict[int, torch.Tensor] = {id(p): p for p in llm.engine.model_runner.model.parameters()}
     for module in llm.engine.model_runner.model.modules():
-        weight, packed = getattr(module, "weight", None), getattr(module, "packed", None)
-        parts = weight.parts if isinstance(weight, QuantizedWeight) else []
-        for part in (*parts, *(packed if isinstance(packed, tuple) else [packed] if packed is not None else [])):
-            tensors[id(part)] = part
+        kept = [getattr(module, "weight", None), getattr(module, "packed", None)]
+        for each in kept:
+            parts = each.parts if isinstance(each, QuantizedWeight) else each if isinstance(each, tuple) else [each]
+            tensors |= {id(part): part for part in parts if part is not None}
     return sum(tensor.nbytes for tensor in tensors.values() if tensor.device.type != "meta")
 
 

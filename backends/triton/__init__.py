@@ -26,7 +26,7 @@ from backends.kv_cache import KVCache
 from backends.quantized_cache import LIMITS
 from backends.quantized_weight import QuantizedWeight, Weight
 from backends.triton import fused, sample
-from backends.triton.codes import restore
+from backends.triton.codes import reorder, restore
 from backends.triton.decode import decode_attention, longest_first
 from backends.triton.gemv import gemv
 from backends.triton.launch import MAX_SKINNY_ROWS
@@ -103,12 +103,20 @@ class TritonKernels(FusedKernels):
         """
         return fused.add_rms_norm(x, residual, weight, eps)
 
+    def pack(self, weight: Weight) -> Any:
+        """int4 换成核函数要的次序；别的照原样读。
+
+        int4 in the order of the kernels; all else is read as it is.
+        """
+        return reorder(weight) if isinstance(weight, QuantizedWeight) and weight.bits == 4 else None
+
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
         """1 行用 `gemv.py`，2 到 64 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
 
         `gemv.py` for 1 row, `skinny.py` for 2 to 64, cuBLAS for more: general products are made for many rows and leave
         bandwidth unused at few.
         """
+        weight = weight if packed is None else packed
         out = self._few_rows(x, weight, bias, gated=False)
         return _many_rows(x, weight, bias) if out is None else out
 
@@ -117,6 +125,7 @@ class TritonKernels(FusedKernels):
 
         With few rows the kernel that multiplies also gates; with many, `fused.py` follows.
         """
+        weight = weight if packed is None else packed
         out = self._few_rows(x, weight, bias, gated=True)
         return fused.silu_and_mul(_many_rows(x, weight, bias)) if out is None else out
 

@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.quantized_weight import GROUP, QuantizedWeight
+from backends.quantized_weight import GROUP, QuantizedWeight, unpack_int4
 from backends.triton.launch import await_inputs, early
 
-# 核函数里用的一组几列，和它占几个字节。
-# Columns of a group for use in kernels, and the bytes that they take.
-CODE_GROUP, GROUP_BYTES = tl.constexpr(GROUP), tl.constexpr(GROUP // 2)
+# 核函数里用的一组几列。
+# Columns of a group for use in kernels.
+CODE_GROUP = tl.constexpr(GROUP)
 # 传给核函数的权重：编码或浮点数，缩放，中值，一个权重几位；浮点权重没有后两样，随便传什么占位。
 # A weight as the kernels take it: codes or floats, scales, zeros, and bits of a weight; a float weight has neither
 # scales nor zeros, and anything stands in.
@@ -29,47 +29,97 @@ def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
 
     Take it apart into arguments of the kernels.
     """
+    if not isinstance(weight, QuantizedWeight):
+        return weight, weight, weight, 16
     # int8 没有中值，用缩放占位：核函数按 `BITS` 编译，那一份里没有读它的代码。
     # int8 has no zeros and scales stand in: a kernel is compiled for its `BITS`, and that one does not read them.
-    if isinstance(weight, QuantizedWeight):
-        return weight.codes, weight.scales, weight.scales if weight.zeros is None else weight.zeros, weight.bits
-    return weight, weight, weight, 16
+    if weight.zeros is None:
+        return weight.codes, weight.scales, weight.scales, 8
+    return weight.codes.view(torch.int32), weight.scales, weight.zeros, 4
+
+
+def reorder(weight: QuantizedWeight) -> QuantizedWeight:
+    """int4 的编码换成核函数读起来快的次序，原来的随即放掉；占的字节一样多。
+
+    一组 32 列是 4 个 32 位的字：第 q 个字从低到高是第 q、q + 4、...、q + 28 列。一个线程一次取走 4 个字，即一组；
+    各字右移 4 * i 位，得到的是相邻的 4 列，x 里对应的也相邻，也能一次取走。
+
+    Codes of int4 in an order that kernels read fast; the old ones are let go, and the bytes are as many.
+    A group of 32 columns is 4 words of 32 bits: word q has columns q, q + 4, ..., q + 28, from the low bits to the
+    high. A thread takes 4 words at once, which is a group; shifted right by 4 * i, they give 4 neighbouring columns,
+    whose x are neighbours as well and come at once.
+    """
+    assert weight.zeros is not None
+    columns = unpack_int4(weight.codes).unflatten(1, (-1, 8, 4)).transpose(2, 3)  # [N, K // 32, 4, 8]
+    # 一个字的 8 个编码依次是 4 个字节，低 4 位在前：内存里从低到高，正是这个次序。
+    # The 8 codes of a word are 4 bytes with the low 4 bits first: in memory, from low to high, that is their order.
+    codes = columns[..., 0::2] | columns[..., 1::2] << 4  # [N, K // 32, 4, 4]
+    reordered = QuantizedWeight(codes.flatten(1).contiguous(), weight.scales, weight.zeros)
+    weight.release()
+    return reordered
+
+
+@triton.jit
+def nibble(words, i: tl.constexpr):
+    """各个字里的第 i 个编码，float32。
+
+    Code i of each word, in float32.
+    """
+    # 例：0x000000A3 的第 0 个编码是 3，第 1 个是 10。
+    # Example: code 0 of 0x000000A3 is 3, code 1 is 10.
+    return ((words >> (4 * i)) & 15).to(tl.float32)
+
+
+@triton.jit
+def columns_of(word):
+    """各个字的第 0 个编码是第几列；第 i 个再加 4 * i。
+
+    Which column code 0 of each word is; code i is 4 * i further.
+    """
+    # 例：字 5 是组 1 的第 1 个字，第 0 个编码是第 32 + 1 = 33 列，第 1 个是第 37 列。
+    # Example: word 5 is word 1 of group 1, and its code 0 is column 32 + 1 = 33, its code 1 column 37.
+    return word // 4 * CODE_GROUP + word % 4
+
+
+@triton.jit
+def rulers(scale_ptr, zero_ptr, row, group, inside, GROUPS: tl.constexpr):
+    """各行各组的缩放，和编码 0 的值。
+
+    The scale of each row and group, and the value of code 0.
+    """
+    place, mask = row * GROUPS + group, inside & (group < GROUPS)
+    scale = tl.load(scale_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    # 存的中值是编码 8 的值，往回 8 步就是编码 0 的。
+    # What is stored is the value of code 8; 8 steps back is that of code 0.
+    return scale, tl.load(zero_ptr + place, mask=mask, other=0.0).to(tl.float32) - 8 * scale
 
 
 @triton.jit
 def int4_tile(
-    codes_ptr, scale_ptr, zero_ptr, row, first, inside, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    codes_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE: tl.constexpr, BLOCK_N: tl.constexpr, WORDS: tl.constexpr
 ):  # fmt: skip
-    """`BLOCK_N` 行、从第 `first` 组起 `BLOCK_G` 组的权重，float32；分成偶数列和奇数列，因为一个字节里正好各有一个。
+    """`BLOCK_N` 行、从第 `first` 列起的 `WORDS` 个字；第 i 个编码的权重是 `nibble(words, i) * scale + low`。
 
-    Weights of `BLOCK_N` rows and `BLOCK_G` groups from group `first` on, in float32; even and odd columns apart, as a
-    byte holds one of each.
+    `WORDS` words of `BLOCK_N` rows from column `first` on; the weights of their codes i are
+    `nibble(words, i) * scale + low`.
+
+    Args:
+        row, inside: [BLOCK_N, 1]，行号，和它是不是真有；numbers of the rows, and whether they are there
 
     Returns:
-        [BLOCK_N, BLOCK_G * GROUP_BYTES]，偶数列和奇数列；even and odd columns
+        words, scale, low [BLOCK_N, WORDS]，各字第 0 个编码的列号 [1, WORDS]；the columns of the words' codes 0
     """
-    # 最后一次可能越过行末：多出的组掩码为假，编码、缩放、中值都读成 0，乘出来也是 0。
-    # The last round may run past a row's end: the groups beyond are masked, and codes, scales and zeros read as 0 make
-    # products of 0.
-    group = first + tl.arange(0, BLOCK_G)
-    real = inside[:, None] & (group < GROUPS)[None, :]
-    place = row.to(tl.int64)[:, None] * GROUPS + group[None, :]  # [BLOCK_N, BLOCK_G]
-    # 一组 32 列是相邻的 16 个字节，一个线程正好一次取走；缩放和中值一组各读一次。
-    # A group of 32 columns is 16 bytes side by side, which a thread takes at once; scale and zero are read once each.
-    byte = place[:, :, None] * GROUP_BYTES + tl.arange(0, GROUP_BYTES)[None, None, :]  # [BLOCK_N, BLOCK_G, 16]
-    codes = tl.load(codes_ptr + byte, mask=real[:, :, None], other=0)
-    # `[:, :, None]` 让一个缩放广播给组里的 16 个字节。
-    # `[:, :, None]` broadcasts a scale to the 16 bytes of its group.
-    scale = tl.load(scale_ptr + place, mask=real, other=0.0).to(tl.float32)[:, :, None]
-    zero = tl.load(zero_ptr + place, mask=real, other=0.0).to(tl.float32)[:, :, None]
-    # 低 4 位是偶数列，高 4 位是奇数列。例：字节 0xA3 是编码 3 和 10，减 8 得 -5 和 2 步。
-    # The low 4 bits are the even column, the high ones the odd. Example: byte 0xA3 is codes 3 and 10, less 8 they are
-    # -5 and 2 steps.
-    even = ((codes & 15).to(tl.float32) - 8) * scale + zero  # [BLOCK_N, BLOCK_G, 16]
-    odd = ((codes >> 4).to(tl.float32) - 8) * scale + zero  # [BLOCK_N, BLOCK_G, 16]
-    width: tl.constexpr = BLOCK_G * GROUP_BYTES
-    return tl.reshape(even, [BLOCK_N, width]), tl.reshape(odd, [BLOCK_N, width])
+    word, group = tl.arange(0, WORDS)[None, :], tl.arange(0, WORDS // 4)[None, :]
+    word, group = first // 8 + word, first // CODE_GROUP + group
+    # 最后一次可能越过行末：越界的编码、缩放、中值都读成 0，乘出来也是 0。
+    # The last round may run past a row's end: codes, scales and zeros read there as 0 make products of 0.
+    words = tl.load(codes_ptr + row * (SIZE // 8) + word, mask=inside & (word < SIZE // 8), other=0)
+    scale, low = rulers(scale_ptr, zero_ptr, row, group, inside, SIZE // CODE_GROUP)
+    # 一组一个数，变成 4 个字各一个。
+    # One number a group becomes one for each of its 4 words.
+    scale = tl.reshape(tl.broadcast_to(scale[:, :, None], [BLOCK_N, WORDS // 4, 4]), [BLOCK_N, WORDS])
+    low = tl.reshape(tl.broadcast_to(low[:, :, None], [BLOCK_N, WORDS // 4, 4]), [BLOCK_N, WORDS])
+    return words, scale, low, columns_of(word)
 
 
 @triton.jit
@@ -90,16 +140,21 @@ def restore_kernel(
     start = row.to(tl.int64)[:, None] * SIZE
     out_type = out_ptr.dtype.element_ty
     if BITS == 4:
-        even, odd = int4_tile(
-            codes_ptr, scale_ptr, zero_ptr, row, first // CODE_GROUP, inside, SIZE // CODE_GROUP, BLOCK_N,
-            BLOCK_K // CODE_GROUP,
+        words, scale, low, columns = int4_tile(
+            codes_ptr,
+            scale_ptr,
+            zero_ptr,
+            row.to(tl.int64)[:, None],
+            first,
+            inside[:, None],
+            SIZE,
+            BLOCK_N,
+            BLOCK_K // 8,
         )
-        # 两半写到相邻的列，合起来仍是连续的一行。
-        # The halves go to neighbouring columns and make a contiguous row again.
-        k = first + 2 * tl.arange(0, BLOCK_K // 2)[None, :]
-        mask = inside[:, None] & (k < SIZE)
-        tl.store(out_ptr + start + k, even.to(out_type), mask=mask)
-        tl.store(out_ptr + start + k + 1, odd.to(out_type), mask=mask)
+        for i in tl.static_range(8):
+            k = columns + 4 * i
+            out = (nibble(words, i) * scale + low).to(out_type)
+            tl.store(out_ptr + start + k, out, mask=inside[:, None] & (k < SIZE))
     else:
         k = first + tl.arange(0, BLOCK_K)[None, :]
         mask = inside[:, None] & (k < SIZE)

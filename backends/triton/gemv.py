@@ -20,9 +20,51 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.quantized_weight import Weight
-from backends.triton.codes import CODE_GROUP, int4_tile, parts_of
+from backends.triton.codes import CODE_GROUP, columns_of, nibble, parts_of, rulers
 from backends.triton.fused import gate_values
 from backends.triton.launch import await_inputs, early
+
+
+@triton.jit
+def int4_sums(
+    x_ptr, weight_ptr, scale_ptr, zero_ptr, row, inside, SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+    WORDS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """`BLOCK_N` 行 int4 的权重各与 x 逐个相乘，求和；先乘编码，一组才乘一次缩放：
+
+    The sum of products with x for each of `BLOCK_N` rows of int4; codes are multiplied first, and the scale once a
+    group:
+
+        Σ (scale * code + low) * x = scale * Σ code * x + low * Σ x
+
+    Args:
+        row, inside: [BLOCK_N, 1]，行号，和它是不是真有；numbers of the rows, and whether they are there
+
+    Returns:
+        [BLOCK_N] float32
+    """
+    ROW: tl.constexpr = SIZE // 8
+    word = tl.arange(0, WORDS)[None, :]
+    weights = weight_ptr + row * ROW + word  # [BLOCK_N, WORDS]
+    words = tl.load(weights, mask=inside & (word < ROW), other=0)
+    await_inputs(EARLY)
+    acc = tl.zeros([BLOCK_N, WORDS // 4], tl.float32)
+    for start in range(0, ROW, WORDS):
+        products, all_x = tl.zeros([BLOCK_N, WORDS], tl.float32), tl.zeros([1, WORDS], tl.float32)
+        place, real = x_ptr + columns_of(start + word), start + word < ROW
+        for i in tl.static_range(8):
+            x = tl.load(place + 4 * i, mask=real, other=0.0).to(tl.float32)  # [1, WORDS]
+            products += nibble(words, i) * x
+            all_x += x
+        words = tl.load(weights + start + WORDS, mask=inside & (start + WORDS + word < ROW), other=0)
+        # 一组的 4 个字在同一个线程里，加起来不必跨线程。
+        # The 4 words of a group are in one thread, and adding them crosses no threads.
+        products = tl.sum(tl.reshape(products, [BLOCK_N, WORDS // 4, 4]), 2)  # [BLOCK_N, WORDS // 4]
+        all_x = tl.sum(tl.reshape(all_x, [1, WORDS // 4, 4]), 2)  # [1, WORDS // 4]
+        group = start // 4 + tl.arange(0, WORDS // 4)[None, :]
+        scale, low = rulers(scale_ptr, zero_ptr, row, group, inside, SIZE // CODE_GROUP)
+        acc += scale * products + low * all_x
+    return tl.sum(acc, 1)
 
 
 @triton.jit
@@ -38,7 +80,6 @@ def gemv_kernel(
     # 例：`BLOCK_N` = 2 时，第 3 个程序（编号从 0 数起）算第 6、7 个输出。
     # Example: with `BLOCK_N` = 2, program 3 (counted from 0) computes outputs 6 and 7.
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
     # 输出数不是 `BLOCK_N` 的倍数时，最后一个程序会越过末尾；越界的行由掩码盖住，读成 0，也不写回。
     # Where the outputs are no multiple of `BLOCK_N`, the last program runs past the end; the mask hides those rows,
     # which read as 0 and are not written back.
@@ -49,47 +90,37 @@ def gemv_kernel(
     row = n // 2 + n % 2 * (num_rows // 2) if GATED else n
     # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
     # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
-    # 行 [BLOCK_N, 1] 加列 [1, BLOCK_K]，广播成一张二维的地址表；相邻的列在显存里也相邻，一次能取一整段。
-    # Rows [BLOCK_N, 1] plus columns [1, BLOCK_K] broadcast to a table of addresses; neighbouring columns are neighbours
-    # in memory, too, and are fetched together.
-    weights = weight_ptr + row.to(tl.int64)[:, None] * SIZE + k[None, :]  # [BLOCK_N, BLOCK_K]
-    # 权重从不改变，不必等前一个核函数：等它的工夫，权重已在路上；x 是它写的，要等。
-    # Weights never change and need not wait for the kernel before: they are on their way meanwhile; x is what it wrote,
-    # and waits.
+    row64, inside_row = row.to(tl.int64)[:, None], inside[:, None]
     if BITS == 4:
-        # 一个字节两个权重，偶数列和奇数列分开乘，见 `codes.py`。
-        # A byte holds two weights; even and odd columns are multiplied apart, see `codes.py`.
-        k = 2 * tl.arange(0, BLOCK_K // 2)
-        GROUPS: tl.constexpr = BLOCK_K // CODE_GROUP
-        w, odd = int4_tile(weight_ptr, scale_ptr, zero_ptr, row, 0, inside, SIZE // CODE_GROUP, BLOCK_N, GROUPS)
+        out = int4_sums(x_ptr, weight_ptr, scale_ptr, zero_ptr, row64, inside_row, SIZE, BLOCK_N, BLOCK_K // 8, EARLY)
     else:
-        w = tl.load(weights, mask=inside[:, None] & (k < SIZE)[None, :], other=0.0)
-    await_inputs(EARLY)
-    # 每个线程先攒自己那几列的和，循环结束才跨线程求和：跨线程比乘加贵得多。
-    # Each thread sums its own columns first, and threads are added up once at the end: that costs far more.
-    # 累加要用 float32：bf16 只有 8 位有效数字，256 + 1 还是 256。
-    # Sums want float32: bf16 keeps 8 significant bits, and 256 + 1 is still 256.
-    acc = tl.zeros([BLOCK_N, BLOCK_K // 2 if BITS == 4 else BLOCK_K], tl.float32)
-    # 每个程序都要读 x，但它只有几 KB，多半在 GPU 的缓存里；贵的是权重。
-    # Every program reads x, but it is a few KB and mostly in the GPU's caches; the weight is what costs.
-    for start in range(0, SIZE, BLOCK_K):
-        x = tl.load(x_ptr + start + k, mask=start + k < SIZE, other=0.0).to(tl.float32)
-        # 1 行输入用不上张量核心（它要成块的行），逐个乘加就够：时间花在等数据上，不在算。
-        # 1 row of input has no use for tensor cores, which want blocks of rows; plain products do, as the time goes
-        # into waiting for data and not into arithmetic.
-        acc += w.to(tl.float32) * x[None, :]
-        # 下一轮的权重；多半一轮就是一整行，这时掩码全为假，什么也不读。
-        # The weights of the next round; mostly a round is a whole row, and the mask, false all over, reads nothing.
-        if BITS == 4:
-            acc += odd * tl.load(x_ptr + start + k + 1, mask=start + k < SIZE, other=0.0).to(tl.float32)[None, :]
-            first = (start + BLOCK_K) // CODE_GROUP
-            w, odd = int4_tile(
-                weight_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE // CODE_GROUP, BLOCK_N, GROUPS
-            )
-        else:
-            real = start + BLOCK_K + k < SIZE
-            w = tl.load(weights + start + BLOCK_K, mask=inside[:, None] & real[None, :], other=0.0)
-    out = tl.sum(acc, 1)
+        k = tl.arange(0, BLOCK_K)[None, :]
+        # 行 [BLOCK_N, 1] 加列 [1, BLOCK_K]，广播成一张二维的地址表；相邻的列在显存里也相邻，一次能取一整段。
+        # Rows [BLOCK_N, 1] plus columns [1, BLOCK_K] broadcast to a table of addresses; neighbouring columns are
+        # neighbours in memory, too, and are fetched together.
+        weights = weight_ptr + row64 * SIZE + k  # [BLOCK_N, BLOCK_K]
+        # 权重从不改变，不必等前一个核函数：等它的工夫，权重已在路上；x 是它写的，要等。
+        # Weights never change and need not wait for the kernel before: they are on their way meanwhile; x is what it
+        # wrote, and waits.
+        w = tl.load(weights, mask=inside_row & (k < SIZE), other=0.0)
+        await_inputs(EARLY)
+        # 每个线程先攒自己那几列的和，循环结束才跨线程求和：跨线程比乘加贵得多。
+        # Each thread sums its own columns first, and threads are added up once at the end: that costs far more.
+        # 累加要用 float32：bf16 只有 8 位有效数字，256 + 1 还是 256。
+        # Sums want float32: bf16 keeps 8 significant bits, and 256 + 1 is still 256.
+        acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        # 每个程序都要读 x，但它只有几 KB，多半在 GPU 的缓存里；贵的是权重。
+        # Every program reads x, but it is a few KB and mostly in the GPU's caches; the weight is what costs.
+        for start in range(0, SIZE, BLOCK_K):
+            x = tl.load(x_ptr + start + k, mask=start + k < SIZE, other=0.0).to(tl.float32)
+            # 1 行输入用不上张量核心（它要成块的行），逐个乘加就够：时间花在等数据上，不在算。
+            # 1 row of input has no use for tensor cores, which want blocks of rows; plain products do, as the time goes
+            # into waiting for data and not into arithmetic.
+            acc += w.to(tl.float32) * x
+            # 下一轮的权重；多半一轮就是一整行，这时掩码全为假，什么也不读。
+            # The weights of the next round; mostly a round is a whole row, and the mask, false all over, reads nothing.
+            w = tl.load(weights + start + BLOCK_K, mask=inside_row & (start + BLOCK_K + k < SIZE), other=0.0)
+        out = tl.sum(acc, 1)
     # int8 的一行共用一个缩放：先用整数编码乘完，最后才乘它。
     # In int8 a row shares a scale: multiply by the integer codes first, and by the scale at the end.
     if BITS == 8:
@@ -152,6 +183,10 @@ def choose_tile(size: int, bits: int = 16) -> tuple[int, int]:
     # H200 上量过，一步的毫秒数：Llama-3.2-3B（3072 和 8192 列）1.90，一次 2048 列是 1.97，整行是 1.98。
     # Measured on an H200, milliseconds a step: Llama-3.2-3B (3072 and 8192 columns) takes 1.90, with 2048 columns at a
     # time 1.97, with whole rows 1.98.
+    # H100 上量过，int4，微秒：16384 × 3072 的权重用 17.9，3072 × 8192 的用 9.0。
+    # Measured on an H100, int4: a weight of 16384 × 3072 takes 17.9 µs, one of 3072 × 8192 takes 9.0.
+    if bits == 4:
+        return 8, 1024 if size <= 4096 else 8192
     if size > 2048:
         return 2 if bits == 16 else 4, 1024
     block_k = max(1024, triton.next_power_of_2(size))

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.quantized_weight import Weight
-from backends.triton.codes import CODE_GROUP, int4_tile, parts_of
+from backends.triton.codes import int4_tile, nibble, parts_of
 from backends.triton.fused import gate_values
 from backends.triton.launch import await_inputs, early, nearly_done
 
@@ -54,23 +54,25 @@ def skinny_kernel(
         first = (split * STEPS + step) * BLOCK_K
         k = (first + tl.arange(0, BLOCK_K))[None, :]
         if BITS == 4:
-            # 偶数列和奇数列各乘一次，加在一起，见 `codes.py`。
-            # Even and odd columns are multiplied one after the other and added up, see `codes.py`.
-            w, odd = int4_tile(
-                weight_ptr, scale_ptr, zero_ptr, row, first // CODE_GROUP, inside_n, SIZE // CODE_GROUP, BLOCK_N,
-                BLOCK_K // CODE_GROUP,
-            )
-            k = (first + 2 * tl.arange(0, BLOCK_K // 2))[None, :]
-            x_odd = tl.load(x_row + k + 1, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 2]
-            x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 2]
-            acc = tl.dot(x_odd, tl.trans(odd.to(x.dtype)), acc, input_precision="ieee")
+            # 一个字 8 个编码，分 8 次乘，见 `codes.py`。
+            # A word has 8 codes and takes 8 products, see `codes.py`.
+            words, scale, low, columns = int4_tile(
+                weight_ptr, scale_ptr, zero_ptr, row.to(tl.int64)[:, None], first, inside_n[:, None], SIZE, BLOCK_N,
+                BLOCK_K // 8,
+            )  # fmt: skip
+            for i in tl.static_range(8):
+                k = columns + 4 * i
+                x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 8]
+                w = (nibble(words, i) * scale + low).to(x.dtype)  # [BLOCK_N, BLOCK_K // 8]
+                acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
         elif SIZE % (BLOCK_K * NUM_SPLITS) == 0:
             w = tl.load(weight_row + k)  # [BLOCK_N, BLOCK_K]
             x = tl.load(x_row + k, mask=inside_m[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
         else:
             w = tl.load(weight_row + k, mask=k < SIZE, other=0.0)  # [BLOCK_N, BLOCK_K]
             x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K]
-        acc = tl.dot(x, tl.trans(w.to(x.dtype)), acc, input_precision="ieee")
+        if BITS != 4:
+            acc = tl.dot(x, tl.trans(w.to(x.dtype)), acc, input_precision="ieee")
     last = True
     nearly_done(EARLY)
     if NUM_SPLITS > 1:
@@ -107,9 +109,7 @@ def skinny_kernel(
             tl.store(target, out, mask=inside_m[:, None] & inside_n[None, :])
 
 
-def skinny_linear(
-    x: Tensor, weight: Weight, bias: Tensor | None, arrived: Tensor, gated: bool = False
-) -> Tensor:
+def skinny_linear(x: Tensor, weight: Weight, bias: Tensor | None, arrived: Tensor, gated: bool = False) -> Tensor:
     """启动上面的核函数。
 
     Launch the kernel above.
@@ -127,11 +127,7 @@ def skinny_linear(
     out = torch.empty(x.shape[0], num_outputs // 2 if gated else num_outputs, dtype=x.dtype, device=x.device)
     block_m = max(16, triton.next_power_of_2(x.shape[0]))
     *parts, bits = parts_of(weight)
-    block_n, block_k, num_splits, num_warps, num_stages = choose_tiles(num_outputs, size, block_m)
-    # 64 行、4 个 warp 时，Hopper 用异步的矩阵指令，而 Triton 3.6 不等它读完上一批还原的权重就写下一批：2 个 warp 用同步的。
-    # With 64 rows and 4 warps Hopper takes asynchronous matrix instructions, and Triton 3.6 writes the next restored
-    # weights before the last are read: 2 warps take the synchronous ones.
-    num_warps = 2 if bits == 4 and block_m == 64 else num_warps
+    block_n, block_k, num_splits, num_warps, num_stages = choose_tiles(num_outputs, size, block_m, bits)
     tiles = triton.cdiv(num_outputs, block_n)
     partial = out
     if num_splits > 1:
@@ -144,11 +140,17 @@ def skinny_linear(
     return out
 
 
-def choose_tiles(num_outputs: int, size: int, block_m: int = 16) -> tuple[int, int, int, int, int]:
+def choose_tiles(num_outputs: int, size: int, block_m: int, bits: int) -> tuple[int, int, int, int, int]:
     """每个程序管几个输出、一次几列、输入切几段、几个 warp、几级流水线。
 
     How many outputs a program has, columns at a time, splits of the inputs, warps, and pipeline stages.
     """
+    # int4 还原要算，tile 宽些，同一份 x 多用几次；H100 上量过，16384 × 3072 的权重，微秒：8 行 26，32 行 40，64 行 60。
+    # int4 takes arithmetic to restore; wider tiles use the same x more often. Measured on an H100, a weight of
+    # 16384 × 3072: 26 µs for 8 rows, 40 for 32, 60 for 64.
+    if bits == 4:
+        splits = min(triton.cdiv(128, triton.cdiv(num_outputs, 64)), triton.cdiv(size, 256))
+        return (64, 256, splits, 4, 2) if block_m <= 32 else (64, 128, splits, 2, 2)
     # 输出很多时（gate_up、输出头），程序已经够多，tile 大些，x 就少读几遍。
     # With many outputs (gate_up, the output head) there are programs enough; larger tiles read x less often.
     if num_outputs >= 16384:
