@@ -292,7 +292,8 @@ def choose_tile(head_dim: int, element_size: int) -> tuple[int, int, int]:
     Args:
         element_size: 缓存里一个数几个字节；bytes of a number in the cache
     """
-    # 编码只有 1 字节：tile 大一倍，字节数相同。H100 上量过，256 行、512 到 1024 个 token，int8 179 微秒，原先 201；bf16 269。
+    # 编码只有 1 字节：tile 大一倍，字节数相同。H100 上量过，256 行、512 到 1024 个 token：int8 179 微秒，原先 201；
+    # bf16 269。
     # Codes are 1 byte: twice the tile is as many bytes. Measured on an H100, 256 rows of 512 to 1024 tokens: int8 takes
     # 179 µs, was 201; bf16 takes 269.
     if element_size == 1:

@@ -85,7 +85,6 @@ class DecodeGraphs:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.runner, self.sampler, self.block_size = runner, sampler, pool.block_size
-        max_num_seqs = len(sampler.masks)
         self.sizes = graph_sizes(max_rows)
         device = runner.device
         # 最后一列放上一步采到的 token：它与来自主机的 `input_ids` 在同一块内存里，一次查表就能取齐一批输入。
@@ -101,9 +100,9 @@ class DecodeGraphs:
         # 块表常驻设备，一条序列一条（lane）；每步只送新增的表项。
         # Block tables stay on the device, a lane a sequence; each step sends only new cells.
         max_blocks = num_blocks_needed(pool.max_model_len, pool.block_size)
-        self.tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32, device=device)
+        self.tables = torch.zeros(len(sampler.masks), max_blocks, dtype=torch.int32, device=device)
         self.lanes: dict[Sequence, Lane] = {}
-        self.free_lanes = list(range(max_num_seqs))
+        self.free_lanes = list(range(len(self.tables)))
         self.reports: dict[int, Tensor] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._capture(on_progress or (lambda done, total: None))

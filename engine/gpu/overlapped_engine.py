@@ -102,7 +102,8 @@ class OverlappedEngine(LLMEngine):
         runner = self.model_runner
         if records_graphs(runner.device, runner.backend.supports_cuda_graphs, runner.kernels):
             assert isinstance(self.sampler, KernelSampler)
-            self.graphs = DecodeGraphs(runner, self.pool, self.sampler, self._max_rows(config.max_num_seqs), on_progress)
+            rows = self._max_rows(config.max_num_seqs)
+            self.graphs = DecodeGraphs(runner, self.pool, self.sampler, rows, on_progress)
         elif runner.device.type == "cuda":
             logger.warning(
                 "backend '%s' cannot be recorded in CUDA graphs, its kernels are launched one by one "
@@ -177,8 +178,8 @@ class OverlappedEngine(LLMEngine):
         Whether the next step depends on which tokens the step in flight has chosen: a grammar's mask waits for them,
         and so do guesses.
         """
-        running, drafter = self.scheduler.running, self.drafter
-        return any(seq.guide is not None for seq in running) or (drafter is not None and drafter.awaits(running))
+        running = self.scheduler.running
+        return any(seq.guide for seq in running) or bool(self.drafter and self.drafter.awaits(running))
 
     def _launch(self) -> LaunchedStep | None:
         """安排并发出一步，不等结果；没有可安排的（都在等 token）就返回 None。
