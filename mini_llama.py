@@ -51,7 +51,7 @@ from serving.chat import chat
 from serving.chat_template import encode_chat, require_chat_template
 from serving.compare import compare_backends
 from serving.console import print_answers, print_backends, print_comparison, print_summary, printable
-from serving.interrupts import interrupt_again
+from serving.interrupts import interrupt_again, never_lost
 from serving.llm import LLM
 from serving.prompts import check_finite, each_prompt
 
@@ -315,7 +315,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 with suppress(ValueError):
                     stream.reconfigure(errors="replace")
         try:
-            run(parse(argv))
+            with never_lost():
+                run(parse(argv))
         finally:
             # 缓冲区里可能还有没写出去的内容：在这里写，写不出去才会落到下面，而不是在退出时报错。
             # Output may still be buffered: flushed here, a failure is met below and is no error at exit.

@@ -3,9 +3,13 @@
 What the command line does where a Ctrl-C falls in a place that swallows exceptions; as a library it is left alone.
 """
 
+import signal
+import socket
 import sys
 import threading
 from _thread import interrupt_main
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -22,3 +26,35 @@ def interrupt_again(unraisable: Any) -> None:
     # 不能在这里直接抛：回调还没走完，抛出的也会被吞掉。
     # Not raised right here: the callback is still running, and would swallow this one, too.
     threading.Timer(0.01, interrupt_main).start()
+
+
+@contextmanager
+def never_lost() -> Iterator[None]:
+    """库的 C 或 Rust 代码回调 Python 时，落在里面的 Ctrl-C 可能变成库自己的错误，例如“文件损坏”：那其实是 Ctrl-C。
+
+    Where C or Rust code of a library calls back into Python, a Ctrl-C that falls in there may become the library's own
+    error, "the file is corrupt" for one: that was Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: 按过 Ctrl-C，随后却抛出了别的；Ctrl-C was pressed, and something else was raised
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # 每来一个信号，解释器就往这里写一个字节，不管 Python 的处理函数抛出的异常后来怎样了。
+    # For each signal the interpreter writes a byte here, whatever becomes of what Python's handler raises.
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        except Exception:
+            # 末尾补的 0 让这里总有东西可读。
+            # The 0 at the end makes sure that there is something to read.
+            writer.send(bytes(1))
+            if signal.SIGINT in reader.recv(1 << 16):
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            signal.set_wakeup_fd(before)

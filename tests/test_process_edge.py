@@ -185,6 +185,31 @@ gc.callbacks.append(press)
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
+def test_ctrl_c_that_a_library_turns_into_its_own_error() -> None:
+    # 与 safetensors 一样：读张量时回调 Python，落在里面的 Ctrl-C 变成它自己的错误。
+    # As safetensors does: reading a tensor calls back into Python, and a Ctrl-C in there becomes an error of its own.
+    swallow = """
+import os, time
+from safetensors import SafetensorError
+import models.loader
+class Opened:
+    def __init__(self, *args, **kwargs): self.real = real(*args, **kwargs)
+    def __enter__(self): return self.real.__enter__()
+    def __exit__(self, *args): return self.real.__exit__(*args)
+    def get_tensor(self, name):
+        try:
+            os.kill(os.getpid(), 2)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            raise SafetensorError("no shape")
+real, models.loader.safe_open = models.loader.safe_open, Opened
+"""
+    start = START.replace('sys.path.insert(0, ".")', 'sys.path.insert(0, ".")' + swallow)
+    done = subprocess.run([sys.executable, "-c", start, "--prompt", "hi"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr and "corrupt" not in done.stderr and "Traceback" not in done.stderr
+
+
 @needs_sh
 @pytest.mark.long
 def test_130_at_many_times() -> None:
