@@ -21,10 +21,12 @@ from backends.quantized_cache import CODE_DTYPES, why_no_instructions
 from engine.block_manager import num_blocks_needed
 from engine.validation import check_flag, check_seed, is_int, is_number
 from layers.quantized import QUANTIZATIONS
+from layers.ranks import check_size, connect, local_cuda
 from models.config import DTYPES, ModelConfig, load_config
 from models.fields import ModelLoadError
 from models.loader import stored_dtype
 from models.registry import check_folder
+from models.shares import divide
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class EngineConfig:
         quantization: 把权重量化成 "int8" 或 "int4"；None 照文件；quantize weights to "int8" or "int4"; None: as stored
         speculative_config: 怎样猜后面的 token，见 `engine/drafters.py`；None 不猜；
             how to guess the tokens that follow, see `engine/drafters.py`; None: not at all
+        tensor_parallel_size: 几个进程合算一个模型：1，或 torchrun 起的进程数；
+            processes that share a model: 1, or as many as torchrun has started
         strict: 每步检查全部不变量（慢，供测试和学习）；check all invariants in each step (slow; to test and learn)
 
     Raises:
@@ -112,6 +116,7 @@ class EngineConfig:
     seed: int | None = None
     quantization: str | None = None
     speculative_config: Mapping[str, Any] | None = None
+    tensor_parallel_size: int = 1
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -145,6 +150,7 @@ class EngineConfig:
                 hint = "; for files that are quantized already, none" if name == "quantization" else ""
                 raise ValueError(f"{name}={value!r:.40} is unknown: use one of {', '.join(filter(None, known))}{hint}")
         check_seed(self.seed)
+        check_size(self.tensor_parallel_size)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))
 
@@ -158,7 +164,10 @@ class EngineConfig:
             ValueError, ModelLoadError, BackendUnavailableError: 有什么不合适；something does not fit
         """
         device, folder = self.resolve_device(), self.resolve_model_folder()
-        model_config = load_config(folder)
+        whole_config = load_config(folder)
+        # 往下只看得到这个进程的那一份：头数、MLP 的宽度、KV 缓存，都照着它来。
+        # From here on only the share of this process is seen: heads, the MLP's width and the KV cache go by it.
+        model_config = divide(whole_config, connect(self.tensor_parallel_size, device))
         # 配置没写 dtype，就看权重自己是什么；随机的权重没有文件可问，用 float32。
         # Where the configuration names no dtype the weights tell; random ones have no file to ask and take float32.
         stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
@@ -189,7 +198,7 @@ class EngineConfig:
         if self.num_kvcache_blocks is not None:
             check_pool_size(self.num_kvcache_blocks, block_size, self.max_model_len, limit)
         return EngineSetup(
-            config=self, folder=folder, model_config=model_config, device=device, dtype=dtype, backend=backend,
+            config=self, folder=folder, model_config=model_config, whole_config=whole_config, device=device, dtype=dtype, backend=backend,
             # 单步调试时逐个执行：融合的核函数里没有可以停的地方。
             # One step after the other for debugging: inside a fused kernel there is nowhere to stop.
             kernels=None if self.enforce_eager else create_kernels(backend, model_config.head_dim, dtype, codes),
@@ -207,12 +216,13 @@ class EngineConfig:
         Raises:
             ValueError: 这台机器没有这个设备；no such device here
         """
-        if self.device == "auto":
+        name = self.device
+        if name == "auto":
             # 没有 GPU 也能跑，只是慢：每一行都能在笔记本电脑的调试器里走一遍。
             # It runs without a GPU as well, only slower: each line can be stepped through in a laptop's debugger.
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            device = torch.device(self.device)
+            device = torch.device(local_cuda() if name == "cuda" else name)
         except RuntimeError:
             raise ValueError(f"device={self.device!r} is unknown: use auto, cpu, cuda or cuda:N") from None
         # torch 认得的设备更多：`mps`、`meta` 都能通过上面那行，所以类型还要再查。
@@ -223,7 +233,7 @@ class EngineConfig:
         # `cuda:9` is good syntax, and only allocating memory would show that there is no such card;
         # count and say so now.
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device={self.device!r}: only {torch.cuda.device_count()} CUDA devices here; use cpu")
+            raise ValueError(f"device={str(device)!r}: only {torch.cuda.device_count()} CUDA devices here; use cpu")
         return device
 
     def resolve_dtype(self, model_dtype: torch.dtype, device: torch.device, quantized: bool) -> torch.dtype:
@@ -295,6 +305,7 @@ class EngineSetup:
 
     Attributes:
         config: 用户给的选项，不需要换算的都从这里取；what the user said, for what needs no settling
+        model_config, whole_config: 这个进程的那一份，和整个模型的；the share of this process, and that of the whole model
         codes: 量化的 KV 缓存里编码的类型；没有量化时为 None；of the codes in a quantized KV cache, or None
         kernels: 融合核函数；每一步要单独执行时为 None；the fused kernels, or None if every step is to run by itself
     """
@@ -302,6 +313,7 @@ class EngineSetup:
     config: EngineConfig
     folder: Path
     model_config: ModelConfig
+    whole_config: ModelConfig
     device: torch.device
     dtype: torch.dtype
     backend: AttentionBackend

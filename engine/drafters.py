@@ -230,12 +230,13 @@ class ModelDrafter(Drafter):
 
     def __init__(self, config: SpeculativeConfig, setup: EngineSetup, tokenizer: Tokenizer) -> None:
         super().__init__(config.num_speculative_tokens)
-        # 与目标模型同样的后端、精度和块大小，长度不限：超过它自己上限的序列不猜。
+        # 与目标模型同样的后端、精度和块大小，长度不限：超过它自己上限的序列不猜。它小，张量并行时每个进程各算整个。
         # Backend, precision and block size are the target's, no length is asked for: beyond its own limit no guesses.
+        # It is small: with tensor parallelism every rank computes all of it.
         mine = replace(
             setup.config, model=config.model, speculative_config=None, quantization=None, max_model_len=None,
             num_kvcache_blocks=None, backend=setup.backend.name, dtype=str(setup.dtype),
-            kvcache_block_size=setup.block_size,
+            kvcache_block_size=setup.block_size, device=str(setup.device), tensor_parallel_size=1,
         )
         with naming("the draft model"):
             self.setup = mine.resolve()

@@ -66,7 +66,11 @@ def create_pool(
     """
     config, limit = setup.config, setup.model_config.max_position_embeddings
     each = block_bytes(setup) + extra_block_bytes
-    num_blocks = config.num_kvcache_blocks or _affordable_blocks(setup, runner, sampler, reserved_bytes, each)
+    # 张量并行时，块数以最少的进程为准：块表在每个进程里都要成立。
+    # With tensor parallelism the rank with the fewest decides: block tables have to hold on every rank.
+    num_blocks = config.num_kvcache_blocks or setup.model_config.ranks.least(
+        _affordable_blocks(setup, runner, sampler, reserved_bytes, each)
+    )
     # 只剩它一条时没有别人可抢占：装不下就抢占自己，从头重来，再抢占自己，成了死循环。
     # With nobody else to preempt, a sequence that does not fit would preempt itself, start over, and loop for ever.
     #   100 blocks * 16 = 1600; max_model_len 2048  ->  ceil(2048 / 16) = 128 blocks, ValueError

@@ -53,7 +53,7 @@ class LLMEngine:
         self.drafter = create_drafter(setup, self.tokenizer)
         self.model_runner = ModelRunner(setup, on_progress)
         vocab_size = setup.model_config.vocab_size
-        self.sampler = self.create_sampler(setup)
+        self.sampler, self.ranks = self.create_sampler(setup), setup.model_config.ranks
         # 有多少块、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
         # How many blocks, and what length: known once the weights are loaded and memory is measured; block manager and
         # scheduler need both.
@@ -68,7 +68,7 @@ class LLMEngine:
         )
         self.requests = Requests(
             self.tokenizer, self.block_manager, self.pool.max_model_len, vocab_size, defaults, eos_token_ids,
-            config.seed,
+            self.ranks.seed(config.seed),
         )
         # 只增不减的计数器，像 Prometheus 的 counter：要速度，就取两次读数之差再除以时间。
         # Counters that only grow, as in Prometheus: for a speed, take two readings and divide by the time between.
@@ -81,7 +81,7 @@ class LLMEngine:
         What chooses tokens; its tables have to be there before memory is measured.
         """
         vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
-        return Sampler(vocab_size, most, setup.device)
+        return Sampler(vocab_size, most, setup.device, setup.model_config.ranks)
 
     def reserved_bytes(self, setup: EngineSetup) -> int:
         """块池分好之后，这个循环还要占多少设备内存。
@@ -183,6 +183,10 @@ class LLMEngine:
         schedule = self.scheduler.schedule()
         if self.drafter:
             self.drafter.complete(schedule, self.sampler)
+        # 张量并行时，几个进程的安排必须一模一样，否则前向里等的就不是同一步。
+        # With tensor parallelism all ranks must plan alike, or they would wait for different steps in the forward pass.
+        if self.scheduler.strict:
+            self.ranks.compare("schedule", schedule)
         # 时钟由引擎读，调度器不读：同样的请求得到同样的决定，出了问题才能重放。
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
         now = time.monotonic()
@@ -238,6 +242,8 @@ class LLMEngine:
         self.num_computed_tokens += sum(row.num_new_tokens for row in schedule)
         if self.drafter:
             self.drafter.count(schedule, token_ids)
+        if self.scheduler.strict:
+            self.ranks.compare("tokens", token_ids)
         now, generated = time.monotonic(), 0
         for row, tokens in zip(schedule, token_ids):
             seq, metrics = row.seq, row.seq.metrics

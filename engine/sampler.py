@@ -19,6 +19,7 @@ from engine.batch import Sample, on_device, sampling_rows
 from engine.guides import ban
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence, SequenceStatus
+from layers.ranks import ALONE, Ranks
 from layers.sampler import SamplingInputs, apply_penalties, sample
 
 
@@ -72,7 +73,8 @@ class Sampler:
             in the prompt or not (0), how often in the output (1)
     """
 
-    def __init__(self, vocab_size: int, max_num_seqs: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, max_num_seqs: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         # 一开始就按上限分配，量显存峰值时才算在内。例：Qwen3-0.6B，256 行：2 * 256 * 151936 * 2 字节，约 156 MB。
         # Made for the most there can be, so that the measured peak of a GPU's memory has it. Example: Qwen3-0.6B with
         # 256 rows takes 2 * 256 * 151936 * 2 bytes, some 156 MB.
@@ -130,6 +132,9 @@ class Sampler:
         # Stop here and compare `logits` with `scores`: where no row is changed, both are the same tensor.
         scores, penalized = self._edit(samples, logits)
         tokens = sample(scores, build_sampling_inputs(samples, logits.shape[-1], logits.device))
+        # 张量并行时每个进程都选一遍，算数的是 rank 0 选的。
+        # With tensor parallelism every rank chooses, and what counts is the choice of rank 0.
+        tokens = self.ranks.first(tokens)
         # 马上计数，不等主机读到：重叠循环里，下一步的惩罚比主机先用到它。
         # Counted at once, before the host reads it: in the overlapped loop the next step's penalties need it sooner.
         if penalized is not None:

@@ -1,12 +1,12 @@
 """线性层：普通的一个，和把几个矩阵并成一次乘法的一个。
 
-将来做张量并行时要切的维度在这里就看得出来：`StackedLinear` 按输出维（权重的第 0 维）切，
-其后的 `Linear`（o_proj、down_proj）按输入维（权重的第 1 维）切，再求和。
+张量并行时，`StackedLinear` 按输出维（权重的第 0 维）切，其后的 o_proj、down_proj 按输入维（第 1 维）切，
+再求和，见 `layers/ranks.py`。
 
 Linear layers: a plain one, and one that makes several matrices a single product.
 
-Where tensor parallelism would cut is visible here: `StackedLinear` along its outputs (dimension 0 of the weight), the
-`Linear` that follows it (o_proj, down_proj) along its inputs (dimension 1 of the weight), followed by a sum.
+With tensor parallelism `StackedLinear` is cut along its outputs (dimension 0 of the weight), and what follows it,
+o_proj and down_proj, along its inputs (dimension 1), with a sum behind it; see `layers/ranks.py`.
 """
 
 from typing import Any
@@ -49,14 +49,21 @@ class Linear(nn.Module):
         Returns:
             [T, out_features]
         """
+        return self.product(x, self.bias)  # [T, out_features]
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """乘上权重，加上给出的偏置。
+
+        Times the weight, plus the bias that is given.
+        """
         # 权重的每一行与 x 做一次点积，得到输出的一个分量：
         # Each row of the weight makes a dot product with x, and that is one component of the output:
         #     x = [1, 2]    W = [[1, 0], [0, 1], [1, 1]]    y = [1, 2, 3]
         # 解码 1 行时，时间全花在读权重上；32 行一起算，权重仍只读 1 遍，在 GPU 上几乎不更慢。
         # Decoding 1 row, all the time goes into reading weights; 32 rows read them 1 time, too, and take hardly longer.
         if self.kernels is not None:
-            return self.kernels.linear(x, self.weight, self.bias, self.packed)  # [T, out_features]
-        return F.linear(x, self.weight, self.bias)  # [T, out_features]
+            return self.kernels.linear(x, self.weight, bias, self.packed)  # [T, out_features]
+        return F.linear(x, self.weight, bias)  # [T, out_features]
 
 
 class StackedLinear(Linear):

@@ -19,6 +19,7 @@ from layers.attention import Attention
 from layers.embedding import Embedding, LMHead
 from layers.layernorm import RMSNorm
 from layers.linear import Linear, StackedLinear
+from layers.ranks import SummedLinear
 from layers.rotary_embedding import RotaryEmbedding, apply_rotary
 from models.config import ModelConfig
 
@@ -47,7 +48,7 @@ class LlamaAttention(nn.Module):
         self.qkv_proj = StackedLinear(config.hidden_size, sizes, bias=config.attention_bias)
         # 各头的结果拼在一起后，由 `o_proj` 混合；在它之前，头与头之间没有任何往来。
         # `o_proj` mixes the heads once their results are joined; before it, nothing passes from head to head.
-        self.o_proj = Linear(self.q_size, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = SummedLinear(self.q_size, config.hidden_size, config.attention_bias, config.ranks)
         self.attn = Attention(backend, config.head_dim)
 
     def normalize_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +126,7 @@ class LlamaMLP(nn.Module):
         # Gate before value: `silu_and_mul` cuts in this order.
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
         self.gate_up_proj = StackedLinear(config.hidden_size, sizes, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj = SummedLinear(config.intermediate_size, config.hidden_size, config.mlp_bias, config.ranks)
 
     def forward(self, x: Tensor) -> Tensor:
         """逐 token 计算，token 之间互不影响。
@@ -207,7 +208,7 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: ModelConfig, backend: AttentionBackend, layer_class: type[LlamaDecoderLayer]) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.ranks)
         # 整个模型只有 1 份：角度只取决于位置，每层都一样。
         # There is 1 for the whole model: angles depend on positions alone and are the same in each layer.
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, config.rope_scaling)

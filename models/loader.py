@@ -25,6 +25,7 @@ from models.checkpoint_formats import CheckpointFormat, Stored
 from models.fields import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
 from models.refusals import WEIGHTS, first_match
+from models.shares import cut
 
 # Hugging Face 的固定文件名：小模型一个文件，大模型切成几片，由索引说明哪个张量在哪一片。
 # Hugging Face's fixed names: a small model is one file, a large one several shards, and the index says what lies where.
@@ -195,11 +196,15 @@ def model_names(names: Collection[str], tied: bool = False) -> dict[str, str]:
     return {name: place for name, place in places.items() if name in names}
 
 
-def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
+def check_weights(model: LlamaForCausalLM, folder: Path, whole: LlamaForCausalLM | None = None) -> dict[str, str]:
     """用文件头核对：每个张量都有去处，形状相符，一个也不少；此时还没有分配内存，也没有读权重。
 
     Check against the headers: every tensor has a place and fits it, and none is missing. No memory has been taken yet
     and no weight been read.
+
+    Args:
+        whole: 张量并行时，没有分开的架子：文件里存的是整个；
+            with tensor parallelism, the frame that is not divided: that is what files hold
 
     Returns:
         文件里的名字 -> 该填入的位置，同 `weight_targets`；name in the file -> its place, as in `weight_targets`
@@ -208,7 +213,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
         ModelLoadError: 张量缺失、多余、形状不对，或文件损坏；a missing, unexpected or misshapen tensor, a damaged file
     """
     stored, targets = read_headers(folder, model.config.packing), weight_targets(model)
-    places = model_names(stored, model.config.tie_word_embeddings)
+    places, shapes = model_names(stored, model.config.tie_word_embeddings), weight_targets(whole or model)
     for name, place in places.items():
         file, shape, dtype = stored[name]
         what = f"tensor {name!r:.100}"
@@ -223,7 +228,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
             raise ModelLoadError(f"unexpected {what} {shape!s:.60} in {file}: {_OTHER}")
         # 必须自己比形状：`copy_` 会广播，一个 [1] 的张量会悄悄填满整个 [2048] 的参数。
         # Compare shapes ourselves: `copy_` broadcasts, and a tensor of [1] would quietly fill a parameter of [2048].
-        needed = list(targets[place].shape)
+        needed = list(shapes[place].shape)
         if shape != needed:
             raise ModelLoadError(f"{what} has shape {shape!s:.60}, the model needs {needed}: {_OTHER}")
         if dtype not in (*_FLOATS, f"int{getattr(targets[place], 'bits', 0)}"):
@@ -232,7 +237,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
     # An unfilled parameter holds what `torch.empty` left: the model would run and talk nonsense, so any gap fails the
     # load.
     if missing := sorted(targets.keys() - places.values()):
-        first = f"{missing[0]} {list(targets[missing[0]].shape)}"
+        first = f"{missing[0]} {list(shapes[missing[0]].shape)}"
         tie = "set tie_word_embeddings to true, or " if missing == ["lm_head.weight"] else ""
         raise ModelLoadError(
             f"{len(missing)} tensors are missing in {folder}, first {first}: {tie}download the model again"
@@ -298,18 +303,22 @@ def _fill(name: str, target: Any, tensor: Tensor) -> None:
     raise ModelLoadError(f"tensor {name!r:.100} holds NaN or infinity: the file is damaged, download it again")
 
 
-def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> None:
+def load_weights(
+    model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None,
+    whole: LlamaForCausalLM | None = None,
+) -> None:
     """把文件夹里的权重全部填进模型。
 
     Fill the model with all weights of the folder.
 
     Args:
         on_progress: 每读完一个张量调用一次：（已读的张量数，总数）；called with (loaded, in all) after each tensor
+        whole: 同 `check_weights`；as in `check_weights`
 
     Raises:
         ModelLoadError: 见 `check_weights`；或张量里有 NaN 或无穷大；see `check_weights`; or NaN or infinity in a tensor
     """
-    places, targets = check_weights(model, folder), weight_targets(model)
+    places, targets = check_weights(model, folder, whole), weight_targets(model)
     loaded: set[str] = set()
     for name, tensor in _iterate_tensors(folder, places, model.config.packing):
         place = places[name]
@@ -317,6 +326,7 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
             if tensor.any():
                 raise ModelLoadError(f"unexpected tensor {name!r:.100} that is not zero: {_OTHER}")
             continue
+        tensor = cut(tensor, targets[place], model.config.ranks)
         # 词嵌入与 `lm_head.weight` 都存了的时候，两份内容必须相同，否则不知道该信哪一份。
         # Where both the embedding and `lm_head.weight` are stored they must be equal, or nobody knows which to trust.
         if place in loaded and not _equal(targets[place], tensor):

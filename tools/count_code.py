@@ -64,7 +64,7 @@ ROOMS: Final = (
             *_in("engine", "drafters guides"),
             *_in("layers", "ranks quantized"),
             *_in("backends", "quantized_cache quantized_weight"),
-            *_in("models", "checkpoint_formats quantized"),
+            *_in("models", "checkpoint_formats quantized shares"),
         ),
     ),
     # 只有某些模型、某些机器会遇到的：别的模型，少见的写法，怎样拒绝读不了的，容器的内存限额。

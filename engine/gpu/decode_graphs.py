@@ -132,7 +132,9 @@ class DecodeGraphs:
         columns, it = self.inputs[_FIRST_SAMPLING:-1, :size], self.sampler
         # 选中的 token 写在 `self.sampled`，返回的是对数概率的报告。
         # The chosen tokens go to `self.sampled`; what is returned are the reports of log-probabilities.
-        return it.kernels.sample(logits, columns, it.counts, it.masks, MAX_LOGPROBS, self.sampled[:size])[1]
+        reports = it.kernels.sample(logits, columns, it.counts, it.masks, MAX_LOGPROBS, self.sampled[:size])[1]
+        it.ranks.first(self.sampled[:size])
+        return reports
 
     @torch.inference_mode()
     def _capture(self, on_progress: Callable[[int, int], None]) -> None:

@@ -16,6 +16,7 @@ from engine.guides import packed_masks
 from engine.sampler import Sampler
 from engine.sampling_params import MAX_LOGPROBS
 from engine.sequence import Sequence
+from layers.ranks import ALONE, Ranks
 
 
 def copy_to_device(on_host: Tensor, device: torch.device) -> Tensor:
@@ -35,8 +36,10 @@ class KernelSampler(Sampler):
         masks: [rows, ceil(vocab_size / 32)] int32，一个 token 一位，0 是禁用；a bit a token, 0 bans
     """
 
-    def __init__(self, kernels: FusedKernels, vocab_size: int, max_num_seqs: int, device: torch.device) -> None:
-        super().__init__(vocab_size, max_num_seqs, device)
+    def __init__(
+        self, kernels: FusedKernels, vocab_size: int, max_num_seqs: int, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        super().__init__(vocab_size, max_num_seqs, device, ranks)
         self.kernels = kernels
         self.masks = torch.empty(max_num_seqs, (vocab_size + 31) // 32, dtype=torch.int32, device=device)
 
@@ -79,7 +82,7 @@ class KernelSampler(Sampler):
         """
         columns = copy_to_device(self.columns(samples), logits.device)
         tokens, reports = self.kernels.sample(logits, columns, self.counts, self.masks, MAX_LOGPROBS)
-        return tokens, wanted_reports(reports, list(range(len(samples))), samples)
+        return self.ranks.first(tokens), wanted_reports(reports, list(range(len(samples))), samples)
 
     def _row(self, seq: Sequence) -> int:
         """新占一行时，也写好它的掩码：停止 token 的位是 0。

@@ -1,0 +1,309 @@
+"""张量并行：几个进程（rank）各算模型的一份，凡是要合到一起的都在这里；只有一个进程时，每个方法都原样返回。
+
+    torchrun --nproc-per-node 2 mini_llama.py --model DIR
+
+每个进程运行同一个引擎、处理同样的请求，没有主从，也没有远程调用：调度看到的一样，决定就一样。
+一层里要合两次：`o_proj` 和 `down_proj` 之后各求一次和；词嵌入和输出头按词表切开，前者求和，后者拼接。
+
+Tensor parallelism: several processes, the ranks, compute a share of the model each, and all that has to come together
+does so here; with one process every method returns what it is given.
+
+Every process runs the same engine on the same requests, with no master and no remote calls: what schedulers see is the
+same, and so is what they decide. Within a layer things come together twice, by a sum behind `o_proj` and one behind
+`down_proj`; embedding and head are cut along the vocabulary, and the first is summed, the second joined.
+Source: Shoeybi et al. 2019, "Megatron-LM".
+"""
+
+import atexit
+import json
+import logging
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import xxhash
+from torch import Tensor
+
+from backends.quantized_weight import Weight
+from layers.linear import Linear
+
+# 等同伴最多这么久：装权重有快有慢，等人打字不算在内。
+# How long a rank waits for the others: some load weights faster; waiting for somebody to type does not count.
+_PATIENCE = timedelta(minutes=30)
+
+
+@dataclass(slots=True, eq=False)
+class Ranks:
+    """这个进程在几个进程里的位置，和它们之间的往来；要用的地方都由参数得到它，不去别处找。
+
+    Where this process stands among several, and what passes between them; whoever needs it is given it as an argument.
+
+    Attributes:
+        rank, size: 第几个，从 0 数起；共几个；which one, from 0; how many
+    """
+
+    rank: int = 0
+    size: int = 1
+    _compared: Counter[str] = field(default_factory=Counter)
+
+    # ---- 设备上，在前向里 ----
+    # ---- on the device, in the forward pass ----
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """各进程的 x 相加，就地改写。
+
+        The sum of all ranks' x, in place.
+        """
+        if self.size > 1:
+            self._meet(dist.all_reduce, x)
+        return x
+
+    def look_up(self, table: Weight, ids: Tensor) -> Tensor:
+        """按 id 取行；表按行切开，别人那里的行在这里是 0，加起来就齐了。
+
+        Take rows by id from a table that is cut by rows: rows of others are 0 here, and the sum has them all.
+
+        Args:
+            table: [rows, hidden]，这个进程的行；the rows of this rank
+            ids: [T] int64
+
+        Returns:
+            [T, hidden]
+        """
+        if self.size == 1:
+            return table[ids]  # [T, hidden]
+        # 例：词表 2064，2 个进程各 1032 行；id 1500 是第 1 个进程的第 468 行。
+        # Example: a vocabulary of 2064 on 2 ranks, 1032 rows each; id 1500 is row 468 of rank 1.
+        rows = ids - self.rank * len(table)  # [T]
+        others = (rows < 0) | (rows >= len(table))
+        return self.sum_(table[rows.clamp(0, len(table) - 1)].masked_fill(others.unsqueeze(1), 0))  # [T, hidden]
+
+    def join(self, x: Tensor, columns: int) -> Tensor:
+        """把各进程的列拼起来，只留前 `columns` 列：词表除不尽时，末尾是补的。
+
+        Join the columns of all ranks and keep the first `columns`: the end is filling where a vocabulary does not
+        divide.
+
+        Args:
+            x: [S, ceil(columns / size)]
+
+        Returns:
+            [S, columns]
+        """
+        if self.size == 1:
+            return x  # [S, columns]
+        return torch.cat(self._everybodys(x), dim=1)[:, :columns].contiguous()  # [S, columns]
+
+    def first(self, x: Tensor) -> Tensor:
+        """大家都用 rank 0 的 x，就地改写。
+
+        Everybody takes the x of rank 0, in place.
+        """
+        if self.size > 1:
+            self._meet(dist.broadcast, x, 0)
+        return x
+
+    # ---- 主机上，在前向之外 ----
+    # ---- on the host, outside the forward pass ----
+
+    def least(self, number: int) -> int:
+        """各进程的数里最小的：内存最少的那个，决定大家有几个块。
+
+        The least of all ranks' numbers: who has the least memory decides how many blocks all have.
+        """
+        if self.size == 1:
+            return number
+        numbers = torch.tensor([number], device="cpu")
+        self._meet(dist.all_reduce, numbers, dist.ReduceOp.MIN)
+        return int(numbers)
+
+    def seed(self, seed: int | None) -> int | None:
+        """没给种子时，大家用 rank 0 抽的。
+
+        Where no seed is given, all take what rank 0 draws.
+        """
+        if seed is not None or self.size == 1:
+            return seed
+        return int(self.first(torch.tensor([int.from_bytes(os.urandom(7), "little")], device="cpu")))
+
+    def told(self, message: Any) -> Any:
+        """rank 0 的消息，以 JSON 的字节传给大家；不用 pickle，它能执行任意代码。
+
+        The message of rank 0, which goes to all as bytes of JSON; never as a pickle, which can run any code.
+        """
+        if self.size == 1:
+            return message
+        data = json.dumps(message).encode() if self.rank == 0 else b""
+        size = self.first(torch.tensor([len(data)], device="cpu"))
+        text = torch.frombuffer(bytearray(data or int(size)), dtype=torch.uint8)
+        return json.loads(bytes(self.first(text).tolist()))
+
+    def compare(self, what: str, content: object) -> None:
+        """严格模式下每步核对：大家的 `content` 是否相同。
+
+        In strict mode, every step: whether all have the same `content`.
+
+        Raises:
+            RuntimeError: 有人不同，写明是第几步、哪个进程；somebody differs, named with the step
+        """
+        if self.size == 1:
+            return
+        self._compared[what] += 1
+        # 只比哈希：256 行的安排有几十 KB，哈希是 8 字节。
+        # Hashes are compared: a schedule of 256 rows has dozens of KB, its hash 8 bytes.
+        mine = torch.tensor([xxhash.xxh64_intdigest(repr(content).encode()) >> 1], device="cpu")
+        first, *rest = map(int, self._everybodys(mine))
+        if others := [rank for rank, each in enumerate(rest, start=1) if each != first]:
+            raise RuntimeError(
+                f"step {self._compared[what]}: the {what} of rank {others[0]} is not that of rank 0: every rank has to "
+                "make the same calls with the same values"
+            )
+
+    def _everybodys(self, x: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        self._meet(dist.all_gather, parts, x)
+        return parts
+
+    def _meet(self, meeting: Callable[..., object], *args: Any) -> None:
+        """大家都要到场的一次通信。
+
+        A communication in which all take part.
+
+        Raises:
+            ConnectionError: 有人已经不在了；somebody is gone
+        """
+        try:
+            meeting(*args)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ConnectionError(f"rank {self.rank}: another rank has ended, and so does this: {reason:.160}") from None
+
+
+# 没有同伴：一个进程就是整个模型。
+# Without others: one process is the whole model.
+ALONE = Ranks()
+
+
+class SummedLinear(Linear):
+    """输入按列切开的线性层：各进程的结果加起来才是结果；偏置只由 rank 0 加一次。
+
+    A linear layer whose inputs are cut: the sum over the ranks is its output; rank 0 alone adds the bias, once.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, ranks: Ranks) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.ranks = ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """乘积，再求和。
+
+        The product, then the sum.
+
+        Args:
+            x: [T, in_features]，这个进程的那一段；the part of this rank
+
+        Returns:
+            [T, out_features]
+        """
+        return self.ranks.sum_(self.product(x, None if self.ranks.rank else self.bias))  # [T, out_features]
+
+
+# ---- torchrun 起了几个进程 ----
+# ---- the processes that torchrun has started ----
+
+
+def world_size() -> int:
+    """torchrun 起了几个进程；不是由它启动的，就是 1。
+
+    How many processes torchrun has started; 1 where it has not.
+    """
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def speaks() -> bool:
+    """这个进程要不要打印：只有 rank 0 说话。
+
+    Whether this process prints: only rank 0 speaks.
+    """
+    return os.environ.get("RANK", "0") == "0"
+
+
+def local_cuda() -> str:
+    """这个进程自己的 GPU：同一台机器上的几个进程，各用一个。
+
+    The GPU of this process: those on one machine take one each.
+    """
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+
+
+def check_size(size: Any) -> None:
+    """`tensor_parallel_size` 是 1，或者正好是进程数。
+
+    `tensor_parallel_size` is 1, or just the number of processes.
+
+    Raises:
+        ValueError: 都不是；neither
+    """
+    if size not in (1, world_size()) or isinstance(size, bool):
+        started = "1 process was" if world_size() == 1 else f"{world_size()} processes were"
+        raise ValueError(
+            f"tensor_parallel_size={size!r:.40}, but {started} started: use 1, or start as many by "
+            "torchrun --nproc-per-node N PROGRAM"
+        )
+
+
+def connect(size: int, device: torch.device) -> Ranks:
+    """与同伴连上；只要 1 个时，什么也不做。
+
+    Meet the others; with a size of 1 nothing is done.
+    """
+    # 核函数总是启动在“当前”的 GPU 上：由 torchrun 启动时，就是自己的那个。
+    # Kernels are launched on the current GPU: under torchrun that is one's own.
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(device)
+    if size == 1:
+        return ALONE
+    if not dist.is_initialized():
+        # 主机上的数走 gloo，GPU 上的走 NCCL，由张量在哪里决定。
+        # Numbers on the host go by gloo, those on a GPU by NCCL, as the place of the tensor says.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+        # 不收拾就退出，通信的线程会让解释器崩溃。
+        # Left as they are, the threads that communicate would make the interpreter crash at its end.
+        atexit.register(dist.destroy_process_group)
+        if not speaks():
+            for name in ("backends", "engine", "layers", "models", "serving"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+        _leave_at_ctrl_c()
+    return Ranks(dist.get_rank(), size)
+
+
+def _leave_at_ctrl_c() -> None:
+    """Ctrl-C 立刻结束进程：两步之间停下的约定，只有一个进程时才守得住，几个进程不会停在同一步。
+
+    Ctrl-C ends the process at once: that it waits for the end of a step is a promise that one process can keep; several
+    would not stop at the same step.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    # Python 的处理函数要等主线程回到 Python 里才运行，而它可能正在通信里等同伴；所以另有一个线程等着信号的字节。
+    # Python runs handlers when the main thread is back in Python, and it may be waiting for others in a communication:
+    # so a thread waits for the byte that the signal writes.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.set_wakeup_fd(writer)
+
+    def wait() -> None:
+        while os.read(reader, 1) != bytes([signal.SIGINT]):
+            pass
+        os._exit(130)
+
+    threading.Thread(target=wait, name="Ctrl-C", daemon=True).start()

@@ -1,0 +1,105 @@
+"""这个进程的那一份：从配置里分出几个头、多宽的 MLP，从权重里切下对应的一块。怎样合起来，见 `layers/ranks.py`。
+
+    Llama-3.2-3B, 2 ranks       whole           rank 0          rank 1
+    query heads                 24              0 .. 11         12 .. 23
+    KV heads                    8               0 .. 3          4 .. 7
+    q_proj [3072, 3072]         rows            0 .. 1535       1536 .. 3071
+    o_proj [3072, 3072]         columns         0 .. 1535       1536 .. 3071
+
+层不知道自己是整个还是一份：它们照着这份配置搭起来，权重哪一维对不上，就切哪一维。
+
+The share of this process: so many heads and so wide an MLP out of the configuration, and the part of the weights that
+goes with them. How results come together is in `layers/ranks.py`.
+Layers do not know whether they are the whole or a share: they are built by this configuration, and a weight is cut
+along the one dimension in which it does not fit.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from backends.quantized_weight import QuantizedWeight
+from layers.ranks import Ranks
+from models.config import ModelConfig
+
+
+def _divides(config: ModelConfig, size: int) -> bool:
+    # KV 头不够分时，几个进程各存一份同样的：2 个 KV 头、4 个进程，每个头有 2 份。
+    # Where there are too few KV heads several ranks keep the same one: 2 KV heads on 4 ranks are kept 2 times each.
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    shared = kv_heads % size == 0 or size % kv_heads == 0
+    return shared and heads % size == 0 and config.intermediate_size % size == 0
+
+
+def divide(config: ModelConfig, ranks: Ranks) -> ModelConfig:
+    """一个进程的配置；词表由 `Embedding` 自己分，因为分不尽也可以。
+
+    The configuration of one rank; the vocabulary is divided by `Embedding`, as it need not divide evenly.
+
+    Raises:
+        ValueError: 分不尽，消息里列出可以的进程数；it does not divide; the message lists the sizes that work
+    """
+    size = ranks.size
+    if not _divides(config, size):
+        sizes = [n for n in range(1, config.num_attention_heads + 1) if _divides(config, n)]
+        raise ValueError(
+            f"tensor_parallel_size={size} does not divide {config.num_attention_heads} heads, "
+            f"{config.num_key_value_heads} KV heads and intermediate_size={config.intermediate_size}: use one of "
+            f"{', '.join(map(str, sizes))}"
+        )
+    return replace(
+        config, num_attention_heads=config.num_attention_heads // size, ranks=ranks,
+        num_key_value_heads=max(1, config.num_key_value_heads // size),
+        intermediate_size=config.intermediate_size // size,
+    )  # fmt: skip
+
+
+def cut(whole: Any, target: Any, ranks: Ranks) -> Any:
+    """一个权重里该填进 `target` 的那一块；本来就相符的，原样返回。
+
+    The part of a weight that goes into `target`; what fits as it is, is returned as it is.
+
+    Args:
+        whole, target: 张量或 `QuantizedWeight`；tensors or `QuantizedWeight`s
+    """
+    if whole.shape == target.shape:
+        return whole
+    # 先整个量化，再切：一行的缩放由整行决定，切成几份也不变，输出才与一个进程的相同。
+    # Quantize the whole, then cut: a row's scale is settled by all of the row and stays, however many the parts; so the
+    # output is that of one process.
+    if isinstance(target, QuantizedWeight) and isinstance(whole, Tensor):
+        floats, whole = whole, QuantizedWeight.frame(target.bits, whole.shape)
+        whole.materialize(target.dtype, target.codes.device)
+        whole.copy_(floats)
+    dim = 0 if whole.shape[0] != target.shape[0] else 1
+    all_of_it, mine = whole.shape[dim], target.shape[dim]
+    # 例：4 个进程，`k_proj` 共 64 行。每个要 32 行，就是 2 份，rank 0、1 取前一份；每个要 16 行，就各取各的。
+    # Example with 4 ranks and a `k_proj` of 64 rows: if each needs 32 there are 2 parts, and ranks 0 and 1 take the
+    # first; if each needs 16, each has its own.
+    parts = all_of_it // mine if all_of_it % mine == 0 else ranks.size
+    start = ranks.rank * parts // ranks.size * mine
+    if isinstance(whole, Tensor):
+        return _take(whole, dim, start, mine)
+    # int4 的编码两列一个字节，缩放 32 列一个；int8 的缩放一行一个，按列切时不动。
+    # In int4 a byte holds the codes of two columns and a scale serves 32; in int8 a scale serves a row, and a cut by
+    # columns leaves it.
+    return QuantizedWeight(*(
+        _take(part, dim, start * part.shape[dim] // all_of_it, mine * part.shape[dim] // all_of_it)
+        if dim < part.dim() else part for part in whole.parts
+    ))  # fmt: skip
+
+
+def _take(tensor: Tensor, dim: int, start: int, count: int) -> Tensor:
+    """第 `start` 个起的 `count` 个；不够的补 0：词表除不尽时，最后一个进程的末尾是空的。
+
+    `count` of them from number `start` on, filled up with 0: where a vocabulary does not divide, the end of the last
+    rank's part is empty.
+    """
+    left = max(0, min(count, tensor.shape[dim] - start))
+    part = tensor.narrow(dim, min(start, tensor.shape[dim]), left)
+    if left == count:
+        return part
+    filled = tensor.new_zeros(*tensor.shape[:dim], count, *tensor.shape[dim + 1 :])
+    filled.narrow(dim, 0, left).copy_(part)
+    return filled
