@@ -164,10 +164,9 @@ class EngineConfig:
             ValueError, ModelLoadError, BackendUnavailableError: 有什么不合适；something does not fit
         """
         device, folder = self.resolve_device(), self.resolve_model_folder()
-        whole_config = load_config(folder)
         # 往下只看得到这个进程的那一份：头数、MLP 的宽度、KV 缓存，都照着它来。
         # From here on only the share of this process is seen: heads, the MLP's width and the KV cache go by it.
-        model_config = divide(whole_config, connect(self.tensor_parallel_size, device))
+        model_config = divide(load_config(folder), connect(self.tensor_parallel_size, device, self.strict))
         # 配置没写 dtype，就看权重自己是什么；随机的权重没有文件可问，用 float32。
         # Where the configuration names no dtype the weights tell; random ones have no file to ask and take float32.
         stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
@@ -198,7 +197,7 @@ class EngineConfig:
         if self.num_kvcache_blocks is not None:
             check_pool_size(self.num_kvcache_blocks, block_size, self.max_model_len, limit)
         return EngineSetup(
-            config=self, folder=folder, model_config=model_config, whole_config=whole_config, device=device, dtype=dtype, backend=backend,
+            config=self, folder=folder, model_config=model_config, device=device, dtype=dtype, backend=backend,
             # 单步调试时逐个执行：融合的核函数里没有可以停的地方。
             # One step after the other for debugging: inside a fused kernel there is nowhere to stop.
             kernels=None if self.enforce_eager else create_kernels(backend, model_config.head_dim, dtype, codes),
@@ -305,7 +304,7 @@ class EngineSetup:
 
     Attributes:
         config: 用户给的选项，不需要换算的都从这里取；what the user said, for what needs no settling
-        model_config, whole_config: 这个进程的那一份，和整个模型的；the share of this process, and that of the whole model
+        model_config: 整个模型的，张量并行时是这个进程的那一份；of the whole model, or of this process's share
         codes: 量化的 KV 缓存里编码的类型；没有量化时为 None；of the codes in a quantized KV cache, or None
         kernels: 融合核函数；每一步要单独执行时为 None；the fused kernels, or None if every step is to run by itself
     """
@@ -313,7 +312,6 @@ class EngineSetup:
     config: EngineConfig
     folder: Path
     model_config: ModelConfig
-    whole_config: ModelConfig
     device: torch.device
     dtype: torch.dtype
     backend: AttentionBackend

@@ -185,8 +185,7 @@ class LLMEngine:
             self.drafter.complete(schedule, self.sampler)
         # 张量并行时，几个进程的安排必须一模一样，否则前向里等的就不是同一步。
         # With tensor parallelism all ranks must plan alike, or they would wait for different steps in the forward pass.
-        if self.scheduler.strict:
-            self.ranks.compare("schedule", schedule)
+        self.ranks.compare("schedule", schedule)
         # 时钟由引擎读，调度器不读：同样的请求得到同样的决定，出了问题才能重放。
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
         now = time.monotonic()
@@ -242,8 +241,7 @@ class LLMEngine:
         self.num_computed_tokens += sum(row.num_new_tokens for row in schedule)
         if self.drafter:
             self.drafter.count(schedule, token_ids)
-        if self.scheduler.strict:
-            self.ranks.compare("tokens", token_ids)
+        self.ranks.compare("tokens", token_ids)
         now, generated = time.monotonic(), 0
         for row, tokens in zip(schedule, token_ids):
             seq, metrics = row.seq, row.seq.metrics

@@ -39,12 +39,8 @@ class ModelRunner:
         # 先用文件头核对形状，再分配内存：配置里写的尺寸若与文件不符，一个字节都不会为它占。
         # Shapes are checked against the file's header before memory is taken: sizes in the configuration that the file
         # does not bear out cost not a byte.
-        # 文件里存的是整个模型，所以张量并行时，另搭一个没有分开的架子来核对。
-        # Files hold the whole model, so with tensor parallelism a frame that is not divided is built to check against.
-        same = setup.whole_config is self.model_config
-        whole = self.model if same else create_model(setup.whole_config, self.backend)
         if not is_random:
-            check_weights(self.model, setup.folder, whole)
+            check_weights(self.model, setup.folder)
         try:
             materialize(self.model, self.dtype, self.device)
         except (RuntimeError, MemoryError) as error:
@@ -59,7 +55,7 @@ class ModelRunner:
         if is_random:
             randomize_weights(self.model, seed=self.model_config.ranks.rank)
         else:
-            load_weights(self.model, setup.folder, on_progress, whole)
+            load_weights(self.model, setup.folder, on_progress)
         if self.kernels is not None:
             self.model.use_kernels(self.kernels)
 

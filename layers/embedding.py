@@ -18,7 +18,7 @@ class Embedding(nn.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.vocab_size, self.ranks = vocab_size, ranks
+        self.ranks = ranks
         # Llama-3.2-1B 的这张表有 128256 行、2048 列，bf16 占 525 MB，是全部权重的 21%。
         # In Llama-3.2-1B the table has 128256 rows and 2048 columns: 525 MB in bf16, 21% of all weights.
         # 推理不求导。若要求导，加载器往参数里 `copy_` 时 torch 会报错。
@@ -59,7 +59,6 @@ class LMHead(Linear):
 
     def __init__(self, embedding: Embedding, tied: bool) -> None:
         rows, hidden_size = embedding.weight.shape
-        self.vocab_size, self.ranks = embedding.vocab_size, embedding.ranks
         # 共用时先建一个 0 行的权重占位，随即换掉：不会为它多分配 525 MB（以 1B 为例）。
         # When tied, a weight of 0 rows holds the place until it is replaced: no extra 525 MB (for the 1B) is allocated.
         super().__init__(hidden_size, 0 if tied else rows)
@@ -67,16 +66,3 @@ class LMHead(Linear):
             # 是同一个 `Parameter` 对象，不是拷贝：`named_parameters` 只报一次，加载器也就只填一次。
             # The same `Parameter` object and no copy: `named_parameters` reports it once, so the loader fills it once.
             self.weight = embedding.weight  # [rows, hidden_size]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """各进程的 logits 拼起来，每个进程都得到全部。
-
-        The logits of all ranks, joined; every rank gets all.
-
-        Args:
-            x: [S, hidden_size]
-
-        Returns:
-            [S, vocab_size]
-        """
-        return self.ranks.join(super().forward(x), self.vocab_size)  # [S, vocab_size]

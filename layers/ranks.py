@@ -18,8 +18,6 @@ import atexit
 import json
 import logging
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,10 +45,12 @@ class Ranks:
 
     Attributes:
         rank, size: 第几个，从 0 数起；共几个；which one, from 0; how many
+        strict: 每步都核对大家是否一致；see in each step whether all agree
     """
 
     rank: int = 0
     size: int = 1
+    strict: bool = False
     _compared: Counter[str] = field(default_factory=Counter)
 
     # ---- 设备上，在前向里 ----
@@ -61,8 +61,7 @@ class Ranks:
 
         The sum of all ranks' x, in place.
         """
-        if self.size > 1:
-            self._meet(dist.all_reduce, x)
+        self._meet(dist.all_reduce, x)
         return x
 
     def look_up(self, table: Weight, ids: Tensor) -> Tensor:
@@ -106,8 +105,7 @@ class Ranks:
 
         Everybody takes the x of rank 0, in place.
         """
-        if self.size > 1:
-            self._meet(dist.broadcast, x, 0)
+        self._meet(dist.broadcast, x, 0)
         return x
 
     # ---- 主机上，在前向之外 ----
@@ -118,28 +116,23 @@ class Ranks:
 
         The least of all ranks' numbers: who has the least memory decides how many blocks all have.
         """
-        if self.size == 1:
-            return number
         numbers = torch.tensor([number], device="cpu")
         self._meet(dist.all_reduce, numbers, dist.ReduceOp.MIN)
         return int(numbers)
 
-    def seed(self, seed: int | None) -> int | None:
+    def seed(self, seed: int | None) -> int:
         """没给种子时，大家用 rank 0 抽的。
 
         Where no seed is given, all take what rank 0 draws.
         """
-        if seed is not None or self.size == 1:
-            return seed
-        return int(self.first(torch.tensor([int.from_bytes(os.urandom(7), "little")], device="cpu")))
+        drawn = torch.tensor([int.from_bytes(os.urandom(7), "little")], device="cpu")
+        return int(self.first(drawn)) if seed is None else seed
 
     def told(self, message: Any) -> Any:
         """rank 0 的消息，以 JSON 的字节传给大家；不用 pickle，它能执行任意代码。
 
         The message of rank 0, which goes to all as bytes of JSON; never as a pickle, which can run any code.
         """
-        if self.size == 1:
-            return message
         data = json.dumps(message).encode() if self.rank == 0 else b""
         size = self.first(torch.tensor([len(data)], device="cpu"))
         text = torch.frombuffer(bytearray(data or int(size)), dtype=torch.uint8)
@@ -153,18 +146,17 @@ class Ranks:
         Raises:
             RuntimeError: 有人不同，写明是第几步、哪个进程；somebody differs, named with the step
         """
-        if self.size == 1:
+        if not self.strict:
             return
         self._compared[what] += 1
         # 只比哈希：256 行的安排有几十 KB，哈希是 8 字节。
         # Hashes are compared: a schedule of 256 rows has dozens of KB, its hash 8 bytes.
         mine = torch.tensor([xxhash.xxh64_intdigest(repr(content).encode()) >> 1], device="cpu")
         first, *rest = map(int, self._everybodys(mine))
-        if others := [rank for rank, each in enumerate(rest, start=1) if each != first]:
-            raise RuntimeError(
-                f"step {self._compared[what]}: the {what} of rank {others[0]} is not that of rank 0: every rank has to "
-                "make the same calls with the same values"
-            )
+        for rank, other in enumerate(rest, start=1):
+            if other != first:
+                step = self._compared[what]
+                raise RuntimeError(f"step {step}: the {what} of rank {rank} differs from rank 0: all must call alike")
 
     def _everybodys(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x) for _ in range(self.size)]
@@ -179,11 +171,11 @@ class Ranks:
         Raises:
             ConnectionError: 有人已经不在了；somebody is gone
         """
-        try:
-            meeting(*args)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ConnectionError(f"rank {self.rank}: another rank has ended, and so does this: {reason:.160}") from None
+        if self.size > 1:
+            try:
+                meeting(*args)
+            except RuntimeError as error:
+                raise ConnectionError(f"rank {self.rank} ends, as another has ended: {error!s:.90}") from None
 
 
 # 没有同伴：一个进程就是整个模型。
@@ -243,7 +235,7 @@ def local_cuda() -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
-def check_size(size: Any) -> None:
+def check_size(size: int) -> None:
     """`tensor_parallel_size` 是 1，或者正好是进程数。
 
     `tensor_parallel_size` is 1, or just the number of processes.
@@ -251,15 +243,12 @@ def check_size(size: Any) -> None:
     Raises:
         ValueError: 都不是；neither
     """
-    if size not in (1, world_size()) or isinstance(size, bool):
-        started = "1 process was" if world_size() == 1 else f"{world_size()} processes were"
-        raise ValueError(
-            f"tensor_parallel_size={size!r:.40}, but {started} started: use 1, or start as many by "
-            "torchrun --nproc-per-node N PROGRAM"
-        )
+    if size not in (1, world_size()):
+        start = f"torchrun --nproc-per-node {size} PROGRAM"
+        raise ValueError(f"tensor_parallel_size={size}, the number of processes is {world_size()}: use 1, or {start}")
 
 
-def connect(size: int, device: torch.device) -> Ranks:
+def connect(size: int, device: torch.device, strict: bool) -> Ranks:
     """与同伴连上；只要 1 个时，什么也不做。
 
     Meet the others; with a size of 1 nothing is done.
@@ -280,30 +269,4 @@ def connect(size: int, device: torch.device) -> Ranks:
         if not speaks():
             for name in ("backends", "engine", "layers", "models", "serving"):
                 logging.getLogger(name).setLevel(logging.ERROR)
-        _leave_at_ctrl_c()
-    return Ranks(dist.get_rank(), size)
-
-
-def _leave_at_ctrl_c() -> None:
-    """Ctrl-C 立刻结束进程：两步之间停下的约定，只有一个进程时才守得住，几个进程不会停在同一步。
-
-    Ctrl-C ends the process at once: that it waits for the end of a step is a promise that one process can keep; several
-    would not stop at the same step.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
-    # Python 的处理函数要等主线程回到 Python 里才运行，而它可能正在通信里等同伴；所以另有一个线程等着信号的字节。
-    # Python runs handlers when the main thread is back in Python, and it may be waiting for others in a communication:
-    # so a thread waits for the byte that the signal writes.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    signal.set_wakeup_fd(writer)
-
-    def wait() -> None:
-        while os.read(reader, 1) != bytes([signal.SIGINT]):
-            pass
-        os._exit(130)
-
-    threading.Thread(target=wait, name="Ctrl-C", daemon=True).start()
+    return Ranks(dist.get_rank(), size, strict)

@@ -119,6 +119,9 @@ class ModelConfig:
     # 张量并行时，上面的头数和 MLP 宽度是这个进程的那一份，见 `models/shares.py`。
     # With tensor parallelism the heads and the MLP's width above are the share of this process, see `models/shares.py`.
     ranks: Ranks = ALONE
+    # 分开之前的配置，权重文件照它核对；没有分开就是 None。
+    # The configuration before it was divided, against which files are checked; None if it was not.
+    whole: "ModelConfig | None" = None
 
 
 def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:

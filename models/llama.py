@@ -306,7 +306,9 @@ class LlamaForCausalLM(nn.Module):
         """
         # 不在这里转 float32：采样核函数读一遍 bf16、在寄存器里转，比先写出一份 float32 少搬 3 倍的字节。
         # No cast to float32: the sampling kernel reads bf16 and casts in registers; a copy moves 3 times the bytes.
-        return self.lm_head(hidden)  # [S, vocab_size]
+        # 张量并行时，各进程只算了词表的一段：拼起来，大家都得到全部。
+        # With tensor parallelism each rank has computed a range of the vocabulary: joined, all get the whole.
+        return self.config.ranks.join(self.lm_head(hidden), self.config.vocab_size)  # [S, vocab_size]
 
     def attention_layers(self) -> list[Attention]:
         """各层的注意力，从浅到深；KV 缓存按这个顺序绑定。

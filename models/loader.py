@@ -25,7 +25,7 @@ from models.checkpoint_formats import CheckpointFormat, Stored
 from models.fields import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
 from models.refusals import WEIGHTS, first_match
-from models.shares import cut
+from models.shares import cut, undivided
 
 # Hugging Face 的固定文件名：小模型一个文件，大模型切成几片，由索引说明哪个张量在哪一片。
 # Hugging Face's fixed names: a small model is one file, a large one several shards, and the index says what lies where.
@@ -196,15 +196,11 @@ def model_names(names: Collection[str], tied: bool = False) -> dict[str, str]:
     return {name: place for name, place in places.items() if name in names}
 
 
-def check_weights(model: LlamaForCausalLM, folder: Path, whole: LlamaForCausalLM | None = None) -> dict[str, str]:
+def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
     """用文件头核对：每个张量都有去处，形状相符，一个也不少；此时还没有分配内存，也没有读权重。
 
     Check against the headers: every tensor has a place and fits it, and none is missing. No memory has been taken yet
     and no weight been read.
-
-    Args:
-        whole: 张量并行时，没有分开的架子：文件里存的是整个；
-            with tensor parallelism, the frame that is not divided: that is what files hold
 
     Returns:
         文件里的名字 -> 该填入的位置，同 `weight_targets`；name in the file -> its place, as in `weight_targets`
@@ -213,7 +209,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path, whole: LlamaForCausalLM
         ModelLoadError: 张量缺失、多余、形状不对，或文件损坏；a missing, unexpected or misshapen tensor, a damaged file
     """
     stored, targets = read_headers(folder, model.config.packing), weight_targets(model)
-    places, shapes = model_names(stored, model.config.tie_word_embeddings), weight_targets(whole or model)
+    places, shapes = model_names(stored, model.config.tie_word_embeddings), weight_targets(undivided(model))
     for name, place in places.items():
         file, shape, dtype = stored[name]
         what = f"tensor {name!r:.100}"
@@ -303,22 +299,18 @@ def _fill(name: str, target: Any, tensor: Tensor) -> None:
     raise ModelLoadError(f"tensor {name!r:.100} holds NaN or infinity: the file is damaged, download it again")
 
 
-def load_weights(
-    model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None,
-    whole: LlamaForCausalLM | None = None,
-) -> None:
+def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> None:
     """把文件夹里的权重全部填进模型。
 
     Fill the model with all weights of the folder.
 
     Args:
         on_progress: 每读完一个张量调用一次：（已读的张量数，总数）；called with (loaded, in all) after each tensor
-        whole: 同 `check_weights`；as in `check_weights`
 
     Raises:
         ModelLoadError: 见 `check_weights`；或张量里有 NaN 或无穷大；see `check_weights`; or NaN or infinity in a tensor
     """
-    places, targets = check_weights(model, folder, whole), weight_targets(model)
+    places, targets = check_weights(model, folder), weight_targets(model)
     loaded: set[str] = set()
     for name, tensor in _iterate_tensors(folder, places, model.config.packing):
         place = places[name]

@@ -17,11 +17,14 @@ along the one dimension in which it does not fit.
 from dataclasses import replace
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from backends.quantized_weight import QuantizedWeight
 from layers.ranks import Ranks
 from models.config import ModelConfig
+from models.llama import LlamaForCausalLM
+from models.registry import create_model
 
 
 def _divides(config: ModelConfig, size: int) -> bool:
@@ -41,6 +44,8 @@ def divide(config: ModelConfig, ranks: Ranks) -> ModelConfig:
         ValueError: 分不尽，消息里列出可以的进程数；it does not divide; the message lists the sizes that work
     """
     size = ranks.size
+    if size == 1:
+        return config
     if not _divides(config, size):
         sizes = [n for n in range(1, config.num_attention_heads + 1) if _divides(config, n)]
         raise ValueError(
@@ -49,10 +54,19 @@ def divide(config: ModelConfig, ranks: Ranks) -> ModelConfig:
             f"{', '.join(map(str, sizes))}"
         )
     return replace(
-        config, num_attention_heads=config.num_attention_heads // size, ranks=ranks,
+        config, num_attention_heads=config.num_attention_heads // size, ranks=ranks, whole=config,
         num_key_value_heads=max(1, config.num_key_value_heads // size),
         intermediate_size=config.intermediate_size // size,
     )  # fmt: skip
+
+
+def undivided(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """没有分开的架子：文件里存的是整个模型，形状要与它相符。
+
+    The frame that is not divided: files hold the whole model, whose shapes they have to have.
+    """
+    whole = model.config.whole
+    return model if whole is None else create_model(whole, model.attention_layers()[0].backend)
 
 
 def cut(whole: Any, target: Any, ranks: Ranks) -> Any:
@@ -96,10 +110,7 @@ def _take(tensor: Tensor, dim: int, start: int, count: int) -> Tensor:
     `count` of them from number `start` on, filled up with 0: where a vocabulary does not divide, the end of the last
     rank's part is empty.
     """
-    left = max(0, min(count, tensor.shape[dim] - start))
-    part = tensor.narrow(dim, min(start, tensor.shape[dim]), left)
-    if left == count:
-        return part
-    filled = tensor.new_zeros(*tensor.shape[:dim], count, *tensor.shape[dim + 1 :])
-    filled.narrow(dim, 0, left).copy_(part)
-    return filled
+    part = tensor.narrow(dim, min(start, tensor.shape[dim]), max(0, min(count, tensor.shape[dim] - start)))
+    # `pad` 从最后一维数起，每维两个数：前面补几个，后面补几个。
+    # `pad` counts dimensions from the last, with two numbers each: how many in front, how many behind.
+    return F.pad(part, [0, 0] * (tensor.dim() - 1 - dim) + [0, count - part.shape[dim]])
