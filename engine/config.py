@@ -19,7 +19,7 @@ from backends.base import AttentionBackend
 from backends.kernels import FusedKernels
 from backends.quantized_cache import CODE_DTYPES, why_no_instructions
 from engine.block_manager import num_blocks_needed
-from engine.validation import check_flag, check_seed, is_int, is_number
+from engine.validation import MAX_INT, check_flag, checked_int, is_number
 from layers.quantized import QUANTIZATIONS
 from layers.ranks import check_size, connect, local_cuda
 from models.config import DTYPES, ModelConfig, load_config
@@ -127,16 +127,13 @@ class EngineConfig:
         # None 表示由引擎定：真正的数要看模型和内存，此刻还不知道，所以这里只查用户给的。
         # None leaves it to the engine: the number depends on model and memory,
         # unknown as yet, so only what users gave is checked.
-        optional = ("max_model_len", "max_num_batched_tokens", "kvcache_block_size", "num_kvcache_blocks")
-        for name in ("max_num_seqs", *optional):
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            # 一个 token 的提示词加一个 token 的输出，至少要 2。
-            # A prompt of one token and an output of one token need at least 2.
-            lowest = 2 if name == "max_model_len" else 1
-            if not is_int(value) or not lowest <= value < 2**63:
-                raise ValueError(f"{name}={value!r:.40} is out of range: use an integer from {lowest} to {2**63 - 1}")
+        optional = ("max_model_len", "max_num_batched_tokens", "kvcache_block_size", "num_kvcache_blocks", "seed")
+        # 一个 token 的提示词加一个 token 的输出，至少要 2。
+        # A prompt of one token and an output of one token need at least 2.
+        lowest = {"max_model_len": 2, "seed": 0}
+        for name in ("max_num_seqs", "tensor_parallel_size", *optional):
+            if (value := getattr(self, name)) is not None or name not in optional:
+                checked_int(name, value, lowest.get(name, 1), MAX_INT)
         # 有人会写 90，意思是百分之九十；让它过去，到分配显存时才会莫名其妙地失败。
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         share = self.gpu_memory_utilization
@@ -149,7 +146,6 @@ class EngineConfig:
                 # Who comes from vLLM writes "gptq" or "awq": such files are recognised without being told.
                 hint = "; for files that are quantized already, none" if name == "quantization" else ""
                 raise ValueError(f"{name}={value!r:.40} is unknown: use one of {', '.join(filter(None, known))}{hint}")
-        check_seed(self.seed)
         check_size(self.tensor_parallel_size)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))

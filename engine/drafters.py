@@ -29,7 +29,7 @@ from engine.sampler import Sampler
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from engine.validation import is_int, naming
+from engine.validation import checked_int, naming
 
 # 一步里猜得再多也没有用：全对的机会越来越小，每个猜测却都要算。拿去查的也一样：越长越难重复，每种长度都要多记一项。
 # More guesses a step are of no use: the chance that all are right dwindles, and each one is computed. Nor are longer
@@ -91,9 +91,7 @@ class SpeculativeConfig:
                     raise ValueError(f"{name}={value!r:.40} is for method='ngram': leave it out beside model")
                 continue
             value = default if value is None else value
-            if not is_int(value) or not 1 <= value <= MAX_DRAFT_TOKENS:
-                raise ValueError(f"{name}={value!r:.40} is out of range: use an integer from 1 to {MAX_DRAFT_TOKENS}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, checked_int(name, value, 1, MAX_DRAFT_TOKENS))
         shortest, longest = self.prompt_lookup_min or 0, self.prompt_lookup_max or 0
         if shortest > longest:
             raise ValueError(f"prompt_lookup_min={shortest} exceeds prompt_lookup_max={longest}: lower it")

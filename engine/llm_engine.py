@@ -80,8 +80,8 @@ class LLMEngine:
 
         What chooses tokens; its tables have to be there before memory is measured.
         """
-        vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
-        return Sampler(vocab_size, most, setup.device, setup.model_config.ranks)
+        config = setup.model_config
+        return Sampler(config.vocab_size, setup.config.max_num_seqs, setup.device, config.ranks)
 
     def reserved_bytes(self, setup: EngineSetup) -> int:
         """块池分好之后，这个循环还要占多少设备内存。
@@ -190,10 +190,9 @@ class LLMEngine:
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
         now = time.monotonic()
         for row in schedule:
-            if row.seq.metrics.first_scheduled_time is None:
-                # 只记第一次：被抢占后会再次排上。它减去 `arrival_time` 就是排队时间。
-                # The first time only: a preempted one returns here. Minus `arrival_time`, it is the queueing time.
-                row.seq.metrics.first_scheduled_time = now
+            # 只记第一次：被抢占后会再次排上。它减去 `arrival_time` 就是排队时间。
+            # The first time only: a preempted one returns here. Minus `arrival_time`, it is the queueing time.
+            row.seq.metrics.first_scheduled_time = row.seq.metrics.first_scheduled_time or now
         return schedule
 
     def step(self) -> list[RequestOutput]:
@@ -242,7 +241,7 @@ class LLMEngine:
         if self.drafter:
             self.drafter.count(schedule, token_ids)
         self.ranks.compare("tokens", token_ids)
-        now, generated = time.monotonic(), 0
+        now = time.monotonic()
         for row, tokens in zip(schedule, token_ids):
             seq, metrics = row.seq, row.seq.metrics
             # 重叠循环里，早已结束的序列多算的那个 token 被丢掉了，也就不计数。
@@ -250,11 +249,9 @@ class LLMEngine:
             if tokens and (seq.finish_reason is None or seq in finished):
                 # 首个 token 的时间在取回之后才记，包含 GPU 的时间；记在前向调用之后就会偏小，因为那时 GPU 可能还在算。
                 # Taken when the token is here, GPU time included; right after the forward call the GPU may be busy.
-                if metrics.first_token_time is None:
-                    metrics.first_token_time = now
+                metrics.first_token_time = metrics.first_token_time or now
                 metrics.last_token_time = now
-                generated += len(tokens)
-        self.num_generated_tokens += generated
+                self.num_generated_tokens += len(tokens)
         return [output for seq in finished if (output := self.release(seq))]
 
     def release(self, seq: Sequence) -> RequestOutput | None:

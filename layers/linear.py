@@ -9,6 +9,7 @@ With tensor parallelism `StackedLinear` is cut along its outputs (dimension 0 of
 o_proj and down_proj, along its inputs (dimension 1), with a sum behind it; see `layers/ranks.py`.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -83,15 +84,12 @@ class StackedLinear(Linear):
         # 输出的每个分量只用到权重的一行，所以把几个矩阵上下叠起来，等于把它们的输出首尾相接。
         # Each output uses one row of the weight only, so stacking matrices by rows joins their outputs end to end.
         super().__init__(in_features, sum(sizes.values()), bias)
-        self.pieces: dict[str, slice] = {}
-        start = 0
         # 例：q 64 行、k 16 行、v 16 行：q 占 0 到 63，k 占 64 到 79，v 占 80 到 95。
         # Example: q 64 rows, k 16, v 16: q has rows 0 to 63, k has 64 to 79, v has 80 to 95.
         # Llama-3.2-1B 的实数：q 2048 行，k、v 各 512 行，共 3072 行，k 占 2048 到 2559。
         # In Llama-3.2-1B: q has 2048 rows, k and v 512 each, 3072 in all; k has rows 2048 to 2559.
-        for name, size in sizes.items():
-            # Python 的字典记得插入次序；前向里 `split` 的次序必须与它相同，错了不会报错，因为 k 和 v 一样大。
-            # A dict keeps its order, and `split` in the forward pass must use the same;
-            # as k and v are equally large, a mix-up raises no error.
-            self.pieces[name] = slice(start, start + size)
-            start += size
+        # Python 的字典记得插入次序；前向里 `split` 的次序必须与它相同，错了不会报错，因为 k 和 v 一样大。
+        # A dict keeps its order, and `split` in the forward pass must use the same;
+        # as k and v are equally large, a mix-up raises no error.
+        ends = accumulate(sizes.values())
+        self.pieces = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends)}
