@@ -21,7 +21,7 @@ from backends.quantized_cache import CODE_DTYPES, why_no_instructions
 from engine.block_manager import num_blocks_needed
 from engine.validation import MAX_INT, check_flag, checked_int, is_number
 from layers.quantized import QUANTIZATIONS
-from layers.ranks import check_size, connect, local_cuda
+from layers.ranks import LOCAL_CUDA, connect
 from models.config import DTYPES, ModelConfig, load_config
 from models.fields import ModelLoadError
 from models.loader import stored_dtype
@@ -133,7 +133,7 @@ class EngineConfig:
         lowest = {"max_model_len": 2, "seed": 0}
         for name in ("max_num_seqs", "tensor_parallel_size", *optional):
             if (value := getattr(self, name)) is not None or name not in optional:
-                checked_int(name, value, lowest.get(name, 1), MAX_INT)
+                object.__setattr__(self, name, checked_int(name, value, lowest.get(name, 1), MAX_INT))
         # 有人会写 90，意思是百分之九十；让它过去，到分配显存时才会莫名其妙地失败。
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         share = self.gpu_memory_utilization
@@ -146,7 +146,6 @@ class EngineConfig:
                 # Who comes from vLLM writes "gptq" or "awq": such files are recognised without being told.
                 hint = "; for files that are quantized already, none" if name == "quantization" else ""
                 raise ValueError(f"{name}={value!r:.40} is unknown: use one of {', '.join(filter(None, known))}{hint}")
-        check_size(self.tensor_parallel_size)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))
 
@@ -217,7 +216,7 @@ class EngineConfig:
             # It runs without a GPU as well, only slower: each line can be stepped through in a laptop's debugger.
             name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            device = torch.device(local_cuda() if name == "cuda" else name)
+            device = torch.device(LOCAL_CUDA if name == "cuda" else name)
         except RuntimeError:
             raise ValueError(f"device={self.device!r} is unknown: use auto, cpu, cuda or cuda:N") from None
         # torch 认得的设备更多：`mps`、`meta` 都能通过上面那行，所以类型还要再查。

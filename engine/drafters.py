@@ -210,8 +210,7 @@ class NgramDrafter(Drafter):
         """
         if seq.draft_state is None:
             seq.draft_state = NgramIndex(*self.sizes)
-        follow: list[int] = seq.draft_state.follow(seq.token_ids, self.num_draft_tokens)
-        return follow
+        return list(seq.draft_state.follow(seq.token_ids, self.num_draft_tokens))
 
 
 class ModelDrafter(Drafter):
@@ -238,16 +237,15 @@ class ModelDrafter(Drafter):
         )
         with naming("the draft model"):
             self.setup = mine.resolve()
-        for what, theirs, ours in (
-            ("rows of the embedding", setup.model_config.vocab_size, self.setup.model_config.vocab_size),
-            ("tokens", tokenizer.hf_tokenizer.get_vocab(), Tokenizer(self.setup.folder).hf_tokenizer.get_vocab()),
-        ):
-            if theirs != ours:
-                numbers = f"{ours} and not {theirs}" if isinstance(ours, int) else "not the model's"
-                raise ValueError(
-                    f"the draft model {self.setup.folder} has another vocabulary, its {what} are {numbers}: "
-                    "use a draft model that was made for this model's tokenizer"
-                )
+        vocabulary = Tokenizer(self.setup.folder).hf_tokenizer.get_vocab()
+        what = "" if vocabulary == tokenizer.hf_tokenizer.get_vocab() else "tokens are not the model's"
+        if (ours := self.setup.model_config.vocab_size) != (theirs := setup.model_config.vocab_size):
+            what = f"rows of the embedding are {ours} and not {theirs}"
+        if what:
+            raise ValueError(
+                f"the draft model {self.setup.folder} has another vocabulary, its {what}: "
+                "use a draft model that was made for this model's tokenizer"
+            )
         self.runner = ModelRunner(self.setup)
         self.block_bytes = block_bytes(self.setup)
         self.max_len = self.setup.model_config.max_position_embeddings

@@ -66,11 +66,7 @@ def create_pool(
     """
     config, limit = setup.config, setup.model_config.max_position_embeddings
     each = block_bytes(setup) + extra_block_bytes
-    # 张量并行时，块数以最少的进程为准：块表在每个进程里都要成立。
-    # With tensor parallelism the rank with the fewest decides: block tables have to hold on every rank.
-    num_blocks = config.num_kvcache_blocks or setup.model_config.ranks.least(
-        _affordable_blocks(setup, runner, sampler, reserved_bytes, each)
-    )
+    num_blocks = config.num_kvcache_blocks or _affordable_blocks(setup, runner, sampler, reserved_bytes, each)
     # 只剩它一条时没有别人可抢占：装不下就抢占自己，从头重来，再抢占自己，成了死循环。
     # With nobody else to preempt, a sequence that does not fit would preempt itself, start over, and loop for ever.
     #   100 blocks * 16 = 1600; max_model_len 2048  ->  ceil(2048 / 16) = 128 blocks, ValueError
@@ -171,7 +167,9 @@ def _affordable_blocks(
     useful = setup.config.max_num_seqs * num_blocks_needed(limit, setup.block_size)
     # 权重已超过上限时 `budget` 为负，整除会得到负的块数；记为 0 块，由 `check_pool_size` 说清楚缺多少。
     # Weights beyond the cap make `budget` negative, and the blocks too; as 0, `check_pool_size` says what is missing.
-    return min(useful, max(budget, 0) // bytes_each)
+    # 张量并行时，以最少的进程为准：块表在每个进程里都要成立。
+    # With tensor parallelism the rank with the fewest decides: block tables have to hold on every rank.
+    return min(setup.model_config.ranks.messages(min(useful, max(budget, 0) // bytes_each)))
 
 
 def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> int:

@@ -65,13 +65,11 @@ def quantize_layers(model: nn.Module, bits: int, stored: Collection[str] | None 
             odd.append(name)
         # 词嵌入与输出头共用一个参数，换过之后仍是同一个。
         # Embedding and head share a parameter, and go on sharing what replaces it.
-        weight = module.weight
-        if weight not in made:
-            made[weight] = QuantizedWeight.frame(mine, weight.shape)
+        weight = made.setdefault(module.weight, QuantizedWeight.frame(mine, module.weight.shape))
         # 先去掉参数，`nn.Module` 才允许同名的普通属性。
         # The parameter goes first, or `nn.Module` would not take a plain attribute of its name.
         del module.weight
-        setattr(module, "weight", made[weight])  # noqa: B010
+        setattr(module, "weight", weight)  # noqa: B010
     if odd:
         logger.warning(
             "%d layers (%s, ...) stay int8: int4 needs outputs in multiples of %d and inputs of %d. "
@@ -88,8 +86,8 @@ def _is_chosen(name: str, module: nn.Module, stored: Collection[str] | None) -> 
     if stored is None:
         return True
     parent = name.rpartition(".")[0]
-    pieces = [f"{parent}.{piece}" for piece in module.pieces] if isinstance(module, StackedLinear) else [name]
-    names = [f"{each}.weight" for each in pieces]
+    stacked = [f"{parent}.{piece}.weight" for piece in module.pieces] if isinstance(module, StackedLinear) else []
+    names = stacked or [f"{name}.weight"]
     found = [each for each in names if each in stored]
     if 0 < len(found) < len(names):
         missing = next(each for each in names if each not in stored)

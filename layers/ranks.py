@@ -32,10 +32,6 @@ from torch import Tensor
 from backends.quantized_weight import Weight
 from layers.linear import Linear
 
-# 等同伴最多这么久：装权重有快有慢，等人打字不算在内。
-# How long a rank waits for the others: some load weights faster; waiting for somebody to type does not count.
-_PATIENCE = timedelta(minutes=30)
-
 
 @dataclass(slots=True, eq=False)
 class Ranks:
@@ -96,9 +92,9 @@ class Ranks:
         Returns:
             [S, columns]
         """
-        if self.size == 1:
-            return x  # [S, columns]
-        return torch.cat(self._everybodys(x), dim=1)[:, :columns].contiguous()  # [S, columns]
+        # 例：词表 2065、2 个进程，各 1033 列，拼成 2066 列，最后一列不要。
+        # Example: a vocabulary of 2065 on 2 ranks is 1033 columns each, joined 2066, and the last one goes.
+        return x if self.size == 1 else torch.cat(self._gather(x), dim=1)[:, :columns].contiguous()  # [S, columns]
 
     def first(self, x: Tensor) -> Tensor:
         """大家都用 rank 0 的 x，就地改写。
@@ -111,32 +107,18 @@ class Ranks:
     # ---- 主机上，在前向之外 ----
     # ---- on the host, outside the forward pass ----
 
-    def least(self, number: int) -> int:
-        """各进程的数里最小的：内存最少的那个，决定大家有几个块。
+    def messages(self, mine: Any) -> list[Any]:
+        """各进程的消息，rank 0 的在前；以 JSON 的字节传送，不用 pickle，它能执行任意代码。
 
-        The least of all ranks' numbers: who has the least memory decides how many blocks all have.
+        The messages of all ranks, that of rank 0 first; they go as bytes of JSON, never as a pickle, which can run any
+        code.
         """
-        numbers = torch.tensor([number], device="cpu")
-        self._meet(dist.all_reduce, numbers, dist.ReduceOp.MIN)
-        return int(numbers)
-
-    def seed(self, seed: int | None) -> int:
-        """没给种子时，大家用 rank 0 抽的。
-
-        Where no seed is given, all take what rank 0 draws.
-        """
-        drawn = torch.tensor([int.from_bytes(os.urandom(7), "little")], device="cpu")
-        return int(self.first(drawn)) if seed is None else seed
-
-    def told(self, message: Any) -> Any:
-        """rank 0 的消息，以 JSON 的字节传给大家；不用 pickle，它能执行任意代码。
-
-        The message of rank 0, which goes to all as bytes of JSON; never as a pickle, which can run any code.
-        """
-        data = json.dumps(message).encode() if self.rank == 0 else b""
-        size = self.first(torch.tensor([len(data)], device="cpu"))
-        text = torch.frombuffer(bytearray(data or int(size)), dtype=torch.uint8)
-        return json.loads(bytes(self.first(text).tolist()))
+        data = json.dumps(mine).encode()
+        # 通信要求一样长：短的在末尾补空格，JSON 不在乎。
+        # Communication wants equal lengths: shorter ones end in blanks, which JSON does not mind.
+        size = max(map(int, self._gather(torch.tensor([len(data)], device="cpu"))))
+        text = torch.frombuffer(bytearray(data.ljust(size)), dtype=torch.uint8)
+        return [json.loads(bytes(each.tolist())) for each in self._gather(text)]
 
     def compare(self, what: str, content: object) -> None:
         """严格模式下每步核对：大家的 `content` 是否相同。
@@ -151,15 +133,13 @@ class Ranks:
         self._compared[what] += 1
         # 只比哈希：256 行的安排有几十 KB，哈希是 8 字节。
         # Hashes are compared: a schedule of 256 rows has dozens of KB, its hash 8 bytes.
-        mine = torch.tensor([xxhash.xxh64_intdigest(repr(content).encode()) >> 1], device="cpu")
-        first, *rest = map(int, self._everybodys(mine))
+        first, *rest = self.messages(xxhash.xxh64_hexdigest(repr(content).encode()))
         for rank, other in enumerate(rest, start=1):
             if other != first:
-                step = self._compared[what]
-                raise RuntimeError(f"step {step}: the {what} of rank {rank} differs from rank 0: all must call alike")
+                raise RuntimeError(f"step {self._compared[what]}: the {what} of rank {rank} are not those of rank 0")
 
-    def _everybodys(self, x: Tensor) -> list[Tensor]:
-        parts = [torch.empty_like(x) for _ in range(self.size)]
+    def _gather(self, x: Tensor) -> list[Tensor]:
+        parts = [x] if self.size == 1 else [torch.empty_like(x) for _ in range(self.size)]
         self._meet(dist.all_gather, parts, x)
         return parts
 
@@ -207,66 +187,45 @@ class SummedLinear(Linear):
         return self.ranks.sum_(self.product(x, None if self.ranks.rank else self.bias))  # [T, out_features]
 
 
-# ---- torchrun 起了几个进程 ----
+# ---- torchrun 起的进程 ----
 # ---- the processes that torchrun has started ----
 
-
-def world_size() -> int:
-    """torchrun 起了几个进程；不是由它启动的，就是 1。
-
-    How many processes torchrun has started; 1 where it has not.
-    """
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def speaks() -> bool:
-    """这个进程要不要打印：只有 rank 0 说话。
-
-    Whether this process prints: only rank 0 speaks.
-    """
-    return os.environ.get("RANK", "0") == "0"
-
-
-def local_cuda() -> str:
-    """这个进程自己的 GPU：同一台机器上的几个进程，各用一个。
-
-    The GPU of this process: those on one machine take one each.
-    """
-    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
-
-
-def check_size(size: int) -> None:
-    """`tensor_parallel_size` 是 1，或者正好是进程数。
-
-    `tensor_parallel_size` is 1, or just the number of processes.
-
-    Raises:
-        ValueError: 都不是；neither
-    """
-    if size not in (1, world_size()):
-        start = f"torchrun --nproc-per-node {size} PROGRAM"
-        raise ValueError(f"tensor_parallel_size={size}, the number of processes is {world_size()}: use 1, or {start}")
+# 共几个；不是由它启动的，就是 1。
+# How many there are; 1 where it has started none.
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+# 只有 rank 0 打印、显示进度和告警。
+# Only rank 0 prints, shows progress and warns.
+SPEAKS = os.environ.get("RANK", "0") == "0"
+# 同一台机器上的几个进程，各用一个 GPU。
+# Processes on one machine take a GPU each.
+LOCAL_CUDA = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
 def connect(size: int, device: torch.device, strict: bool) -> Ranks:
     """与同伴连上；只要 1 个时，什么也不做。
 
     Meet the others; with a size of 1 nothing is done.
+
+    Raises:
+        ValueError: `size` 既不是 1，也不是进程数；`size` is neither 1 nor the number of processes
     """
+    if size not in (1, WORLD_SIZE):
+        start = f"torchrun --nproc-per-node {size} PROGRAM"
+        raise ValueError(f"tensor_parallel_size={size}, the number of processes is {WORLD_SIZE}: use 1, or {start}")
     # 核函数总是启动在“当前”的 GPU 上：由 torchrun 启动时，就是自己的那个。
     # Kernels are launched on the current GPU: under torchrun that is one's own.
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+    if device.type == "cuda" and LOCAL_CUDA != "cuda":
         torch.cuda.set_device(device)
     if size == 1:
         return ALONE
     if not dist.is_initialized():
-        # 主机上的数走 gloo，GPU 上的走 NCCL，由张量在哪里决定。
-        # Numbers on the host go by gloo, those on a GPU by NCCL, as the place of the tensor says.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+        # 主机上的数走 gloo，GPU 上的走 NCCL，由张量在哪里决定。谁死了，连接一断就知道；等人打字则可以等上半天。
+        # Numbers on the host go by gloo, those on a GPU by NCCL, by where the tensor is. Who dies is noticed at once, as
+        # the connection breaks; for somebody to type they may wait half a day.
+        dist.init_process_group(timeout=timedelta(hours=12))
         # 不收拾就退出，通信的线程会让解释器崩溃。
         # Left as they are, the threads that communicate would make the interpreter crash at its end.
         atexit.register(dist.destroy_process_group)
-        if not speaks():
-            for name in ("backends", "engine", "layers", "models", "serving"):
-                logging.getLogger(name).setLevel(logging.ERROR)
+        for name in () if SPEAKS else ("backends", "engine", "layers", "models", "serving"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     return Ranks(dist.get_rank(), size, strict)
