@@ -219,9 +219,9 @@ def connect(size: int, device: torch.device, strict: bool) -> Ranks:
     if size == 1:
         return ALONE
     if not dist.is_initialized():
-        # 主机上的数走 gloo，GPU 上的走 NCCL，由张量在哪里决定。谁死了，连接一断就知道；等人打字则可以等上半天。
-        # Numbers on the host go by gloo, those on a GPU by NCCL, by where the tensor is. Who dies is noticed at once, as
-        # the connection breaks; for somebody to type they may wait half a day.
+        # 主机上的数走 gloo，GPU 上的走 NCCL，看张量在哪里。谁死了，连接一断就知道；等人打字，则可以等上半天。
+        # Numbers on the host go by gloo, those on a GPU by NCCL. Who dies is noticed at once, as the connection breaks;
+        # for somebody to type all may wait half a day.
         dist.init_process_group(timeout=timedelta(hours=12))
         # 不收拾就退出，通信的线程会让解释器崩溃。
         # Left as they are, the threads that communicate would make the interpreter crash at its end.
