@@ -155,7 +155,8 @@ class Ranks:
             try:
                 meeting(*args)
             except RuntimeError as error:
-                raise ConnectionError(f"rank {self.rank} ends, as another has ended: {error!s:.90}") from None
+                reason = " ".join(str(error).split())
+                raise ConnectionError(f"rank {self.rank} ends, as another has ended: {reason:.120}") from None
 
 
 # 没有同伴：一个进程就是整个模型。

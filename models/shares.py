@@ -88,10 +88,12 @@ def cut(whole: Any, target: Any, ranks: Ranks) -> Any:
         whole.copy_(floats)
     dim = 0 if whole.shape[0] != target.shape[0] else 1
     all_of_it, mine = whole.shape[dim], target.shape[dim]
-    # 例：4 个进程，`k_proj` 共 64 行。每个要 32 行，就是 2 份，rank 0、1 取前一份；每个要 16 行，就各取各的。
-    # Example with 4 ranks and a `k_proj` of 64 rows: if each needs 32 there are 2 parts, and ranks 0 and 1 take the
-    # first; if each needs 16, each has its own.
-    parts = all_of_it // mine if all_of_it % mine == 0 else ranks.size
+    # 例：4 个进程，`k_proj` 共 64 行。每个要 32 行，就是 2 份，rank 0、1 取前一份；每个要 16 行，就各取各的。词表除不尽，则有几个进程就是几份。
+    # Example with 4 ranks and a `k_proj` of 64 rows: if each needs 32 there are 2 parts, ranks 0 and 1 take the first;
+    # if each needs 16, each has its own. A vocabulary that does not divide has as many parts as there are ranks.
+    parts, left = divmod(all_of_it, mine)
+    if left or ranks.size % parts:
+        parts = ranks.size
     start = ranks.rank * parts // ranks.size * mine
     if isinstance(whole, Tensor):
         return _take(whole, dim, start, mine)
