@@ -71,9 +71,11 @@ class StackedLinear(Linear):
     """几个输入相同的线性层并成一个：q、k、v 三次乘法变一次，gate、up 两次变一次。
 
     解码时每次乘法都要把权重从内存读一遍，次数少、每次大，才跑得满带宽。
+    例：Llama-3.2-1B 的 q 有 2048 行，k、v 各 512 行，共 3072 行，k 占 2048 到 2559。
 
     Several linear layers with the same input as one: the three products of q, k, v become one, the two of gate and
     up become one. Decoding reads every weight once per step; few large products use the bandwidth best.
+    Example: in Llama-3.2-1B q has 2048 rows, k and v 512 each, 3072 in all; k has rows 2048 to 2559.
 
     Attributes:
         pieces: 文件里的名字 -> 它占拼接权重的哪些行，按次序；加载器逐段填写；
@@ -86,10 +88,7 @@ class StackedLinear(Linear):
         super().__init__(in_features, sum(sizes.values()), bias)
         # 例：q 64 行、k 16 行、v 16 行：q 占 0 到 63，k 占 64 到 79，v 占 80 到 95。
         # Example: q 64 rows, k 16, v 16: q has rows 0 to 63, k has 64 to 79, v has 80 to 95.
-        # Llama-3.2-1B 的实数：q 2048 行，k、v 各 512 行，共 3072 行，k 占 2048 到 2559。
-        # In Llama-3.2-1B: q has 2048 rows, k and v 512 each, 3072 in all; k has rows 2048 to 2559.
         # Python 的字典记得插入次序；前向里 `split` 的次序必须与它相同，错了不会报错，因为 k 和 v 一样大。
-        # A dict keeps its order, and `split` in the forward pass must use the same;
-        # as k and v are equally large, a mix-up raises no error.
+        # A dict keeps its order, which `split` must use; k and v are equally large, and a mix-up raises no error.
         ends = accumulate(sizes.values())
         self.pieces = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends)}

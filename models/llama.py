@@ -293,10 +293,12 @@ class LlamaForCausalLM(nn.Module):
         """输出头：只对要采样的那几行算，词表很大，每少算一行都值得。
 
         1000 个 token 的提示词只有最后一行要采样：float32 的 logits 从 1000 * 128256 * 4 字节（513 MB）降到 0.5 MB。
+        张量并行时，各进程只算了词表的一段：拼起来，大家都得到全部。
 
         The output head, for the rows that sample only: with a large vocabulary every row saved counts.
         A prompt of 1000 tokens samples from its last row only: float32 logits shrink from 1000 * 128256 * 4 bytes
         (513 MB) to 0.5 MB.
+        With tensor parallelism each rank has computed a range of the vocabulary: joined, all get the whole.
 
         Args:
             hidden: [S, hidden]
@@ -306,8 +308,6 @@ class LlamaForCausalLM(nn.Module):
         """
         # 不在这里转 float32：采样核函数读一遍 bf16、在寄存器里转，比先写出一份 float32 少搬 3 倍的字节。
         # No cast to float32: the sampling kernel reads bf16 and casts in registers; a copy moves 3 times the bytes.
-        # 张量并行时，各进程只算了词表的一段：拼起来，大家都得到全部。
-        # With tensor parallelism each rank has computed a range of the vocabulary: joined, all get the whole.
         return self.config.ranks.join(self.lm_head(hidden), self.config.vocab_size)  # [S, vocab_size]
 
     def attention_layers(self) -> list[Attention]:

@@ -44,15 +44,21 @@ def divide(config: ModelConfig, ranks: Ranks) -> ModelConfig:
         ValueError: 分不尽，消息里列出可以的进程数；it does not divide; the message lists the sizes that work
     """
     size = ranks.size
+    # 没有分开的配置，`whole` 是 None：核对权重时就不必另搭一个架子。
+    # A configuration that is not divided has None for `whole`, and no other frame is built to check weights.
     if size == 1:
         return config
     if not _divides(config, size):
+        # 报错时把行得通的都列出来：8 个查询头、2 个 KV 头、MLP 宽 704，可以是 1、2、4、8。
+        # The message lists what works: 8 query heads, 2 KV heads and an MLP of width 704 allow 1, 2, 4, 8.
         sizes = [n for n in range(1, config.num_attention_heads + 1) if _divides(config, n)]
         raise ValueError(
             f"tensor_parallel_size={size} does not divide {config.num_attention_heads} heads, "
             f"{config.num_key_value_heads} KV heads and intermediate_size={config.intermediate_size}: use one of "
             f"{', '.join(map(str, sizes))}"
         )
+    # KV 头不够分时，每个进程至少也有 1 个。
+    # Where there are too few KV heads, each rank has 1 all the same.
     return replace(
         config, num_attention_heads=config.num_attention_heads // size, ranks=ranks, whole=config,
         num_key_value_heads=max(1, config.num_key_value_heads // size),
@@ -65,6 +71,8 @@ def undivided(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
     The frame that is not divided: files hold the whole model, whose shapes they have to have.
     """
+    # 断点停在这里，比较 `whole` 与 `model.config`：不同的只有头数和 MLP 的宽度。
+    # Stop here and compare `whole` with `model.config`: only heads and the MLP's width differ.
     whole = model.config.whole
     return model if whole is None else create_model(whole, model.attention_layers()[0].backend)
 
@@ -86,9 +94,12 @@ def cut(whole: Any, target: Any, ranks: Ranks) -> Any:
         floats, whole = whole, QuantizedWeight.frame(target.bits, whole.shape)
         whole.materialize(target.dtype, target.codes.device)
         whole.copy_(floats)
+    # 按输出切的（q、k、v、gate、up、词表）行数不同，按输入切的（o、down）列数不同。
+    # What is cut along outputs (q, k, v, gate, up, the vocabulary) differs in rows, along inputs (o, down) in columns.
     dim = 0 if whole.shape[0] != target.shape[0] else 1
     all_of_it, mine = whole.shape[dim], target.shape[dim]
-    # 例：4 个进程，`k_proj` 共 64 行。每个要 32 行，就是 2 份，rank 0、1 取前一份；每个要 16 行，就各取各的。词表除不尽，则有几个进程就是几份。
+    # 例：4 个进程，`k_proj` 共 64 行。每个要 32 行，就是 2 份，rank 0、1 取前一份；每个要 16 行，就各取各的。
+    # 词表除不尽，则有几个进程就是几份。
     # Example with 4 ranks and a `k_proj` of 64 rows: if each needs 32 there are 2 parts, ranks 0 and 1 take the first;
     # if each needs 16, each has its own. A vocabulary that does not divide has as many parts as there are ranks.
     parts, left = divmod(all_of_it, mine)

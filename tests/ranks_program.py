@@ -78,7 +78,9 @@ def requests_of(kind: str) -> list[Any]:
 
     Requests of many lengths and ways of sampling.
     """
-    return featured_requests(16) if kind == "featured" else mixed_requests(2000, 12, seed=3)
+    if kind == "featured":
+        return featured_requests(16)
+    return mixed_requests(2000, 6 if kind == "few" else 12, seed=3)
 
 
 def run_mixed(models: Path, model: str, size: int, kind: str = "mixed", **options: Any) -> dict[str, Any]:
@@ -254,7 +256,8 @@ SCENARIOS: dict[str, Callable[[Path, int], Any]] = {
     "kv-int8": lambda models, size: run_mixed(models, "wide", size, kv_cache_dtype="int8"),
     "ngram": lambda models, size: run_mixed(models, "llama", size, speculative_config={"method": "ngram"}),
     "draft": lambda models, size: run_mixed(
-        models, "tiny-poet", size, speculative_config={"model": "tiny-poet-draft"}, num_kvcache_blocks=24,
+        models, "tiny-poet", size, "few", speculative_config={"model": "tiny-poet-draft"}, num_kvcache_blocks=12,
+        max_model_len=160,
     ),
     **{f.__name__.replace("_", "-"): f for f in (
         outputs_and_stops, seeds, chat, aborts, streams, same_pool, memory, diverging_tokens, diverging_calls,
