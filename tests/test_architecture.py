@@ -284,7 +284,8 @@ SHOWS = {
     },
     "quantiz": {
         "backends/base.py", "backends/cpu_kernels.py", "backends/kernels.py", "backends/sdpa.py", "backends/store.py",
-        "backends/torch_backend.py", "engine/config.py", "engine/model_runner.py", "models/loader.py", "models/shares.py",
+        "backends/torch_backend.py", "engine/config.py", "engine/model_runner.py", "models/loader.py",
+        "models/shares.py",
         "serving/compare.py", "serving/console.py",
         *(f"backends/triton/{name}.py" for name in ("__init__", "codes", "decode", "fused", "gemv", "prefill")),
         *(f"backends/triton/{name}.py" for name in ("quantized", "skinny", "store")),
