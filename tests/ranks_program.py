@@ -42,6 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
     # Columns that are multiples of 32 also when cut in 4: only then can int4 be cut.
     "wide": {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "head_dim": 32},
 }
+DEVICE = os.environ.get("RANKS_DEVICE", "cpu")
 # 块池小到一直抢占，预算小到一直分段。
 # A pool so small that preemption never ends, a budget so small that chunking never does.
 CROWDED = {"num_kvcache_blocks": 20, "kvcache_block_size": 8, "max_num_batched_tokens": 24, "max_model_len": 160}
@@ -49,12 +50,12 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
 
 def make(models: Path, model: str, size: int, **options: Any) -> LLM:
-    """`size` 个 rank 的引擎，严格模式，在 CPU 上。
+    """`size` 个 rank 的引擎，严格模式。
 
-    An engine of `size` ranks in strict mode, on the CPU.
+    An engine of `size` ranks in strict mode.
     """
     name = str(models / model) if (models / model).exists() else model
-    options = {"num_kvcache_blocks": 400, "device": "cpu", "seed": 5, **options}
+    options = {"num_kvcache_blocks": 400, "device": DEVICE, "seed": 5, **options}
     return LLM(name, tensor_parallel_size=size, strict=True, **options)
 
 

@@ -57,6 +57,7 @@ SAME = ("outputs-and-stops", "chat", "aborts", "streams")
 # vocabulary does not divide.
 ON_TWO = ("qwen2", "qwen3", "featured", "crowded", "int8", "kv-int8", "draft", "outputs-and-stops", "seeds", "aborts",
           "streams", "same-pool", "memory", "diverging-tokens", "diverging-calls")  # fmt: skip
+ON_GPUS = ("llama-biases", "qwen3", "featured", "crowded", "kv-int8", "ngram", "streams", "diverging-calls")
 ON_FOUR = ("llama-biases", "gptq", "same-pool", "memory", "diverging-tokens")
 
 
@@ -103,13 +104,16 @@ def pack(source: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def start(size: int, models: Path, folder: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def start(
+    size: int, models: Path, folder: Path, names: tuple[str, ...], device: str = "cpu"
+) -> list[dict[str, Any]]:
     """跑完这些场景，返回各 rank 的结果。
 
     Run these scenarios and return the results of each rank.
     """
     command = torchrun(size, str(ROOT / "tests" / "ranks_program.py"), str(models), str(folder), *names)
-    run = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=900)
+    env = {**environment(), "RANKS_DEVICE": device}
+    run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     assert run.returncode == 0, run.stderr[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text())["found"] for rank in range(size)]
 
@@ -235,6 +239,38 @@ def test_the_scenarios_are_what_they_claim(two: Any) -> None:
 
 def test_seeds_come_from_rank_0(two: Any) -> None:
     assert two[0]["seeds"] == two[1]["seeds"]
+
+
+# ---- 两个 GPU ----
+# ---- two GPUs ----
+
+
+@pytest.fixture(scope="module")
+def two_gpus(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs 2 CUDA GPUs")
+    return start(2, models, tmp_path_factory.mktemp("gpus"), ON_GPUS, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in ON_GPUS if name in MIXED])
+def test_two_gpus_put_out_what_one_does(
+    name: str, two_gpus: Any, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 两个 GPU 用图和重叠循环，一个用同步循环，好记下分数。
+    # Two GPUs run graphs and the overlapped loop, one the synchronous loop, to record scores.
+    monkeypatch.setattr("ranks_program.DEVICE", "cuda")
+    model, kind, options = MIXED[name]
+    llm = make(models, model, 1, **{**options, "enforce_eager": True})
+    run = run_requests(llm, requests_of(kind))
+    compare_mixed(name, two_gpus, lambda _: (llm, run))
+
+
+@pytest.mark.gpu
+def test_two_gpus_agree(two_gpus: Any) -> None:
+    assert two_gpus[0]["streams"] == two_gpus[1]["streams"]
+    expected = "step 6: the scheduled rows of rank 1 are not those of rank 0"
+    assert [each["diverging-calls"] for each in two_gpus] == [expected] * 2
 
 
 # ---- 一份有多大 ----
