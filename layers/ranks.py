@@ -156,7 +156,7 @@ class Ranks:
                 meeting(*args)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
-                raise ConnectionError(f"rank {self.rank} ends, as another has ended: {reason:.120}") from None
+                raise ConnectionError(f"rank {self.rank} stops, having lost the others: {reason:.120}") from None
 
 
 # 没有同伴：一个进程就是整个模型。

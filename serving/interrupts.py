@@ -27,16 +27,17 @@ def interrupt_again(unraisable: Any) -> None:
     threading.Timer(0.01, interrupt_main).start()
 
 
-def leave_at_ctrl_c(num_ranks: int) -> None:
-    """几个进程合算一个模型时，Ctrl-C 立刻结束进程，退出码 130；用户有自己的处理函数时不管。
+def leave_at_ctrl_c() -> None:
+    """几个进程合算一个模型时，从此 Ctrl-C 立刻结束进程，退出码 130；用户有自己的处理函数时不管。
 
     一个进程可以走完手上的一步再停，几个进程却不会停在同一步：有的停了，别的还在等它。
 
-    Where several processes share a model, Ctrl-C ends each at once with code 130, unless the user has a handler of his
-    own. One process can end its step first; several would not stop at the same step, and some wait for who has stopped.
+    Where several processes share a model, Ctrl-C from now on ends each at once with code 130, unless the user has a
+    handler of his own.
+    One process can end its step first; several would not stop at the same step, and some wait for who has stopped.
     """
     main = threading.current_thread() is threading.main_thread()
-    if num_ranks == 1 or not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     # Python 的处理函数要等主线程回到 Python 里才运行，而它可能正在等同伴；所以另有一个线程等着信号写出的字节。
     # Python runs handlers when the main thread is back in Python, and it may be waiting for others: so a thread waits

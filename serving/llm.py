@@ -13,7 +13,7 @@ from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
 from engine.validation import is_int
-from layers.ranks import SPEAKS
+from layers.ranks import SPEAKS, WORLD_SIZE
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from serving.chat_template import Message, check_template_options, encode_chat
 from serving.console import generation_progress, loading_progress
@@ -72,13 +72,14 @@ class LLM:
         # 先造配置：取值范围在构造时就查，写错一个数不必等权重加载完才知道。
         # The configuration first: its ranges are checked at construction, so a bad value need not wait for the weights.
         config = EngineConfig(model, **options)
+        if config.tensor_parallel_size == WORLD_SIZE > 1:
+            leave_at_ctrl_c()
         # 作为库使用时默认不显示：进度条是给命令行看的，服务的日志里不需要它。
         # As a library it is silent by default: bars are for the command line, a service's log has no use for them.
         # `with` 保证出错时也收起进度条，否则错误信息会和没画完的进度条搅在一起。
         # `with` closes the bar on an error too, or the message would be mixed up with a bar half drawn.
         with loading_progress(progress and SPEAKS) as bar:
             self.engine = create_engine(config, bar)
-        leave_at_ctrl_c(self.engine.ranks.size)
         self.turns = Turns(self.engine)
 
     def generate(

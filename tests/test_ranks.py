@@ -367,7 +367,7 @@ def test_ctrl_c_ends_every_rank(models: Path, tmp_path: Path) -> None:
 
 def test_a_lost_companion_is_told_in_one_line() -> None:
     ranks = Ranks(1, 2)
-    message = "rank 1 ends, as another has ended: Connection closed by peer"
+    message = "rank 1 stops, having lost the others: Connection closed by peer"
     with pytest.raises(ConnectionError, match=message) as error:
         ranks._meet(lambda: (_ for _ in ()).throw(RuntimeError("Connection closed by peer [127.0.0.1]:1\nmore")))
     assert "\n" not in str(error.value)
