@@ -29,7 +29,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -43,6 +42,7 @@ from engine.outputs import CompletionOutput, RequestOutput
 from engine.requests import load_generation_config
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from layers.ranks import SPEAKS, WORLD_SIZE
 from models.config import load_config
 from serving import flags
 from serving.async_llm import AsyncLLM, EngineDeadError
@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mini_llama.py",
         description="可读的 LLM 推理引擎；不带参数就用内置模型回答几个问题。"
         " / A readable LLM inference engine; without arguments the embedded model answers a few questions.",
+        epilog="几个 GPU 合算一个模型 / several GPUs share a model: torchrun --nproc-per-node 2 mini_llama.py ...",
     )
     add = parser.add_argument
     # 不写 `choices`：后端名由注册表检查，作为库使用时报的也是同一个错，并列出可用的名字。
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace) -> None:
     # 选项的名字就是 `EngineConfig` 的字段名，加一个选项不必在这里再写一遍。
     # Options are named as the fields of `EngineConfig`: a new one need not be written here again.
     options = {field.name: getattr(args, field.name) for field in fields(EngineConfig) if hasattr(args, field.name)}
-    options["speculative_config"] = flags.read_speculation(args)
+    options |= {"speculative_config": flags.read_speculation(args), "tensor_parallel_size": WORLD_SIZE}
     config = EngineConfig(**options)
     tracing = args.xray or args.xray_trace or args.watch
     # 重叠循环里两步交错，得不到“这一步”的快照：记录时改用同步循环，并说一声。
@@ -192,7 +193,9 @@ def run(args: argparse.Namespace) -> None:
     flags.check_guide(folder, params.structured_outputs)
     if not args.complete:
         require_chat_template(folder)
-    if tracing:
+    # 张量并行时，只有 rank 0 打印、记录。
+    # With tensor parallelism only rank 0 prints and records.
+    if tracing and SPEAKS:
         from tools.xray import check_writable
 
         for name in filter(None, (args.xray, args.xray_trace)):
@@ -200,10 +203,9 @@ def run(args: argparse.Namespace) -> None:
     with one_thread_if_small(folder):
         if args.compare:
             tokenizer = Tokenizer(folder)
-            asked: Sequence[Any] = prompts
-            if not args.complete:
-                asked = each_prompt(lambda text: encode_chat(tokenizer, [{"role": "user", "content": text}]), prompts)
-            steps = compare_backends(config, tuple(args.compare), asked, params)
+            asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            texts = prompts if args.complete else each_prompt(lambda one: encode_chat(tokenizer, one), asked)
+            steps = compare_backends(config, tuple(args.compare), texts, params)
             return print_comparison(console, tuple(args.compare), steps, tokenizer)
         llm = LLM(**options, progress=True)
         if args.chat:
@@ -231,7 +233,7 @@ def answer(
         with ExitStack() as stack:
             # 要记录才导入：平常运行时，记录器的代码一行也不执行。
             # Imported only to record: in an ordinary run not a line of the recorder is executed.
-            if args.xray or args.xray_trace or args.watch:
+            if SPEAKS and (args.xray or args.xray_trace or args.watch):
                 from tools.xray import observe
 
                 stack.enter_context(observe(llm.engine, console, args.xray, args.xray_trace, args.watch))
@@ -299,7 +301,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An output that was closed (`>&-`) is None: with nowhere to write, it goes to nowhere; for standard output say
         # so.
         closed = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
-        for name in closed:
+        # 张量并行时只有 rank 0 说话；出错时例外，也许只有这一个进程知道是什么错。
+        # With tensor parallelism only rank 0 speaks; errors are an exception, as maybe just this process knows of it.
+        for name in closed if SPEAKS else [*closed, "stdout"]:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         if "stdout" in closed:
             raise ValueError("standard output is closed, and the answers have nowhere to go: redirect it to a file")

@@ -128,11 +128,10 @@ class QuantizedWeight:
         Shapes, and no memory yet.
         """
         rows, columns = shape
+        groups = (rows, columns // GROUP)
+        sizes = ((rows, columns), (rows,)) if bits == 8 else ((rows, columns // 2), groups, groups)
         # `meta` 设备上的张量只有形状：此刻还在用文件头核对，尺寸不合也不会占内存。
         # Tensors on `meta` have shapes only: the headers are still to be checked, and sizes that do not fit are free.
-        if bits == 8:
-            return cls(*(torch.empty(each, device="meta") for each in ((rows, columns), (rows,))))
-        sizes = ((rows, columns // 2), (rows, columns // GROUP), (rows, columns // GROUP))
         return cls(*(torch.empty(each, device="meta") for each in sizes))
 
     def materialize(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -283,32 +282,29 @@ class QuantizedWeight:
 
         Fill with float weights, quantizing on the way, or with what is quantized already.
         """
-        # 文件自带的：编码原样抄来，只有缩放会换精度。
-        # What a file brings: codes are copied as they are, only the scales change their precision.
-        if isinstance(source, QuantizedWeight):
-            for part, other in zip(self.parts, source.parts, strict=True):
-                part.copy_(other)
-            return
-        for rows, codes in self._quantized(source):
-            for part, new in zip(rows.parts, codes, strict=True):
-                part.copy_(new)
+        for part, new in self._pairs(source):
+            part.copy_(new)
 
     def equal(self, source: "Tensor | QuantizedWeight") -> bool:
         """这些浮点权重量化之后，是否就是它；已经量化好的，直接比。
 
         Whether these float weights, quantized, are what it holds; what is quantized already is compared as it is.
         """
-        if isinstance(source, QuantizedWeight):
-            return all(part.equal(other.to(part)) for part, other in zip(self.parts, source.parts, strict=True))
-        return all(
-            part.equal(new.to(part.device))
-            for rows, codes in self._quantized(source) for part, new in zip(rows.parts, codes, strict=True)
-        )  # fmt: skip
+        return all(part.equal(new.to(part)) for part, new in self._pairs(source))
 
-    def _quantized(self, source: Tensor) -> Iterator[tuple["QuantizedWeight", tuple[Tensor, ...]]]:
+    def _pairs(self, source: "Tensor | QuantizedWeight") -> Iterator[tuple[Tensor, Tensor]]:
+        """自己的各个张量，和该填进去的。
+
+        Its own tensors, each with what goes into it.
+        """
+        # 文件自带的：编码原样抄来，只有缩放会换精度。
+        # What a file brings: codes are copied as they are, only the scales change their precision.
+        if isinstance(source, QuantizedWeight):
+            yield from zip(self.parts, source.parts, strict=True)
+            return
         quantize: Callable[..., tuple[Tensor, ...]] = quantize_int8 if self.bits == 8 else quantize_int4
-        for part, rows in zip(self.in_parts(), source.split(self.part_rows)):
-            yield part, quantize(rows.to(self.codes.device), self.scales.dtype)
+        for mine, rows in zip(self.in_parts(), source.split(self.part_rows)):
+            yield from zip(mine.parts, quantize(rows.to(self.codes.device), self.scales.dtype), strict=True)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
@@ -321,11 +317,9 @@ class QuantizedWeight:
         # taken on, any other operation still fails and is not quietly wrong.
         if function is not F.linear:
             return NotImplemented
-
-        def plain(input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-            return weight.linear(input, bias)
-
-        return plain(*args, **(kwargs or {}))
+        x, weight, *bias = args
+        result: Tensor = weight.linear(x, *bias, **(kwargs or {}))
+        return result
 
 
 # 线性层的权重是其中一种。

@@ -52,9 +52,14 @@ def gather_pages(cache: Tensor, block_table: Tensor, length: int, descale: Tenso
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) -> Tensor:
-    """一条序列的注意力：softmax(q·kᵀ·scale + mask)·v。
+    """一条序列的注意力：softmax(q·kᵀ·scale + mask)·v；不是因果注意力时，全都看得见。
 
-    One sequence's attention: softmax(q·kᵀ·scale + mask)·v.
+    因果掩码按左上角对齐是常见的错误：q 与 k 等长时两种对齐结果相同，看不出错；
+    分块预填充时，第 0 个 query 就只看得到 key 0。
+
+    One sequence's attention: softmax(q·kᵀ·scale + mask)·v; unless it is causal, all is visible.
+    To align a causal mask top-left is a common bug: equal lengths hide it, but in a chunked prefill query 0 would see
+    only key 0.
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1; grouped heads: Ainslie et al. 2023, GQA.
 
     Args:
@@ -83,20 +88,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool) 
     # How much each query matches each key. Stop here and look at `scores[0]`: it is head 0's attention map.
     scores = torch.einsum("qhd,khd->hqk", q.to(compute_dtype), k) * softmax_scale  # [Hq, Sq, Sk]
 
-    if causal:
-        # 右下角对齐：2 个 query、5 个 key 时，第 0 个 query 是第 3 个 token，能看到 key 0 到 3。
-        # Bottom-right alignment: with 2 queries and 5 keys, query 0 is token 3 and sees keys 0 to 3.
-        # 按左上角对齐是常见的错误：q 与 k 等长时两种对齐结果相同，看不出错；
-        # 分块预填充时，第 0 个 query 就只看得到 key 0。
-        # Top-left alignment is a common bug: equal lengths hide it,
-        # but in a chunked prefill query 0 would see only key 0.
-        #     query 0 (token 3):  1 1 1 1 0
-        #     query 1 (token 4):  1 1 1 1 1
-        query_position = torch.arange(num_queries, device=q.device) + (num_keys - num_queries)  # [Sq]
-        key_position = torch.arange(num_keys, device=q.device)  # [Sk]
-        visible = key_position[None, :] <= query_position[:, None]  # [Sq, Sk]
-    else:
-        visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)  # [Sq, Sk]
+    # 因果掩码按右下角对齐：2 个 query、5 个 key 时，第 0 个 query 是第 3 个 token，能看到 key 0 到 3。
+    # A causal mask is aligned bottom-right: with 2 queries and 5 keys, query 0 is token 3 and sees keys 0 to 3.
+    #     query 0 (token 3):  1 1 1 1 0
+    #     query 1 (token 4):  1 1 1 1 1
+    query_position = torch.arange(num_queries, device=q.device) + (num_keys - num_queries)  # [Sq]
+    key_position = torch.arange(num_keys, device=q.device)  # [Sk]
+    visible = (key_position[None, :] <= query_position[:, None]) | (not causal)  # [Sq, Sk]
     # 在 softmax 之前填 -inf，exp 之后正好是 0，其余的权重加起来仍是 1；softmax 之后再清零，总和就不到 1 了。
     # -inf before softmax becomes 0 by exp and the other weights still sum to 1;
     # zeroing after softmax would leave less than 1.

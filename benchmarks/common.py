@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from engine.config import EngineConfig  # noqa: E402
+from layers.ranks import SPEAKS, WORLD_SIZE  # noqa: E402
 from mini_llama import LLM  # noqa: E402
 
 # 随机权重的模型借用内置模型的分词器，测速只用 token id。
@@ -48,6 +49,9 @@ def make_llm(args: argparse.Namespace, **options: Any) -> LLM:
 
     Make the engine; random weights are made on the device and run as fast as real ones.
     """
+    # 由 torchrun 启动时，几个进程合算一个模型。
+    # Started by torchrun, the processes share a model.
+    options["tensor_parallel_size"] = WORLD_SIZE
     common = {"backend": args.backend, "max_model_len": args.max_model_len, **options}
     if args.config is None:
         return LLM(args.model, **common)
@@ -100,14 +104,14 @@ def environment(llm: LLM | None = None) -> dict[str, Any]:
     if llm is not None:
         runner = llm.engine.model_runner
         info |= {"backend": runner.backend.name, "dtype": str(runner.dtype), "block_size": llm.engine.pool.block_size}
-        info["max_model_len"] = llm.engine.pool.max_model_len
+        info |= {"max_model_len": llm.engine.pool.max_model_len, "ranks": llm.engine.ranks.size}
     return info
 
 
 def write_report(path: str | None, report: dict[str, Any]) -> None:
-    """写 JSON，没给文件名就不写。
+    """写 JSON，没给文件名就不写；几个进程时由 rank 0 写。
 
-    Write the JSON, if a file is named.
+    Write the JSON, if a file is named; of several processes rank 0 does.
     """
-    if path:
+    if path and SPEAKS:
         Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

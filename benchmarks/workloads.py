@@ -10,6 +10,7 @@ tokens and 512 outputs. TTFT is the total with `max_tokens=1`, TPOT = (total - T
 between steps.
 
 Usage: python benchmarks/workloads.py --config FILE [--only NAME ...] [--json FILE]
+       torchrun --nproc-per-node 2 benchmarks/workloads.py --config FILE ...
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from common import add_model_options, environment, make_llm, model_name, random_prompts, spread, write_report
 from report import cell
 
+from layers.ranks import SPEAKS
 from mini_llama import LLM, SamplingParams
 
 
@@ -161,7 +163,8 @@ def main() -> None:
         runs = [measure(llm, WORKLOADS[name].scaled(args.scale), rng) for _ in range(args.repeats)]
         report["results"][name] = {metric: spread([each[metric] for each in runs]) for metric in runs[0]}
         figures = [f"{metric} {cell(metric, values)}" for metric, values in report["results"][name].items()]
-        print(f"{name:20}  {'  '.join(figures)}", flush=True)
+        if SPEAKS:
+            print(f"{name:20}  {'  '.join(figures)}", flush=True)
         write_report(args.json, report)
 
 

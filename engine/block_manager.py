@@ -123,11 +123,13 @@ class BlockManager:
             seq.block_keys.append(make_block_key(parent, tuple(seq.token_ids[start : start + self.block_size])))
         return seq.block_keys[index]
 
-    def _find(self, key: BlockKey) -> int | None:
-        """登记在这个键下的块；哈希相同还不够，整段前缀的 token 都要相同。
+    def _find(self, seq: Sequence, index: int) -> int | None:
+        """登记在序列第 `index` 个键下的块；哈希相同还不够，整段前缀的 token 都要相同。
 
-        The block of this name; an equal hash is not enough, the tokens of the whole prefix must be equal.
+        The block that bears the sequence's name number `index`; an equal hash is not enough, the tokens of the whole
+        prefix must be equal.
         """
+        key = self._key(seq, index)
         # 停在这里看 `key.hash in self.cached`：False 说明这段前缀没登记过，或者它的块已被取走。
         # Stop here and look at `key.hash in self.cached`: False means never registered, or its block has been taken.
         block_id = self.cached.get(key.hash)
@@ -137,7 +139,15 @@ class BlockManager:
         # The hash only finds the bucket, as in a hash table; without this comparison a collision answers one user with
         # another user's context.
         stored = self.blocks[block_id].key
-        return block_id if stored is not None and stored.same_prefix(key) else None
+        if stored is None or not stored.same_prefix(key):
+            return None
+        # 键相同就改用登记的那个对象：下一个块的键以它为 `parent`，比较时走一步就碰头。
+        # Equal names: use the registered object from now on; the next block's name has it as `parent`, and comparing
+        # two chains then meets after one step.
+        # 不这样做，每比一个块都要走回第 0 个块，2048 个块要走 2048 * 2049 / 2 = 2098176 步，而不是 2048 步。
+        # Otherwise every comparison walks back to block 0: 2048 blocks take 2048 * 2049 / 2 = 2098176 steps, not 2048.
+        seq.block_keys[index] = stored
+        return block_id
 
     def num_shareable_blocks(self, num_tokens: int) -> int:
         """开头的这么多个 token，最多能命中几个块。
@@ -163,27 +173,14 @@ class BlockManager:
         # no shared block is written, no copy-on-write.
         hits: list[int] = []
         for index in range(self.num_shareable_blocks(seq.num_tokens)):
-            block_id = self._find(self._key(seq, index))
+            block_id = self._find(seq, index)
             # 断了就停：`num_computed_tokens` 只能从头连着数，中间缺一个块，后面的块查得到也用不上。
             # A miss ends it: `num_computed_tokens` counts from the start without a gap,
             # so a block behind the gap is of no use.
             if block_id is None:
                 break
-            self._adopt(seq, index, block_id)
             hits.append(block_id)
         return hits
-
-    def _adopt(self, seq: Sequence, index: int, block_id: int) -> None:
-        """键相同就改用登记的那个对象：下一个块的键以它为 `parent`，比较时走一步就碰头。
-
-        Equal names: use the registered object from now on; the next block's name has it as `parent`, and comparing two
-        chains then meets after one step.
-        """
-        # 不这样做，每比一个块都要走回第 0 个块，2048 个块要走 2048 * 2049 / 2 = 2098176 步，而不是 2048 步。
-        # Otherwise every comparison walks back to block 0: 2048 blocks take 2048 * 2049 / 2 = 2098176 steps, not 2048.
-        key = self.blocks[block_id].key
-        assert key is not None, "only a named block is found"
-        seq.block_keys[index] = key
 
     def register_full_blocks(self, seq: Sequence) -> None:
         """把序列里刚算满的块登记到前缀缓存，供别人命中。
@@ -205,7 +202,7 @@ class BlockManager:
             key = self._key(seq, index)
             # 前一个块查不到（碰撞了，或已被淘汰），这个块登记了也没人走得到，索性不登记。
             # If the block before cannot be found (a collision, or evicted), nobody could reach this one: leave it.
-            if index > 0 and self._find(seq.block_keys[index - 1]) is None:
+            if index > 0 and self._find(seq, index - 1) is None:
                 # 这里返回而不跳过：下一步还会再试，前一个块若被别人重新登记，这个块就能跟着补上。
                 # A return and not a skip: the next step tries again,
                 # and follows once somebody registers the block before anew.
@@ -218,8 +215,8 @@ class BlockManager:
             if key.hash not in self.cached:
                 self.cached[key.hash] = seq.block_table[index]
                 self.blocks[seq.block_table[index]].key = key
-            elif (block_id := self._find(key)) is not None:
-                self._adopt(seq, index, block_id)
+            else:
+                self._find(seq, index)
             seq.num_registered_blocks += 1
 
     # ---- 分配与释放 ----

@@ -19,12 +19,14 @@ from backends.base import AttentionBackend
 from backends.kernels import FusedKernels
 from backends.quantized_cache import CODE_DTYPES, why_no_instructions
 from engine.block_manager import num_blocks_needed
-from engine.validation import check_flag, check_seed, is_int, is_number
+from engine.validation import MAX_INT, check_flag, checked_int, is_number
 from layers.quantized import QUANTIZATIONS
+from layers.ranks import LOCAL_CUDA, connect
 from models.config import DTYPES, ModelConfig, load_config
 from models.fields import ModelLoadError
 from models.loader import stored_dtype
 from models.registry import check_folder
+from models.shares import divide
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class EngineConfig:
         quantization: 把权重量化成 "int8" 或 "int4"；None 照文件；quantize weights to "int8" or "int4"; None: as stored
         speculative_config: 怎样猜后面的 token，见 `engine/drafters.py`；None 不猜；
             how to guess the tokens that follow, see `engine/drafters.py`; None: not at all
+        tensor_parallel_size: 几个进程合算一个模型：1，或 torchrun 起的进程数；
+            processes that share a model: 1, or as many as torchrun has started
         strict: 每步检查全部不变量（慢，供测试和学习）；check all invariants in each step (slow; to test and learn)
 
     Raises:
@@ -112,6 +116,7 @@ class EngineConfig:
     seed: int | None = None
     quantization: str | None = None
     speculative_config: Mapping[str, Any] | None = None
+    tensor_parallel_size: int = 1
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -122,16 +127,13 @@ class EngineConfig:
         # None 表示由引擎定：真正的数要看模型和内存，此刻还不知道，所以这里只查用户给的。
         # None leaves it to the engine: the number depends on model and memory,
         # unknown as yet, so only what users gave is checked.
-        optional = ("max_model_len", "max_num_batched_tokens", "kvcache_block_size", "num_kvcache_blocks")
-        for name in ("max_num_seqs", *optional):
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            # 一个 token 的提示词加一个 token 的输出，至少要 2。
-            # A prompt of one token and an output of one token need at least 2.
-            lowest = 2 if name == "max_model_len" else 1
-            if not is_int(value) or not lowest <= value < 2**63:
-                raise ValueError(f"{name}={value!r:.40} is out of range: use an integer from {lowest} to {2**63 - 1}")
+        optional = ("max_model_len", "max_num_batched_tokens", "kvcache_block_size", "num_kvcache_blocks", "seed")
+        # 一个 token 的提示词加一个 token 的输出，至少要 2。
+        # A prompt of one token and an output of one token need at least 2.
+        lowest = {"max_model_len": 2, "seed": 0}
+        for name in ("max_num_seqs", "tensor_parallel_size", *optional):
+            if (value := getattr(self, name)) is not None or name not in optional:
+                object.__setattr__(self, name, checked_int(name, value, lowest.get(name, 1), MAX_INT))
         # 有人会写 90，意思是百分之九十；让它过去，到分配显存时才会莫名其妙地失败。
         # Some will write 90 and mean percent; let through, it fails much later, when memory is allocated.
         share = self.gpu_memory_utilization
@@ -144,7 +146,6 @@ class EngineConfig:
                 # Who comes from vLLM writes "gptq" or "awq": such files are recognised without being told.
                 hint = "; for files that are quantized already, none" if name == "quantization" else ""
                 raise ValueError(f"{name}={value!r:.40} is unknown: use one of {', '.join(filter(None, known))}{hint}")
-        check_seed(self.seed)
         for name in ("enable_prefix_caching", "enforce_eager", "strict"):
             check_flag(name, getattr(self, name))
 
@@ -158,7 +159,9 @@ class EngineConfig:
             ValueError, ModelLoadError, BackendUnavailableError: 有什么不合适；something does not fit
         """
         device, folder = self.resolve_device(), self.resolve_model_folder()
-        model_config = load_config(folder)
+        # 往下只看得到这个进程的那一份：头数、MLP 的宽度、KV 缓存，都照着它来。
+        # From here on only the share of this process is seen: heads, the MLP's width and the KV cache go by it.
+        model_config = divide(load_config(folder), connect(self.tensor_parallel_size, device, self.strict))
         # 配置没写 dtype，就看权重自己是什么；随机的权重没有文件可问，用 float32。
         # Where the configuration names no dtype the weights tell; random ones have no file to ask and take float32.
         stored = model_config.dtype or (torch.float32 if self.load_format == "dummy" else stored_dtype(folder))
@@ -207,12 +210,13 @@ class EngineConfig:
         Raises:
             ValueError: 这台机器没有这个设备；no such device here
         """
-        if self.device == "auto":
+        name = self.device
+        if name == "auto":
             # 没有 GPU 也能跑，只是慢：每一行都能在笔记本电脑的调试器里走一遍。
             # It runs without a GPU as well, only slower: each line can be stepped through in a laptop's debugger.
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            device = torch.device(self.device)
+            device = torch.device(LOCAL_CUDA if name == "cuda" else name)
         except RuntimeError:
             raise ValueError(f"device={self.device!r} is unknown: use auto, cpu, cuda or cuda:N") from None
         # torch 认得的设备更多：`mps`、`meta` 都能通过上面那行，所以类型还要再查。
@@ -223,7 +227,7 @@ class EngineConfig:
         # `cuda:9` is good syntax, and only allocating memory would show that there is no such card;
         # count and say so now.
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device={self.device!r}: only {torch.cuda.device_count()} CUDA devices here; use cpu")
+            raise ValueError(f"device={str(device)!r}: only {torch.cuda.device_count()} CUDA devices here; use cpu")
         return device
 
     def resolve_dtype(self, model_dtype: torch.dtype, device: torch.device, quantized: bool) -> torch.dtype:
@@ -295,6 +299,7 @@ class EngineSetup:
 
     Attributes:
         config: 用户给的选项，不需要换算的都从这里取；what the user said, for what needs no settling
+        model_config: 整个模型的，张量并行时是这个进程的那一份；of the whole model, or of this process's share
         codes: 量化的 KV 缓存里编码的类型；没有量化时为 None；of the codes in a quantized KV cache, or None
         kernels: 融合核函数；每一步要单独执行时为 None；the fused kernels, or None if every step is to run by itself
     """

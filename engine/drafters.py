@@ -29,7 +29,7 @@ from engine.sampler import Sampler
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from engine.validation import is_int, naming
+from engine.validation import checked_int, naming
 
 # 一步里猜得再多也没有用：全对的机会越来越小，每个猜测却都要算。拿去查的也一样：越长越难重复，每种长度都要多记一项。
 # More guesses a step are of no use: the chance that all are right dwindles, and each one is computed. Nor are longer
@@ -95,9 +95,7 @@ class SpeculativeConfig:
                     raise ValueError(f"{name}={value!r:.40} is for method='ngram': leave it out beside model")
                 continue
             value = default if value is None else value
-            if not is_int(value) or not 1 <= value <= MAX_DRAFT_TOKENS:
-                raise ValueError(f"{name}={value!r:.40} is out of range: use an integer from 1 to {MAX_DRAFT_TOKENS}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, checked_int(name, value, 1, MAX_DRAFT_TOKENS))
         shortest, longest = self.prompt_lookup_min or 0, self.prompt_lookup_max or 0
         if shortest > longest:
             raise ValueError(f"prompt_lookup_min={shortest} exceeds prompt_lookup_max={longest}: lower it")
@@ -233,8 +231,7 @@ class NgramDrafter(Drafter):
         """
         if seq.draft_state is None:
             seq.draft_state = NgramIndex(*self.sizes)
-        index: NgramIndex = seq.draft_state
-        return index.follow(seq.token_ids, self.num_draft_tokens, seq.num_pending_tokens)
+        return list(seq.draft_state.follow(seq.token_ids, self.num_draft_tokens, seq.num_pending_tokens))
 
     def awaits(self, running: list[Sequence]) -> bool:
         """读到的 token 里有了重复，才值得等：不重复的文字，就与不猜时一样快，只是重复刚开始时晚猜一步。
@@ -259,25 +256,25 @@ class ModelDrafter(Drafter):
 
     def __init__(self, config: SpeculativeConfig, setup: EngineSetup, tokenizer: Tokenizer) -> None:
         super().__init__(config.num_speculative_tokens)
-        # 与目标模型同样的后端、精度和块大小，长度不限：超过它自己上限的序列不猜。
+        # 与目标模型同样的后端、精度和块大小，长度不限：超过它自己上限的序列不猜。它小，张量并行时每个进程各算整个。
         # Backend, precision and block size are the target's, no length is asked for: beyond its own limit no guesses.
+        # It is small: with tensor parallelism every rank computes all of it.
         mine = replace(
             setup.config, model=config.model, speculative_config=None, quantization=None, max_model_len=None,
             num_kvcache_blocks=None, backend=setup.backend.name, dtype=str(setup.dtype),
-            kvcache_block_size=setup.block_size,
+            kvcache_block_size=setup.block_size, device=str(setup.device), tensor_parallel_size=1,
         )
         with naming("the draft model"):
             self.setup = mine.resolve()
-        for what, theirs, ours in (
-            ("rows of the embedding", setup.model_config.vocab_size, self.setup.model_config.vocab_size),
-            ("tokens", tokenizer.hf_tokenizer.get_vocab(), Tokenizer(self.setup.folder).hf_tokenizer.get_vocab()),
-        ):
-            if theirs != ours:
-                numbers = f"{ours} and not {theirs}" if isinstance(ours, int) else "not the model's"
-                raise ValueError(
-                    f"the draft model {self.setup.folder} has another vocabulary, its {what} are {numbers}: "
-                    "use a draft model that was made for this model's tokenizer"
-                )
+        vocabulary = Tokenizer(self.setup.folder).hf_tokenizer.get_vocab()
+        what = "" if vocabulary == tokenizer.hf_tokenizer.get_vocab() else "tokens are not the model's"
+        if (ours := self.setup.model_config.vocab_size) != (theirs := setup.model_config.vocab_size):
+            what = f"rows of the embedding are {ours} and not {theirs}"
+        if what:
+            raise ValueError(
+                f"the draft model {self.setup.folder} has another vocabulary, its {what}: "
+                "use a draft model that was made for this model's tokenizer"
+            )
         self.runner = ModelRunner(self.setup)
         self.block_bytes = block_bytes(self.setup)
         self.max_len = self.setup.model_config.max_position_embeddings

@@ -167,7 +167,9 @@ def _affordable_blocks(
     useful = setup.config.max_num_seqs * num_blocks_needed(limit, setup.block_size)
     # 权重已超过上限时 `budget` 为负，整除会得到负的块数；记为 0 块，由 `check_pool_size` 说清楚缺多少。
     # Weights beyond the cap make `budget` negative, and the blocks too; as 0, `check_pool_size` says what is missing.
-    return min(useful, max(budget, 0) // bytes_each)
+    # 张量并行时，以最少的进程为准：块表在每个进程里都要成立。
+    # With tensor parallelism the rank with the fewest decides: block tables have to hold on every rank.
+    return min(setup.model_config.ranks.messages(min(useful, max(budget, 0) // bytes_each)))
 
 
 def _peak_bytes(setup: EngineSetup, runner: ModelRunner, sampler: Sampler) -> int:

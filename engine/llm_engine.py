@@ -52,8 +52,7 @@ class LLMEngine:
         # draft model is small and is loaded first.
         self.drafter = create_drafter(setup, self.tokenizer)
         self.model_runner = ModelRunner(setup, on_progress)
-        vocab_size = setup.model_config.vocab_size
-        self.sampler = self.create_sampler(setup)
+        self.sampler, self.ranks = self.create_sampler(setup), setup.model_config.ranks
         # 有多少块、最长多少，要等权重装好、量过内存才知道，而块管理器和调度器都要用这两个数。
         # How many blocks, and what length: known once the weights are loaded and memory is measured; block manager and
         # scheduler need both.
@@ -66,9 +65,12 @@ class LLMEngine:
             self.block_manager, config.max_num_seqs, setup.max_num_batched_tokens, self.pool.max_model_len,
             config.strict,
         )
+        # 没写种子就随启动的时刻而变；张量并行时，大家用 rank 0 的。
+        # Without a seed it varies with the time of the start; with tensor parallelism all take that of rank 0.
+        seed, *_ = self.ranks.messages(time.time_ns() if config.seed is None else config.seed)
         self.requests = Requests(
-            self.tokenizer, self.block_manager, self.pool.max_model_len, vocab_size, defaults, eos_token_ids,
-            config.seed,
+            self.tokenizer, self.block_manager, self.pool.max_model_len, setup.model_config.vocab_size, defaults,
+            eos_token_ids, seed,
         )
         # 只增不减的计数器，像 Prometheus 的 counter：要速度，就取两次读数之差再除以时间。
         # Counters that only grow, as in Prometheus: for a speed, take two readings and divide by the time between.
@@ -80,8 +82,7 @@ class LLMEngine:
 
         What chooses tokens; its tables have to be there before memory is measured.
         """
-        vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
-        return Sampler(vocab_size, most, setup.device)
+        return Sampler(setup.model_config.vocab_size, setup.config.max_num_seqs, setup.device, setup.model_config.ranks)
 
     def reserved_bytes(self, setup: EngineSetup) -> int:
         """块池分好之后，这个循环还要占多少设备内存。
@@ -132,9 +133,7 @@ class LLMEngine:
         # 还没放进队列的也要一起取消；一个请求有几份输出，就取消几次，都停下之后才交出结果。
         # Those not queued yet are cancelled as well; each output takes a turn, the result comes once all have ended.
         self.scheduler.add_first(self.requests.held.pop(request_id, []))
-        aborted = []
-        while seq := self.scheduler.abort(request_id):
-            aborted.append(seq)
+        aborted = list(iter(lambda: self.scheduler.abort(request_id), None))
         return next(filter(None, [self.release(seq) for seq in aborted]), None)
 
     def has_unfinished(self) -> bool:
@@ -183,14 +182,16 @@ class LLMEngine:
         schedule = self.scheduler.schedule()
         if self.drafter:
             self.drafter.complete(schedule, self.sampler)
+        # 张量并行时，几个进程的安排必须一模一样，否则前向里等的就不是同一步。
+        # With tensor parallelism all ranks must plan alike, or they would wait for different steps in the forward pass.
+        self.ranks.compare("scheduled rows", schedule)
         # 时钟由引擎读，调度器不读：同样的请求得到同样的决定，出了问题才能重放。
         # The engine reads the clock, the scheduler does not: same requests, same decisions, so a run can be replayed.
         now = time.monotonic()
         for row in schedule:
-            if row.seq.metrics.first_scheduled_time is None:
-                # 只记第一次：被抢占后会再次排上。它减去 `arrival_time` 就是排队时间。
-                # The first time only: a preempted one returns here. Minus `arrival_time`, it is the queueing time.
-                row.seq.metrics.first_scheduled_time = now
+            # 只记第一次：被抢占后会再次排上。它减去 `arrival_time` 就是排队时间。
+            # The first time only: a preempted one returns here. Minus `arrival_time`, it is the queueing time.
+            row.seq.metrics.first_scheduled_time = row.seq.metrics.first_scheduled_time or now
         return schedule
 
     def step(self) -> list[RequestOutput]:
@@ -238,7 +239,8 @@ class LLMEngine:
         self.num_computed_tokens += sum(row.num_new_tokens for row in schedule)
         if self.drafter:
             self.drafter.count(schedule, token_ids)
-        now, generated = time.monotonic(), 0
+        self.ranks.compare("tokens", token_ids)
+        now = time.monotonic()
         for row, tokens in zip(schedule, token_ids):
             seq, metrics = row.seq, row.seq.metrics
             # 重叠循环里，早已结束的序列多算的那个 token 被丢掉了，也就不计数。
@@ -246,11 +248,9 @@ class LLMEngine:
             if tokens and (seq.finish_reason is None or seq in finished):
                 # 首个 token 的时间在取回之后才记，包含 GPU 的时间；记在前向调用之后就会偏小，因为那时 GPU 可能还在算。
                 # Taken when the token is here, GPU time included; right after the forward call the GPU may be busy.
-                if metrics.first_token_time is None:
-                    metrics.first_token_time = now
+                metrics.first_token_time = metrics.first_token_time or now
                 metrics.last_token_time = now
-                generated += len(tokens)
-        self.num_generated_tokens += generated
+                self.num_generated_tokens += len(tokens)
         return [output for seq in finished if (output := self.release(seq))]
 
     def release(self, seq: Sequence) -> RequestOutput | None:

@@ -53,7 +53,7 @@ class ModelRunner:
         # 断点停在这里，打印 `self.model`：整个网络的模块树就在眼前，名字与权重文件里的对应。
         # Stop here and print `self.model`: the tree of all modules, whose names follow the weight files.
         if is_random:
-            randomize_weights(self.model, seed=0)
+            randomize_weights(self.model, seed=self.model_config.ranks.rank)
         else:
             load_weights(self.model, setup.folder, on_progress)
         if self.kernels is not None:

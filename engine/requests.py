@@ -85,7 +85,7 @@ class Requests:
 
     def __init__(
         self, tokenizer: Tokenizer, block_manager: BlockManager, max_model_len: int, vocab_size: int,
-        defaults: SamplingParams, eos_token_ids: frozenset[int], seed: int | None,
+        defaults: SamplingParams, eos_token_ids: frozenset[int], seed: int,
     ) -> None:
         self.tokenizer, self.block_manager = tokenizer, block_manager
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
@@ -105,9 +105,9 @@ class Requests:
         # The outputs of a request that wait until number 1 has computed the prompt, by request id; see `take_released`.
         self.held: dict[str, list[Sequence]] = {}
         self._ids = count()
-        # 引擎的种子只管发种子：`seed` 相同、加入顺序相同，第几个请求就拿到同样的种子；None 则每次启动都不同。
-        # The engine's seed only deals out seeds: same `seed` and order, same seed for each request; None varies.
-        self._seeds = random.Random(seed if seed is None else int(seed))
+        # 引擎的种子只管发种子：`seed` 相同、加入顺序相同，第几个请求就拿到同样的种子。
+        # The engine's seed only deals out seeds: same `seed` and order, same seed for each request.
+        self._seeds = random.Random(seed)
 
     # ---- 进门 ----
     # ---- at the door ----

@@ -19,6 +19,7 @@ from engine.batch import Sample, on_device, sampling_rows
 from engine.guides import ban
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence, SequenceStatus
+from layers.ranks import ALONE, Ranks
 from layers.sampler import SamplingInputs, apply_penalties, sample
 
 
@@ -35,7 +36,6 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
     # `top_k` 为 0 或 -1 表示不限，换成词表大小，计算时就不必再分情况。
     # A `top_k` of 0 or -1 is off; as the vocabulary's size it needs no case of its own.
     top_ks = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
-    temperatures = [0.0 if p.greedy else p.temperature for p in params]
 
     def column(values: list[float]) -> Tensor:
         # 补成一列，好与 [S, vocab_size] 的 logits 广播：每行除以自己的温度，不用 Python 循环。
@@ -43,8 +43,9 @@ def build_sampling_inputs(samples: list[Sample], vocab_size: int, device: torch.
         return on_device(values, device, torch.float32).unsqueeze(1)  # [S, 1]
 
     return SamplingInputs(
-        temperatures=column(temperatures), top_ps=column([p.top_p for p in params]),
-        min_ps=column([p.min_p for p in params]), top_ks=on_device(top_ks, device).unsqueeze(1),
+        temperatures=column([0.0 if p.greedy else p.temperature for p in params]),
+        top_ps=column([p.top_p for p in params]), min_ps=column([p.min_p for p in params]),
+        top_ks=on_device(top_ks, device).unsqueeze(1),
         # 噪声由（种子，第几个输出，token id）决定，这里送去前 2 个；没有随机数状态，也就不怕被谁打乱。
         # Noise depends on (seed, output index, token id), and here go the first 2;
         # with no generator state, nothing disturbs it.
@@ -72,7 +73,8 @@ class Sampler:
             in the prompt or not (0), how often in the output (1)
     """
 
-    def __init__(self, vocab_size: int, max_num_seqs: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, max_num_seqs: int, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         # 一开始就按上限分配，量显存峰值时才算在内。例：Qwen3-0.6B，256 行：2 * 256 * 151936 * 2 字节，约 156 MB。
         # Made for the most there can be, so that the measured peak of a GPU's memory has it. Example: Qwen3-0.6B with
         # 256 rows takes 2 * 256 * 151936 * 2 bytes, some 156 MB.
@@ -129,7 +131,9 @@ class Sampler:
         # 断点停在这里，比较 `logits` 与 `scores`：没有行要改时，两者就是同一个张量。
         # Stop here and compare `logits` with `scores`: where no row is changed, both are the same tensor.
         scores, penalized = self._edit(samples, logits)
-        tokens = sample(scores, build_sampling_inputs(samples, logits.shape[-1], logits.device))
+        # 张量并行时每个进程都选一遍，算数的是 rank 0 选的。
+        # With tensor parallelism every rank chooses, and what counts is the choice of rank 0.
+        tokens = self.ranks.first(sample(scores, build_sampling_inputs(samples, logits.shape[-1], logits.device)))
         # 马上计数，不等主机读到：重叠循环里，下一步的惩罚比主机先用到它。
         # Counted at once, before the host reads it: in the overlapped loop the next step's penalties need it sooner.
         if penalized is not None:

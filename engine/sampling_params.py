@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.guides import StructuredOutputsParams, check_wanted
-from engine.validation import check_flag, check_seed, is_int, is_number
+from engine.validation import MAX_INT, check_flag, checked_int, is_int, is_number
 
 # 低于这个温度就当作贪心：分差 0.001 除以 1e-5 已是 100，而噪声的跨度不到 27，抽样的结果就是 argmax。
 # Below this, take the argmax: a gap of 0.001 over 1e-5 is 100, noise spans less than 27, so a draw is the argmax.
@@ -114,21 +114,17 @@ class SamplingParams:
             raise ValueError("top_p=0 keeps no token: use a number above 0, at most 1")
         # `max_tokens` 至少是 1：提示词算完那一步必然采样，没有“输出 0 个”的走法。
         # `max_tokens` is at least 1: the step that completes the prompt samples, there is no way to put out 0.
-        for name, lowest in (("top_k", -1), ("max_tokens", 1), ("min_tokens", 0), ("n", 1)):
-            value = getattr(self, name)
-            if not is_int(value) or value < lowest:
-                raise ValueError(f"{name}={value!r} is out of range: use an integer from {lowest} up")
-            object.__setattr__(self, name, int(value))
+        integers = {
+            "top_k": (-1, None), "max_tokens": (1, None), "min_tokens": (0, None), "n": (1, MAX_OUTPUTS),
+            "logprobs": (0, MAX_LOGPROBS), "seed": (0, MAX_INT),
+        }
+        for name, (lowest, highest) in integers.items():
+            # 只有后两个可以不给。
+            # Only the last two may be left out.
+            if (value := getattr(self, name)) is not None or name not in ("logprobs", "seed"):
+                object.__setattr__(self, name, checked_int(name, value, lowest, highest))
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} exceeds max_tokens={self.max_tokens}: lower it")
-        if self.logprobs is not None and (not is_int(self.logprobs) or not 0 <= self.logprobs <= MAX_LOGPROBS):
-            raise ValueError(f"logprobs={self.logprobs!r}: use an integer from 0 to {MAX_LOGPROBS}, or None")
-        if self.n > MAX_OUTPUTS:
-            raise ValueError(f"n={self.n} is out of range: use an integer from 1 to {MAX_OUTPUTS}")
-        check_seed(self.seed)
-        for name in ("logprobs", "seed"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("ignore_eos", "skip_special_tokens"):
             check_flag(name, getattr(self, name))
         check_wanted(self.structured_outputs, self.min_tokens)

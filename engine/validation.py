@@ -31,19 +31,23 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def check_seed(seed: Any) -> None:
-    """种子是 None 或非负的 int64。
+# 种子、块数都要放进 int64 张量；不在入口拦下，就要等到用的那一步才溢出。
+# Seeds and numbers of blocks go into int64 tensors; let in at the door, they would overflow only when used.
+MAX_INT = 2**63 - 1
 
-    A seed is None or a non-negative int64.
+
+def checked_int(name: str, value: Any, lowest: int, highest: int | None = None) -> int:
+    """范围之内的整数，换成 Python 自己的；`highest` 为 None 就没有上限。
+
+    An integer within the range, as Python's own; no upper end if `highest` is None.
 
     Raises:
-        ValueError: 两者都不是；it is neither
+        ValueError: 不是整数，或在范围之外；no integer, or out of range
     """
-    # 种子要放进 int64 张量，所以最大是 2**63 - 1；不在这里拦，就要等到采样那一步才溢出报错。
-    # The seed goes into an int64 tensor, hence at most 2**63 - 1;
-    # let through, it would overflow only when sampling.
-    if seed is not None and (not is_int(seed) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed={seed!r} is out of range: use an integer from 0 to 2**63 - 1, or None")
+    if not is_int(value) or value < lowest or (highest is not None and value > highest):
+        end = "up" if highest is None else f"to {highest}"
+        raise ValueError(f"{name}={value!r:.40} is out of range: use an integer from {lowest} {end}")
+    return int(value)
 
 
 def check_flag(name: str, value: object) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.linear import Linear
+from layers.ranks import ALONE, Ranks
 
 
 class Embedding(nn.Module):
@@ -15,13 +16,17 @@ class Embedding(nn.Module):
     A look-up table: row i is the vector of token i.
     """
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
+        self.ranks = ranks
         # Llama-3.2-1B 的这张表有 128256 行、2048 列，bf16 占 525 MB，是全部权重的 21%。
         # In Llama-3.2-1B the table has 128256 rows and 2048 columns: 525 MB in bf16, 21% of all weights.
         # 推理不求导。若要求导，加载器往参数里 `copy_` 时 torch 会报错。
         # Inference takes no gradients; were they required, torch would refuse the loader's `copy_` into the parameter.
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size), requires_grad=False)  # [vocab, hidden]
+        # 张量并行时各进程存一段，除不尽就向上取整：2065 行、2 个进程，各 1033 行，最后一行是空的。
+        # With tensor parallelism each rank has a range, rounded up: 2065 rows on 2 ranks are 1033 each, the last empty.
+        rows = -(-vocab_size // ranks.size)
+        self.weight = nn.Parameter(torch.empty(rows, hidden_size), requires_grad=False)  # [rows, hidden]
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """取出每个 token 的向量：数学上是 one-hot 向量乘矩阵，实际只按下标取行，id [5, 2, 5] 取出第 5、2、5 行。
@@ -40,7 +45,7 @@ class Embedding(nn.Module):
         """
         # 重叠循环里，分数坏了的行已经带着 -1 走进下一步：它取到最后一行，算出来的没有人要。
         # In the overlapped loop a row of bad scores goes on as -1: it takes the last row, and nobody wants the result.
-        return self.weight[input_ids]  # [T, hidden_size]
+        return self.ranks.look_up(self.weight, input_ids)  # [T, hidden_size]
 
 
 class LMHead(Linear):
@@ -53,11 +58,11 @@ class LMHead(Linear):
     """
 
     def __init__(self, embedding: Embedding, tied: bool) -> None:
-        vocab_size, hidden_size = embedding.weight.shape
+        rows, hidden_size = embedding.weight.shape
         # 共用时先建一个 0 行的权重占位，随即换掉：不会为它多分配 525 MB（以 1B 为例）。
         # When tied, a weight of 0 rows holds the place until it is replaced: no extra 525 MB (for the 1B) is allocated.
-        super().__init__(hidden_size, 0 if tied else vocab_size)
+        super().__init__(hidden_size, 0 if tied else rows)
         if tied:
             # 是同一个 `Parameter` 对象，不是拷贝：`named_parameters` 只报一次，加载器也就只填一次。
             # The same `Parameter` object and no copy: `named_parameters` reports it once, so the loader fills it once.
-            self.weight = embedding.weight  # [vocab_size, hidden_size]
+            self.weight = embedding.weight  # [rows, hidden_size]

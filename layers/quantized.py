@@ -43,7 +43,8 @@ def quantize_layers(model: nn.Module, bits: int, stored: Collection[str] | None 
             tensors that the file brings quantized, and only those; None: all
 
     Raises:
-        ValueError: 拼在一起的层只有一部分量化过；of layers that are stacked only some are quantized
+        ValueError: 拼在一起的层只有一部分量化过，或一份的列数不是整组；
+            of layers that are stacked only some are quantized, or a share's columns are no whole groups
     """
     made: dict[Any, QuantizedWeight] = {}
     odd = []
@@ -56,17 +57,19 @@ def quantize_layers(model: nn.Module, bits: int, stored: Collection[str] | None 
         is_vocabulary = isinstance(module, Embedding | LMHead)
         divides = rows % _OUTPUTS == 0 and columns % GROUP == 0
         mine = bits if stored is not None or (divides and not is_vocabulary) else 8
+        # 文件里的 4 位是 32 列一组，切开的地方也要在两组之间。
+        # 4 bits in a file come in groups of 32 columns, and have to be cut between two groups.
+        if mine == 4 and columns % GROUP:
+            raise ValueError(f"{name} has {columns} columns on each rank, no multiple of {GROUP}: use fewer ranks")
         if not divides and not is_vocabulary and mine != bits:
             odd.append(name)
         # 词嵌入与输出头共用一个参数，换过之后仍是同一个。
         # Embedding and head share a parameter, and go on sharing what replaces it.
-        weight = module.weight
-        if weight not in made:
-            made[weight] = QuantizedWeight.frame(mine, weight.shape)
+        weight = made.setdefault(module.weight, QuantizedWeight.frame(mine, module.weight.shape))
         # 先去掉参数，`nn.Module` 才允许同名的普通属性。
         # The parameter goes first, or `nn.Module` would not take a plain attribute of its name.
         del module.weight
-        setattr(module, "weight", made[weight])  # noqa: B010
+        setattr(module, "weight", weight)  # noqa: B010
     if odd:
         logger.warning(
             "%d layers (%s, ...) stay int8: int4 needs outputs in multiples of %d and inputs of %d. "
@@ -83,8 +86,8 @@ def _is_chosen(name: str, module: nn.Module, stored: Collection[str] | None) -> 
     if stored is None:
         return True
     parent = name.rpartition(".")[0]
-    pieces = [f"{parent}.{piece}" for piece in module.pieces] if isinstance(module, StackedLinear) else [name]
-    names = [f"{each}.weight" for each in pieces]
+    stacked = [f"{parent}.{piece}.weight" for piece in module.pieces] if isinstance(module, StackedLinear) else []
+    names = stacked or [f"{name}.weight"]
     found = [each for each in names if each in stored]
     if 0 < len(found) < len(names):
         missing = next(each for each in names if each not in stored)

@@ -80,13 +80,12 @@ class CheckpointFormat(ABC):
         # 这里只要名字，形状随便给一个。
         # Only the names are wanted here, so any shape will do.
         parts, folded = list(self._parts(1, 1)), dict(stored)
-        splits = {name: name.rpartition(".") for name in stored}
         # int-quantized 的编码也叫 `weight`：没量化的层里，它是浮点数。
         # The codes of int-quantized are called `weight` as well: in a layer that is not quantized those are floats.
-        layers = {
-            layer: None for name, (layer, _, part) in splits.items()
-            if part in parts and (part != "weight" or stored[name][2] == "I8")
-        }  # fmt: skip
+        layers = dict.fromkeys(
+            name.rpartition(".")[0] for name, (_, _, kind) in stored.items()
+            if (part := name.rpartition(".")[2]) in parts and (part != "weight" or kind == "I8")
+        )  # fmt: skip
         for layer in layers:
             # 凡有一个就要有全部：只剩下 `scales` 的层，也是一个坏了的层。
             # Where there is one there must be all: a layer of which only `scales` is left is a damaged one as well.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from layers.ranks import ALONE, Ranks
 from layers.rotary_embedding import Llama3Scaling, RopeScaling
 from models.checkpoint_formats import CheckpointFormat, read_format
 from models.fields import ModelLoadError, flag, positive_int, positive_number, read_json
@@ -115,6 +116,12 @@ class ModelConfig:
     # 文件里的权重已经量化，是这种格式。
     # The weights in the file are quantized, in this format.
     packing: CheckpointFormat | None = None
+    # 张量并行时，上面的头数和 MLP 宽度是这个进程的那一份，见 `models/shares.py`。
+    # With tensor parallelism the heads and the MLP's width above are the share of this process, see `models/shares.py`.
+    ranks: Ranks = ALONE
+    # 分开之前的配置，权重文件照它核对；没有分开就是 None。
+    # The configuration before it was divided, against which files are checked; None if it was not.
+    whole: "ModelConfig | None" = None
 
 
 def _read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:

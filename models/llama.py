@@ -19,6 +19,7 @@ from layers.attention import Attention
 from layers.embedding import Embedding, LMHead
 from layers.layernorm import RMSNorm
 from layers.linear import Linear, StackedLinear
+from layers.ranks import SummedLinear
 from layers.rotary_embedding import RotaryEmbedding, apply_rotary
 from models.config import ModelConfig
 
@@ -47,7 +48,7 @@ class LlamaAttention(nn.Module):
         self.qkv_proj = StackedLinear(config.hidden_size, sizes, bias=config.attention_bias)
         # 各头的结果拼在一起后，由 `o_proj` 混合；在它之前，头与头之间没有任何往来。
         # `o_proj` mixes the heads once their results are joined; before it, nothing passes from head to head.
-        self.o_proj = Linear(self.q_size, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = SummedLinear(self.q_size, config.hidden_size, config.attention_bias, config.ranks)
         self.attn = Attention(backend, config.head_dim)
 
     def normalize_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +126,7 @@ class LlamaMLP(nn.Module):
         # Gate before value: `silu_and_mul` cuts in this order.
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
         self.gate_up_proj = StackedLinear(config.hidden_size, sizes, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj = SummedLinear(config.intermediate_size, config.hidden_size, config.mlp_bias, config.ranks)
 
     def forward(self, x: Tensor) -> Tensor:
         """逐 token 计算，token 之间互不影响。
@@ -207,7 +208,7 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: ModelConfig, backend: AttentionBackend, layer_class: type[LlamaDecoderLayer]) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.ranks)
         # 整个模型只有 1 份：角度只取决于位置，每层都一样。
         # There is 1 for the whole model: angles depend on positions alone and are the same in each layer.
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -292,10 +293,12 @@ class LlamaForCausalLM(nn.Module):
         """输出头：只对要采样的那几行算，词表很大，每少算一行都值得。
 
         1000 个 token 的提示词只有最后一行要采样：float32 的 logits 从 1000 * 128256 * 4 字节（513 MB）降到 0.5 MB。
+        张量并行时，各进程只算了词表的一段：拼起来，大家都得到全部。
 
         The output head, for the rows that sample only: with a large vocabulary every row saved counts.
         A prompt of 1000 tokens samples from its last row only: float32 logits shrink from 1000 * 128256 * 4 bytes
         (513 MB) to 0.5 MB.
+        With tensor parallelism each rank has computed a range of the vocabulary: joined, all get the whole.
 
         Args:
             hidden: [S, hidden]
@@ -305,7 +308,7 @@ class LlamaForCausalLM(nn.Module):
         """
         # 不在这里转 float32：采样核函数读一遍 bf16、在寄存器里转，比先写出一份 float32 少搬 3 倍的字节。
         # No cast to float32: the sampling kernel reads bf16 and casts in registers; a copy moves 3 times the bytes.
-        return self.lm_head(hidden)  # [S, vocab_size]
+        return self.config.ranks.join(self.lm_head(hidden), self.config.vocab_size)  # [S, vocab_size]
 
     def attention_layers(self) -> list[Attention]:
         """各层的注意力，从浅到深；KV 缓存按这个顺序绑定。

@@ -25,6 +25,7 @@ from models.checkpoint_formats import CheckpointFormat, Stored
 from models.fields import ModelLoadError, read_json
 from models.llama import LlamaForCausalLM
 from models.refusals import WEIGHTS, first_match
+from models.shares import cut, undivided
 
 # Hugging Face 的固定文件名：小模型一个文件，大模型切成几片，由索引说明哪个张量在哪一片。
 # Hugging Face's fixed names: a small model is one file, a large one several shards, and the index says what lies where.
@@ -208,7 +209,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
         ModelLoadError: 张量缺失、多余、形状不对，或文件损坏；a missing, unexpected or misshapen tensor, a damaged file
     """
     stored, targets = read_headers(folder, model.config.packing), weight_targets(model)
-    places = model_names(stored, model.config.tie_word_embeddings)
+    places, shapes = model_names(stored, model.config.tie_word_embeddings), weight_targets(undivided(model))
     for name, place in places.items():
         file, shape, dtype = stored[name]
         what = f"tensor {name!r:.100}"
@@ -223,7 +224,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
             raise ModelLoadError(f"unexpected {what} {shape!s:.60} in {file}: {_OTHER}")
         # 必须自己比形状：`copy_` 会广播，一个 [1] 的张量会悄悄填满整个 [2048] 的参数。
         # Compare shapes ourselves: `copy_` broadcasts, and a tensor of [1] would quietly fill a parameter of [2048].
-        needed = list(targets[place].shape)
+        needed = list(shapes[place].shape)
         if shape != needed:
             raise ModelLoadError(f"{what} has shape {shape!s:.60}, the model needs {needed}: {_OTHER}")
         if dtype not in (*_FLOATS, f"int{getattr(targets[place], 'bits', 0)}"):
@@ -232,7 +233,7 @@ def check_weights(model: LlamaForCausalLM, folder: Path) -> dict[str, str]:
     # An unfilled parameter holds what `torch.empty` left: the model would run and talk nonsense, so any gap fails the
     # load.
     if missing := sorted(targets.keys() - places.values()):
-        first = f"{missing[0]} {list(targets[missing[0]].shape)}"
+        first = f"{missing[0]} {list(shapes[missing[0]].shape)}"
         tie = "set tie_word_embeddings to true, or " if missing == ["lm_head.weight"] else ""
         raise ModelLoadError(
             f"{len(missing)} tensors are missing in {folder}, first {first}: {tie}download the model again"
@@ -317,6 +318,7 @@ def load_weights(model: LlamaForCausalLM, folder: Path, on_progress: Callable[[i
             if tensor.any():
                 raise ModelLoadError(f"unexpected tensor {name!r:.100} that is not zero: {_OTHER}")
             continue
+        tensor = cut(tensor, targets[place], model.config.ranks)
         # 词嵌入与 `lm_head.weight` 都存了的时候，两份内容必须相同，否则不知道该信哪一份。
         # Where both the embedding and `lm_head.weight` are stored they must be equal, or nobody knows which to trust.
         if place in loaded and not _equal(targets[place], tensor):

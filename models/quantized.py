@@ -72,9 +72,8 @@ def number_types(model: LlamaForCausalLM, dtype: torch.dtype) -> str:
     names = [str(dtype)]
     # 归一化的权重也叫 `weight`，它们是普通的参数，不算。
     # Norms have a `weight` as well, an ordinary parameter that does not count.
-    weights = [getattr(module, "weight", None) for module in model.modules()]
-    bits = {weight.bits for weight in weights if isinstance(weight, QuantizedWeight)}
-    if bits:
+    weights = (getattr(module, "weight", None) for module in model.modules())
+    if bits := {weight.bits for weight in weights if isinstance(weight, QuantizedWeight)}:
         names.append(f"weights int{min(bits)}")
     if (stored := model.attention_layers()[0].cache().k.dtype) != dtype:
         names.append(f"KV {stored}")

@@ -7,7 +7,7 @@ does not say so, the architecture implies it.
 from dataclasses import replace
 
 from backends.base import AttentionBackend
-from layers.linear import Linear
+from layers.ranks import SummedLinear
 from models.config import ModelConfig
 from models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 
@@ -23,7 +23,7 @@ class Qwen2Attention(LlamaAttention):
         # `attention_bias` is for all four projections while Qwen2 has it on three: take it for all, then replace
         # `o_proj` by one without.
         super().__init__(replace(config, attention_bias=True), backend)
-        self.o_proj = Linear(self.q_size, config.hidden_size)
+        self.o_proj = SummedLinear(self.q_size, config.hidden_size, False, config.ranks)
 
 
 class Qwen2DecoderLayer(LlamaDecoderLayer):

@@ -64,6 +64,10 @@ class AsyncLLM:
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        # 请求到来的先后只有一个进程知道，张量并行却要求各进程的次序一样。
+        # In which order requests come one process knows, and with tensor parallelism all need the same.
+        if options.get("tensor_parallel_size", 1) != 1:
+            raise ValueError("AsyncLLM runs on 1 rank: use LLM with tensor_parallel_size, or leave it out")
         self.engine = LLM(*args, **options).engine
         # 信就是一个函数，引擎线程取出来调用它；None 是“该停了”。
         # A message is a function that the engine's thread takes out and calls; None says that it is time to stop.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from engine.llm_engine import LLMEngine
 from engine.outputs import Logprob, RequestOutput
 from engine.sampling_params import MAX_LOGPROBS, SamplingParams
-from engine.validation import check_flag, is_int, is_number, naming
+from engine.validation import check_flag, checked_int, is_number, naming
 from serving.prompts import check_finite, each_prompt, nth
 
 
@@ -48,10 +48,8 @@ class BeamSearchParams:
     def __post_init__(self) -> None:
         # 每条候选要报告 2 倍于束宽的 token，而一次最多报告 20 个。
         # Every candidate reports 2 times the beam width in tokens, and a report has 20 at most.
-        if not is_int(self.beam_width) or not 1 <= 2 * self.beam_width <= MAX_LOGPROBS:
-            raise ValueError(f"beam_width={self.beam_width!r}: use an integer from 1 to {MAX_LOGPROBS // 2}")
-        if not is_int(self.max_tokens) or self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens!r} is out of range: use an integer from 1 up")
+        checked_int("beam_width", self.beam_width, 1, MAX_LOGPROBS // 2)
+        checked_int("max_tokens", self.max_tokens, 1)
         check_flag("ignore_eos", self.ignore_eos)
         if not is_number(self.temperature) or self.temperature != 0:
             raise ValueError(f"temperature={self.temperature!r}: a beam search draws nothing, leave it at 0")

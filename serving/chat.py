@@ -110,10 +110,14 @@ def chat(llm: LLM, params: SamplingParams) -> None:
         # Without a terminal there is no prompt sign: where questions come from a pipe, the output is answers only.
         # Ctrl-D 在这里变成 `EOFError`：输入到头了，正常离开。
         # Ctrl-D becomes an `EOFError` here: the input has ended, and we leave as usual.
+        # 张量并行时由 rank 0 读，再告诉大家。
+        # With tensor parallelism rank 0 reads and tells all.
         try:
-            line = input("> " if terminal else "").strip()
+            line = "" if llm.engine.ranks.rank else input("> " if terminal else "").strip()
         except EOFError:
-            return print(end="\n" if terminal else "")
+            print(end="\n" if terminal else "")
+            line = "/exit"
+        line, *_ = llm.engine.ranks.messages(line)
         # 以 / 开头的是命令，不进历史；其余的都是问题。
         # What begins with / is a command and stays out of the history; all else is a question.
         if line == "/exit":

@@ -119,7 +119,7 @@ def generation_progress(engine: LLMEngine, sequences: list[Sequence], enabled: b
 
 
 @contextmanager
-def loading_progress() -> Iterator[Callable[[int, int], None]]:
+def loading_progress(enabled: bool) -> Iterator[Callable[[int, int], None]]:
     """启动时的进度条：加载权重，在 GPU 上还要编译核函数、录图；给出 `on_progress` 回调；不是终端就不显示。
 
     A bar while the engine starts: weights load and, on a GPU, kernels are compiled and graphs recorded. It is the
@@ -128,7 +128,7 @@ def loading_progress() -> Iterator[Callable[[int, int], None]]:
     console = Console(file=sys.stderr)
     with Progress(
         TextColumn("starting 启动中"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
+        disable=not (enabled and console.is_terminal),
     ) as progress:
         # 权重按张量计数而不是按字节：读到哪个张量都知道，字节数却要先把文件头全扫一遍；之后是图，按张数。
         # Weights are counted in tensors, not bytes: the loader meets them one by one, bytes would need all file headers

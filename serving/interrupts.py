@@ -1,8 +1,10 @@
-"""Ctrl-C 落在 Python 吞掉异常的地方，命令行怎么办；作为库时不管。
+"""Ctrl-C 的两个特别之处：落在 Python 吞掉异常的地方（只有命令行管），和几个进程合算一个模型的时候。
 
-What the command line does where a Ctrl-C falls in a place that swallows exceptions; as a library it is left alone.
+Two special cases of Ctrl-C: where it falls in a place that swallows exceptions, which only the command line sees to;
+and where several processes share a model.
 """
 
+import os
 import signal
 import socket
 import sys
@@ -58,3 +60,31 @@ def never_lost() -> Iterator[None]:
             raise
         finally:
             signal.set_wakeup_fd(before)
+
+
+def leave_at_ctrl_c() -> None:
+    """几个进程合算一个模型时，从此 Ctrl-C 立刻结束进程，退出码 130；用户有自己的处理函数时不管。
+
+    一个进程可以走完手上的一步再停，几个进程却不会停在同一步：有的停了，别的还在等它。
+
+    Where several processes share a model, Ctrl-C from now on ends each at once with code 130, unless the user has a
+    handler of his own.
+    One process can end its step first; several would not stop at the same step, and some wait for who has stopped.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    # Python 的处理函数要等主线程回到 Python 里才运行，而它可能正在等同伴；所以另有一个线程等着信号写出的字节。
+    # Python runs handlers when the main thread is back in Python, and it may be waiting for others: so a thread waits
+    # for the byte that the signal writes.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.set_wakeup_fd(writer)
+
+    def wait() -> None:
+        while os.read(reader, 1)[0] != signal.SIGINT:
+            pass
+        os._exit(130)
+
+    threading.Thread(target=wait, name="Ctrl-C", daemon=True).start()

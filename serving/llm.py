@@ -13,9 +13,11 @@ from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence as Request
 from engine.validation import is_int
+from layers.ranks import SPEAKS, WORLD_SIZE
 from serving.beam_search import BeamSearchOutput, BeamSearchParams, beam_search
 from serving.chat_template import Message, check_template_options, encode_chat
 from serving.console import generation_progress, loading_progress
+from serving.interrupts import leave_at_ctrl_c
 from serving.prompts import check_finite, each_prompt
 from serving.turns import Turns
 
@@ -70,15 +72,14 @@ class LLM:
         # 先造配置：取值范围在构造时就查，写错一个数不必等权重加载完才知道。
         # The configuration first: its ranges are checked at construction, so a bad value need not wait for the weights.
         config = EngineConfig(model, **options)
-        if progress:
-            # `with` 保证出错时也收起进度条，否则错误信息会和没画完的进度条搅在一起。
-            # `with` closes the bar on an error too, or the message would be mixed up with a bar half drawn.
-            with loading_progress() as bar:
-                self.engine = create_engine(config, bar)
-        else:
-            # 作为库使用时默认不显示：进度条是给命令行看的，服务的日志里不需要它。
-            # As a library it is silent by default: bars are for the command line, a service's log has no use for them.
-            self.engine = create_engine(config)
+        if config.tensor_parallel_size == WORLD_SIZE > 1:
+            leave_at_ctrl_c()
+        # 作为库使用时默认不显示：进度条是给命令行看的，服务的日志里不需要它。
+        # As a library it is silent by default: bars are for the command line, a service's log has no use for them.
+        # `with` 保证出错时也收起进度条，否则错误信息会和没画完的进度条搅在一起。
+        # `with` closes the bar on an error too, or the message would be mixed up with a bar half drawn.
+        with loading_progress(progress and SPEAKS) as bar:
+            self.engine = create_engine(config, bar)
         self.turns = Turns(self.engine)
 
     def generate(
@@ -156,15 +157,11 @@ class LLM:
         #   [{"role": "user", ...}]     ->  1 conversation
         #   [[{...}], [{...}, {...}]]   ->  2 conversations
         conversations: Sequence[Any] = [messages] if isinstance(messages[0], Mapping) else messages
-        tokenizer = self.engine.tokenizer
         # 这里就分好词，以 id 交下去：若交出文本，引擎会再加一个 BOS。因此结果里的 `prompt` 是 None。
         # Tokenized here and passed as ids: the engine would give text a second BOS. So `prompt` is None in the results.
-        check_template_options(tokenizer, chat_template_kwargs, add_generation_prompt, continue_final_message)
-        prompts = each_prompt(
-            lambda one: encode_chat(
-                tokenizer, one, chat_template_kwargs, add_generation_prompt, continue_final_message
-            ), conversations,
-        )  # fmt: skip
+        options = (chat_template_kwargs, add_generation_prompt, continue_final_message)
+        check_template_options(self.engine.tokenizer, *options)
+        prompts = each_prompt(lambda one: encode_chat(self.engine.tokenizer, one, *options), conversations)
         return self._run(prompts, sampling_params, progress)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Pieces:
@@ -284,7 +281,7 @@ class LLM:
                     self.turns.add(seq)
                 # 连续批处理就发生在这里：短的先完成离开，等待的随即补上，谁也不等同批最长的那个。
                 # Continuous batching is this: short ones leave, waiting ones step in, nobody waits for the longest.
-                with generation_progress(self.engine, sequences, progress) as bar:
+                with generation_progress(self.engine, sequences, progress and SPEAKS) as bar:
                     for seq in sequences:
                         while not seq.request_finished:
                             # 初读源码从这里“单步进入”。多数步返回空列表，只有请求结束的那一步才有结果。

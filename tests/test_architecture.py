@@ -285,6 +285,7 @@ SHOWS = {
     "quantiz": {
         "backends/base.py", "backends/cpu_kernels.py", "backends/kernels.py", "backends/sdpa.py", "backends/store.py",
         "backends/torch_backend.py", "engine/config.py", "engine/model_runner.py", "models/loader.py",
+        "models/shares.py",
         "serving/compare.py", "serving/console.py",
         *(f"backends/triton/{name}.py" for name in ("__init__", "codes", "decode", "fused", "gemv", "prefill")),
         *(f"backends/triton/{name}.py" for name in ("quantized", "skinny", "store")),
@@ -294,7 +295,12 @@ SHOWS = {
         "engine/sampling_params.py", "engine/scheduler.py", "engine/sequence.py", "mini_llama.py",
         "serving/flags.py",
     },
-    "ranks.": set(),
+    "ranks.": {
+        "engine/config.py", "engine/gpu/decode_graphs.py", "engine/gpu/kernel_sampler.py",
+        "engine/gpu/overlapped_engine.py", "engine/kv_pool.py", "engine/llm_engine.py", "engine/model_runner.py",
+        "engine/sampler.py", "layers/embedding.py", "mini_llama.py", "models/config.py", "models/llama.py",
+        "models/qwen2.py", "models/shares.py", "serving/chat.py", "serving/llm.py",
+    },
 }  # fmt: skip
 
 

@@ -324,12 +324,14 @@ def launch_configurations() -> list[dict[str, Any]]:
 
 
 def test_launch_configurations() -> None:
-    embedded, tests, chapter, gpu, step_in = launch_configurations()
+    embedded, tests, chapter, gpu, step_in, ranks = launch_configurations()
     assert embedded["args"] == ["--backend", "torch", "--device", "cpu", "--enforce-eager"]
     assert tests["module"] == "pytest" and "${file}" in tests["args"]
     assert chapter["program"] == "${workspaceFolder}/tools/chapter.py" and chapter["args"] == ["${file}"]
     assert gpu["env"]["CUDA_LAUNCH_BLOCKING"] == "1" and "cuda" in gpu["args"]
     assert step_in["justMyCode"] is False
+    assert ranks["module"] == "torch.distributed.run" and ranks["subProcess"] is True
+    assert "${workspaceFolder}/mini_llama.py" in ranks["args"]
     for configuration in launch_configurations():
         assert configuration["type"] == "debugpy"
         paths = [configuration.get("program", "${workspaceFolder}"), configuration["cwd"]]

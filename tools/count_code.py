@@ -67,13 +67,13 @@ ROOMS: Final = (
             *_in("models", "checkpoint_formats quantized"),
         ),
     ),
-    # 只有某些模型、某些机器会遇到的：别的模型，少见的写法，怎样拒绝读不了的，容器的内存限额。
+    # 只有某些模型、某些机器会遇到的：别的模型，少见的写法，怎样拒绝读不了的，容器的内存限额，模型分给几个进程。
     # What only some models or machines meet: other models, rare notations, refusals of what cannot be read, the memory
-    # limits of containers.
+    # limits of containers, a model shared by several processes.
     Room(
         "further models and hosts",
         250,
-        (*_in("engine", "host_memory"), *_in("models", "hub refusals sliding_window yarn qwen2")),
+        (*_in("engine", "host_memory"), *_in("models", "hub refusals sliding_window yarn qwen2 shares")),
     ),
 )
 

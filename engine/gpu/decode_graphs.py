@@ -13,6 +13,7 @@ in fixed buffers whose contents change, and there is a graph for each of several
 next. Padded rows: slot -1 (stores nothing), length 0 (attention gives 0), and a table of valid block ids.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -105,6 +106,9 @@ class DecodeGraphs:
         self.free_lanes = list(range(len(self.tables)))
         self.reports: dict[int, Tensor] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        # 图里有 NCCL 的核函数时，要赶在它收场之前放掉，见 `layers/ranks.py`。
+        # Graphs with kernels of NCCL have to go before it is shut down, see `layers/ranks.py`.
+        weakref.finalize(self, self.graphs.clear)
         self._capture(on_progress or (lambda done, total: None))
 
     def _forward(self, size: int) -> Tensor:
@@ -131,7 +135,9 @@ class DecodeGraphs:
         columns, it = self.inputs[_FIRST_SAMPLING:-1, :size], self.sampler
         # 选中的 token 写在 `self.sampled`，返回的是对数概率的报告。
         # The chosen tokens go to `self.sampled`; what is returned are the reports of log-probabilities.
-        return it.kernels.sample(logits, columns, it.counts, it.masks, MAX_LOGPROBS, self.sampled[:size])[1]
+        reports = it.kernels.sample(logits, columns, it.counts, it.masks, MAX_LOGPROBS, self.sampled[:size])[1]
+        it.ranks.first(self.sampled[:size])
+        return reports
 
     @torch.inference_mode()
     def _capture(self, on_progress: Callable[[int, int], None]) -> None:

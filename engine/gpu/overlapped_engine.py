@@ -121,7 +121,8 @@ class OverlappedEngine(LLMEngine):
         """
         if setup.kernels is None or not setup.kernels.has_sampler:
             return super().create_sampler(setup)
-        return KernelSampler(setup.kernels, setup.model_config.vocab_size, setup.config.max_num_seqs, setup.device)
+        vocab_size, most = setup.model_config.vocab_size, setup.config.max_num_seqs
+        return KernelSampler(setup.kernels, vocab_size, most, setup.device, setup.model_config.ranks)
 
     def reserved_bytes(self, setup: EngineSetup) -> int:
         """图的中间结果留在图里，不还给别人；各档的图轮流用同一块，够最大的一档就行。
@@ -133,7 +134,10 @@ class OverlappedEngine(LLMEngine):
         # 最大的是 logits，别的合起来也不比它大。例：Qwen3-0.6B，256 行：2 * 256 * 151936 * 2 字节，约 156 MB。
         # The largest is the logits, and the rest together is no larger. Example: Qwen3-0.6B with 256 rows takes
         # 2 * 256 * 151936 * 2 bytes, some 156 MB.
-        return 2 * self._max_rows(setup.config.max_num_seqs) * setup.model_config.vocab_size * setup.dtype.itemsize
+        # 张量并行时，拼接前后的 logits 同时都在，是 2 倍。
+        # With tensor parallelism the logits are there twice, before and after they are joined: 2 times as much.
+        copies = 2 * min(setup.model_config.ranks.size, 2)
+        return copies * self._max_rows(setup.config.max_num_seqs) * setup.model_config.vocab_size * setup.dtype.itemsize
 
     def _max_rows(self, max_num_seqs: int) -> int:
         """最大的图有几行：一条序列一行，猜测另外要。
