@@ -124,19 +124,15 @@ def check_codes(
         ValueError: 缺了、多了，或者形状、dtype、设备不符；
             one missing or too many, or its shape, dtype or device does not fit
     """
-    # 平常的路：浮点的缓存，两个缩放都是 None，查一次字典就走。
-    # The usual way: a cache of floats, both scales None, one look-up and on.
-    if k.dtype not in LIMITS:
-        for name, descale in (("k_descale", k_descale), ("v_descale", v_descale)):
-            if descale is not None:
-                raise ValueError(f"{name} must be None, as {argument} holds no codes but {k.dtype}")
-        return floats
-    # 漏了缩放，编码会被当成大小在 127 以内的数，输出看着正常却全是错的，所以在门口就拦下。
-    # Without their scales codes would pass for numbers up to 127: output that looks sound and is all wrong, so stop it.
-    shape = tuple(k.shape[:-1])
+    shape, has_codes = tuple(k.shape[:-1]), k.dtype in LIMITS
     for name, descale in (("k_descale", k_descale), ("v_descale", v_descale)):
+        # 漏了缩放，编码会被当成大小在 127 以内的数，输出看着正常却全是错的，所以在门口就拦下。
+        # Without their scales codes would pass for numbers up to 127: output that looks sound and is all wrong.
+        if has_codes != (descale is not None):
+            wanted = f"given, as {argument} holds codes of" if has_codes else f"None, as {argument} holds no codes but"
+            raise ValueError(f"{name} must be {wanted} {k.dtype}")
         if descale is None:
-            raise ValueError(f"{name} must be given, as {argument} holds codes of {k.dtype}")
+            continue
         # 缩放与编码同在一个块池里，切出来总是连续的；不连续的，核函数会读错位置。
         # Scales lie in a pool as codes do, and slices of it are contiguous; of others kernels would read wrong places.
         found = (tuple(descale.shape), descale.dtype, descale.device, descale.is_contiguous())
@@ -145,4 +141,4 @@ def check_codes(
                 f"{name} must be a contiguous {list(shape)} of torch.float32 on {k.device}, got {list(found[0])} of "
                 f"{descale.dtype} on {descale.device}, strides {list(descale.stride())}"
             )
-    return k.dtype
+    return k.dtype if has_codes else floats

@@ -253,7 +253,7 @@ class QuantizedWeight:
         """
         return [self[start : start + self.part_rows] for start in range(0, len(self), self.part_rows)]
 
-    def linear(self, x: Tensor, bias: Tensor | None = None, restore: Callable[..., Tensor] | None = None,
+    def linear(self, x: Tensor, bias: Tensor | None = None, restore: Callable[..., Tensor] = dequantize,
                multiply: Callable[..., Tensor] = F.linear) -> Tensor:  # fmt: skip
         """一段一段地还原，各乘一次：不会有整个词表那么大的浮点张量。融合核函数的朴素实现。
 
@@ -273,7 +273,6 @@ class QuantizedWeight:
         # would be 788 MB.
         parts = self.in_parts()
         biases = [None] * len(parts) if bias is None else bias.split(self.part_rows)
-        restore = restore or QuantizedWeight.dequantize
         outs = [multiply(x, restore(part), added) for part, added in zip(parts, biases)]  # [T, rows]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)  # [T, N]
 

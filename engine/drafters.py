@@ -15,6 +15,7 @@ ever, with the position's own noise; guesses only decide how many positions a st
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -85,19 +86,16 @@ class SpeculativeConfig:
                 "guess: give method='ngram', or the folder of a draft model as model"
             )
         object.__setattr__(self, "method", method)
-        defaults = {"num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
-        for name, default in defaults.items():
+        for name, default in (("num_speculative_tokens", 4), ("prompt_lookup_min", 2), ("prompt_lookup_max", 4)):
             value = getattr(self, name)
             # 草稿模型不查什么：写了也没有用的，就是写错了。
             # A draft model looks nothing up: what would be of no use was written by mistake.
-            if method == "draft_model" and "lookup" in name:
-                if value is not None:
-                    raise ValueError(f"{name}={value!r:.40} is for method='ngram': leave it out beside model")
-                continue
-            value = default if value is None else value
-            object.__setattr__(self, name, checked_int(name, value, 1, MAX_DRAFT_TOKENS))
-        shortest, longest = self.prompt_lookup_min or 0, self.prompt_lookup_max or 0
-        if shortest > longest:
+            if method == "ngram" or not name.startswith("prompt_lookup"):
+                value = default if value is None else value
+                object.__setattr__(self, name, checked_int(name, value, 1, MAX_DRAFT_TOKENS))
+            elif value is not None:
+                raise ValueError(f"{name}={value!r:.40} is for method='ngram': leave it out beside model")
+        if (shortest := self.prompt_lookup_min or 0) > (longest := self.prompt_lookup_max or 0):
             raise ValueError(f"prompt_lookup_min={shortest} exceeds prompt_lookup_max={longest}: lower it")
 
 
@@ -116,7 +114,7 @@ class Drafter(ABC):
 
     def __init__(self, num_draft_tokens: int) -> None:
         self.num_draft_tokens = num_draft_tokens
-        self.totals = {"num_drafts": 0, "num_draft_tokens": 0, "num_accepted_tokens": 0}
+        self.totals = Counter(num_drafts=0, num_draft_tokens=0, num_accepted_tokens=0)
 
     def allocate(self, num_blocks: int) -> None:  # noqa: B027
         """块池有多少块，量过内存就知道了；要缓存的在这里分配。
@@ -173,9 +171,8 @@ class Drafter(ABC):
         """
         for row, tokens in zip(schedule, token_ids):
             if row.num_logits > 1:
-                self.totals["num_drafts"] += 1
-                self.totals["num_draft_tokens"] += row.num_logits - 1
-                self.totals["num_accepted_tokens"] += max(len(tokens) - 1, 0)
+                right = max(len(tokens) - 1, 0)
+                self.totals.update(num_drafts=1, num_draft_tokens=row.num_logits - 1, num_accepted_tokens=right)
 
 
 class NgramIndex:

@@ -330,8 +330,8 @@ def packed_masks(guides: Sequence[Guide]) -> Tensor:
     # Where there are such requests torch is long imported; at the top it would come along with the scheduler.
     import torch
 
-    masks = b"".join([guide.mask() for guide in guides])
-    return torch.frombuffer(bytearray(masks), dtype=torch.int32).view(len(guides), -1)
+    masks = bytearray().join(guide.mask() for guide in guides)
+    return torch.frombuffer(masks, dtype=torch.int32).view(len(guides), -1)
 
 
 def ban(logits: Tensor, guided: Sequence[tuple[int, Guide]]) -> Tensor:
@@ -345,10 +345,9 @@ def ban(logits: Tensor, guided: Sequence[tuple[int, Guide]]) -> Tensor:
     """
     import torch
 
-    rows = [row for row, _ in guided]
     words = packed_masks([guide for _, guide in guided]).to(logits.device)  # [G, ceil(vocab_size / 32)]
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
     allowed = (words.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]]  # [G, vocab_size]
     banned = torch.zeros_like(logits, dtype=torch.bool)  # [S, vocab_size]
-    banned[rows] = allowed == 0
+    banned[[row for row, _ in guided]] = allowed == 0
     return logits.masked_fill(banned, float("-inf"))

@@ -20,7 +20,7 @@ from torch import nn
 
 from backends.quantized_weight import GROUP, QuantizedWeight
 from layers.embedding import Embedding, LMHead
-from layers.linear import Linear, StackedLinear
+from layers.linear import Linear
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,7 @@ def _is_chosen(name: str, module: nn.Module, stored: Collection[str] | None) -> 
     if stored is None:
         return True
     parent = name.rpartition(".")[0]
-    stacked = [f"{parent}.{piece}.weight" for piece in module.pieces] if isinstance(module, StackedLinear) else []
-    names = stacked or [f"{name}.weight"]
+    names = [f"{parent}.{piece}.weight" for piece in getattr(module, "pieces", ())] or [f"{name}.weight"]
     found = [each for each in names if each in stored]
     if 0 < len(found) < len(names):
         missing = next(each for each in names if each not in stored)

@@ -269,7 +269,7 @@ def test_the_warm_up_stays_within_the_limits_and_leaves_nothing(folder: Path, li
                 return real(batch)
 
             patch.setattr(engine.drafter.runner, "execute", execute)
-        warm_up(engine, graphs, run)
+        warm_up(engine, run)
     assert len(steps) > 3
     # 草稿模型跑过同样的步，解码的每一档也在内。
     # The draft model has run the same steps, decodes of every size included.

@@ -235,9 +235,7 @@ class DecodeGraphs:
         # The rows of a sequence point to one lane. Example: A has 9 computed, decodes 1, its lane is 0; B is a new
         # prompt of 3 tokens, its lane is 1:
         #     lanes [0, 1, 1, 1]      positions [9, 0, 1, 2]      seqlens [10, 1, 2, 3]
-        lanes: list[int] = []
-        cells: list[int] = []
-        blocks: list[int] = []
+        lanes, cells, blocks = list[int](), list[int](), list[int]()
         for seq, num_new_tokens, _ in schedule:
             lanes += [self._lane(seq, cells, blocks)] * num_new_tokens
         # 长度是位置加 1：看得见自己和前面的，看不见后面的，所以 B 的 3 行合起来就是因果掩码。

@@ -109,5 +109,4 @@ def wanted_reports(reports: Tensor, rows: list[int], samples: list[Sample]) -> T
     asked = [(row, seq.params.logprobs) for row, (seq, _) in zip(rows, samples) if seq.params.logprobs is not None]
     if not asked:
         return None
-    most = max(number for _, number in asked)
-    return reports[on_device([row for row, _ in asked], reports.device), : 1 + most]
+    return reports[on_device([row for row, _ in asked], reports.device), : 1 + max(number for _, number in asked)]

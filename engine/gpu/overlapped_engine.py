@@ -46,7 +46,6 @@ class LaunchedStep:
     A step that has been launched and not read.
 
     Attributes:
-        counts: 各行有几个 logits；how many logits each row of the schedule has
         rows: 每个 logits 对应 `tokens` 的哪一行；for each of those logits its row in `tokens`
         tokens: [rows] int64，采到的 token，正在拷往主机；the sampled tokens on their way to the host
         logprobs: `Sampler.draw` 的返回值，也在拷往主机；what `Sampler.draw` returned, on its way to the host as well
@@ -54,7 +53,6 @@ class LaunchedStep:
     """
 
     schedule: list[ScheduledSequence]
-    counts: list[int]
     rows: list[int]
     tokens: Tensor
     logprobs: Tensor | None
@@ -66,7 +64,7 @@ class LaunchedStep:
 
         Whether any row has guesses.
         """
-        return max(self.counts) > 1
+        return max(row.num_logits for row in self.schedule) > 1
 
 
 def copy_to_host(tensor: Tensor) -> Tensor:
@@ -111,7 +109,7 @@ class OverlappedEngine(LLMEngine):
             )  # fmt: skip
 
         if runner.device.type == "cuda":
-            warm_up(self, self.graphs, self._forward_and_sample)
+            warm_up(self, self._forward_and_sample)
 
     def create_sampler(self, setup: EngineSetup) -> Sampler:
         """有采样的核函数就用它，图内图外都是它：一行选中什么，不随这一步能不能用图而变。
@@ -195,9 +193,8 @@ class OverlappedEngine(LLMEngine):
         schedule = self.plan()
         if not schedule:
             return None
-        counts = [row.num_logits for row in schedule]
         tokens, rows, logprobs = self._forward_and_sample(schedule)
-        step = LaunchedStep(schedule, counts, rows, tokens, logprobs, None)
+        step = LaunchedStep(schedule, rows, tokens, logprobs, None)
         self.sampled = tokens
         # 记下每个序列的 token 在这一步结果里的行号：下一步要从那里取输入。
         # Note where each sequence's token stands among this step's: the next step takes its input from there.
@@ -209,7 +206,7 @@ class OverlappedEngine(LLMEngine):
         # 带着猜测时，要等比过了才知道几个，由 `_collect` 一起记。
         # With guesses it takes the comparison to know how many: then `_collect` counts them.
         if not step.has_guesses:
-            self.scheduler.advance(schedule, counts)
+            self.scheduler.advance(schedule, [row.num_logits for row in schedule])
         if tokens.device.type == "cpu":
             return step
         # 拷贝是异步的，事件告诉我们何时到达；不用 `synchronize`，那会连下一步也一起等。
@@ -261,7 +258,7 @@ class OverlappedEngine(LLMEngine):
         if launched.ready is not None:
             launched.ready.synchronize()
         tokens = launched.tokens.tolist()
-        rows = [(row.seq, count) for row, count in zip(launched.schedule, launched.counts)]
+        rows = [(row.seq, row.num_logits) for row in launched.schedule]
         token_ids = self.sampler.read(rows, [tokens[row] for row in launched.rows], launched.logprobs)
         settle = self.scheduler.update if launched.has_guesses else self.scheduler.commit
         return self.record(launched.schedule, token_ids, settle(launched.schedule, token_ids))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.gpu.decode_graphs import DecodeGraphs, graph_sizes
+from engine.gpu.decode_graphs import graph_sizes
 from engine.kv_pool import pretended_step
 from engine.llm_engine import LLMEngine
 from engine.scheduler import ScheduledSequence
@@ -26,7 +26,7 @@ _STEPS = (
 )  # fmt: skip
 
 
-def warm_up(engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[ScheduledSequence]], object]) -> None:
+def warm_up(engine: LLMEngine, run: Callable[[list[ScheduledSequence]], object]) -> None:
     """跑 `_STEPS` 里这个引擎会遇到的；块池此刻是空的，写进去的没有人会读。
 
     Run those of `_STEPS` that this engine can meet; the pool is empty, and nobody will read what they write.
@@ -51,7 +51,5 @@ def warm_up(engine: LLMEngine, graphs: DecodeGraphs | None, run: Callable[[list[
             engine.drafter.complete(schedule, engine.sampler)
         run(schedule)
         for row in schedule:
-            engine.sampler.release(row.seq)
-            if graphs is not None:
-                graphs.release(row.seq)
+            engine.release(row.seq)
     torch.cuda.synchronize()
