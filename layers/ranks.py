@@ -223,7 +223,7 @@ def connect(size: int, device: torch.device, strict: bool) -> Ranks:
         # 主机上的数走 gloo，GPU 上的走 NCCL，看张量在哪里。谁死了，连接一断就知道；等人打字，则可以等上半天。
         # Numbers on the host go by gloo, those on a GPU by NCCL. Who dies is noticed at once, as the connection breaks;
         # for somebody to type all may wait half a day.
-        dist.init_process_group(timeout=timedelta(hours=12))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
         # 不收拾就退出，通信的线程会让解释器崩溃；录好的图占着 NCCL，`finalize` 从最新的做起，图在此之前已经放掉。
         # Left as they are, the threads that communicate make the interpreter crash at its end. Recorded graphs hold on
         # to NCCL; `finalize` begins with the newest, so these have gone by then.
