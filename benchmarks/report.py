@@ -234,8 +234,44 @@ def structured() -> list[str]:
     return table(head, rows)
 
 
+def ranks() -> list[str]:
+    """同一台机器上，几个 GPU 合算一个模型，与一个 GPU 相比；几遍里最好的。
+
+    Several GPUs of one machine that share a model beside one of them; the best of the runs.
+    """
+    alone: dict[tuple[str, str], Any] = {}
+    rows = []
+    for result in sorted(load("ranks"), key=lambda result: result["environment"]["ranks"]):
+        where, number = (card(result), NAMES[result["model"]]), result["environment"]["ranks"]
+        base = alone.setdefault(where, result["results"])
+        if number == 1:
+            continue
+        for work, figures in result["results"].items():
+            for metric, values in figures.items():
+                best = [(max if metric.endswith("per_s") else min)(each["min"], each["max"])
+                        for each in (values, base[work][metric])]  # fmt: skip
+                cells = [cell(metric, base[work][metric]), cell(metric, values), f"{best[0] / best[1]:.2f}"]
+                rows.append([", ".join(where), str(number), work, METRICS[metric][0], *cells])
+    return table(["where", "GPUs", "workload", "figure", "1 GPU", "all", "ratio"], rows)
+
+
+def all_reduce() -> list[str]:
+    """一次 all-reduce 的微秒数；几遍的中位数。
+
+    Microseconds of an all-reduce; the median of the runs.
+    """
+    rows = []
+    for result in load("all_reduce"):
+        for row in result["results"]:
+            times = [f"{row['us'][name]['median']:.1f}" if name in row["us"] else "–"
+                     for name in ("nccl", "one-shot", "two-shot")]  # fmt: skip
+            size = f"{row['rows'] * result['hidden_size'] * 2:,}"
+            rows.append([f"{result['ranks']} × {card(result)}", str(row["rows"]), size, *times])
+    return table(["where", "rows", "bytes", "NCCL µs", "one-shot µs", "two-shot µs"], rows)
+
+
 TABLES: tuple[Callable[[], list[str]], ...] = (
-    setting, workloads, first, attention, compare_hf, quantization, speculation, structured,
+    setting, workloads, first, attention, compare_hf, quantization, speculation, structured, ranks, all_reduce,
 )
 
 

@@ -162,6 +162,20 @@ def test_grammars_are_measured_beside_none(results: Path) -> None:
         assert (row.get("mask_us", {"min": 1})["min"] > 0 and row["name"] != "no grammar") or row["ratio"]["max"] == 1
 
 
+@pytest.mark.long
+def test_two_ranks_time_an_all_reduce(tmp_path: Path, scripts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import report
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--device", "cpu", "--rows", "1", "3", "--repeats", "2", "--json", str(tmp_path / "all_reduce-x.json")]
+    done = subprocess.run([*command, "benchmarks/all_reduce.py", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("gloo") == 2, done.stderr[-3000:]
+    rows = load(tmp_path / "all_reduce-x.json")["results"]
+    assert [row["rows"] for row in rows] == [1, 3] and all(row["us"]["gloo"]["min"] > 0 for row in rows)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert [line.split(" | ")[1:3] for line in report.all_reduce()[2:]] == [["1", "6,144"], ["3", "18,432"]]
+
+
 def test_the_docs_show_the_results_that_are_there(scripts: None) -> None:
     import plot
     import report
