@@ -22,34 +22,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, load_ragged
 
+from backends.triton.decode import kv_rows
 from backends.triton.quantized import scale_values
 
 # 平均每条序列超过这么多个 query，才用 `prefill_hopper_kernel`。
 # `prefill_hopper_kernel` is used from this many queries a sequence on, on average.
 HOPPER_QUERIES = 768
-
-
-@triton.jit
-def kv_rows(
-    n, token, valid, table, k_start, kv_head,
-    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """这些 token 的 K、V 各从哪个元素开始；`PAGE_SIZE` 为 0 表示打包存放、没有块表。
-
-    Where these tokens' K and V begin; a `PAGE_SIZE` of 0 means packed, without a block table.
-    """
-    # `PAGE_SIZE` 在编译时已知，三个分支只有一个会被编译；返回的是元素下标，调用者再加上 `HEAD_DIM` 维的偏移。
-    # `PAGE_SIZE` is known at compile time, so one branch of the three is compiled; the result is indices of elements,
-    # to which the caller adds the offsets along `HEAD_DIM`.
-    if PAGE_SIZE == 0:
-        slot = k_start.to(tl.int64) + token
-    elif PAGE_SIZE >= BLOCK_N:
-        page = tl.load(table + n // PAGE_SIZE).to(tl.int64)
-        slot = page * PAGE_SIZE + n % PAGE_SIZE + tl.arange(0, BLOCK_N)
-    else:
-        page = tl.load(table + token // PAGE_SIZE, mask=valid, other=0).to(tl.int64)
-        slot = page * PAGE_SIZE + token % PAGE_SIZE
-    return (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
 
 
 @triton.jit(do_not_specialize=["cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "block_table_ptr", "table_stride"])
