@@ -72,20 +72,20 @@ def nibble(words, i: tl.constexpr):
 
 @triton.jit
 def columns_of(word):
-    """各个字的第 0 个编码是第几列；第 i 个再加 4 * i。
+    """一行里这些字的第 0 个编码各是第几列；第 i 个编码再往后 4 * i 列。
 
-    Which column code 0 of each word is; code i is 4 * i further.
+    Which columns codes 0 of these words of a row are; codes i are 4 * i columns further.
     """
-    # 例：字 5 是组 1 的第 1 个字，第 0 个编码是第 32 + 1 = 33 列，第 1 个是第 37 列。
-    # Example: word 5 is word 1 of group 1, and its code 0 is column 32 + 1 = 33, its code 1 column 37.
+    # 例：字 5 是组 1 的第 1 个字，第 0 个编码是第 32 + 1 = 33 列，第 1 个编码是第 37 列。
+    # Example: word 5 is word 1 of group 1: its code 0 is column 32 + 1 = 33, its code 1 column 37.
     return word // 4 * CODE_GROUP + word % 4
 
 
 @triton.jit
 def rulers(scale_ptr, zero_ptr, row, group, inside, GROUPS: tl.constexpr):
-    """各行各组的缩放，和编码 0 的值。
+    """这些行、这些组的缩放，和编码 0 的值，都是 float32；每行共 `GROUPS` 组。
 
-    The scale of each row and group, and the value of code 0.
+    The scales of these rows and groups, and the values of code 0, in float32; a row has `GROUPS` groups.
     """
     place, mask = row * GROUPS + group, inside & (group < GROUPS)
     scale = tl.load(scale_ptr + place, mask=mask, other=0.0).to(tl.float32)
@@ -95,30 +95,29 @@ def rulers(scale_ptr, zero_ptr, row, group, inside, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def int4_tile(
-    codes_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE: tl.constexpr, BLOCK_N: tl.constexpr, WORDS: tl.constexpr
-):  # fmt: skip
-    """`BLOCK_N` 行、从第 `first` 列起的 `WORDS` 个字；第 i 个编码的权重是 `nibble(words, i) * scale + low`。
+def int4_tile(codes_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE: tl.constexpr, WORDS: tl.constexpr):
+    """这些行里从第 `first` 列起的 `WORDS` 个字；它们的第 i 个编码还原成 `nibble(words, i) * scale + low`。
 
-    `WORDS` words of `BLOCK_N` rows from column `first` on; the weights of their codes i are
-    `nibble(words, i) * scale + low`.
+    `WORDS` words of these rows from column `first` on; their codes i are restored as `nibble(words, i) * scale + low`.
 
     Args:
-        row, inside: [BLOCK_N, 1]，行号，和它是不是真有；numbers of the rows, and whether they are there
+        row, inside: [BLOCK_N]，行号，和它是不是真有；numbers of the rows, and whether they are there
+        first: 一组的开头；the beginning of a group
 
     Returns:
-        words, scale, low [BLOCK_N, WORDS]，各字第 0 个编码的列号 [1, WORDS]；the columns of the words' codes 0
+        words, scale, low [BLOCK_N, WORDS]，和第 0 个编码的列号 [1, WORDS]；and the columns of codes 0 [1, WORDS]
     """
+    row, inside = row.to(tl.int64)[:, None], inside[:, None]  # [BLOCK_N, 1]
     word, group = tl.arange(0, WORDS)[None, :], tl.arange(0, WORDS // 4)[None, :]
     word, group = first // 8 + word, first // CODE_GROUP + group
-    # 最后一次可能越过行末：越界的编码、缩放、中值都读成 0，乘出来也是 0。
-    # The last round may run past a row's end: codes, scales and zeros read there as 0 make products of 0.
+    # 最后一次可能越过行末：越界的编码、缩放、中值都读成 0，还原出来也是 0。
+    # The last round may run past a row's end: codes, scales and zeros read there as 0 and restore to 0.
     words = tl.load(codes_ptr + row * (SIZE // 8) + word, mask=inside & (word < SIZE // 8), other=0)
     scale, low = rulers(scale_ptr, zero_ptr, row, group, inside, SIZE // CODE_GROUP)
-    # 一组一个数，变成 4 个字各一个。
-    # One number a group becomes one for each of its 4 words.
-    scale = tl.reshape(tl.broadcast_to(scale[:, :, None], [BLOCK_N, WORDS // 4, 4]), [BLOCK_N, WORDS])
-    low = tl.reshape(tl.broadcast_to(low[:, :, None], [BLOCK_N, WORDS // 4, 4]), [BLOCK_N, WORDS])
+    # 一组 4 个字共用一个缩放：[N, 组] 变成 [N, 字]。
+    # 4 words of a group share its scale: [N, groups] becomes [N, words].
+    scale = tl.reshape(tl.broadcast_to(scale[:, :, None], [row.shape[0], WORDS // 4, 4]), words.shape)
+    low = tl.reshape(tl.broadcast_to(low[:, :, None], [row.shape[0], WORDS // 4, 4]), words.shape)
     return words, scale, low, columns_of(word)
 
 
@@ -137,24 +136,14 @@ def restore_kernel(
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = row < num_rows
     first = tl.program_id(1) * BLOCK_K
-    start = row.to(tl.int64)[:, None] * SIZE
+    start = row.to(tl.int64)[:, None] * SIZE  # [BLOCK_N, 1]
     out_type = out_ptr.dtype.element_ty
     if BITS == 4:
-        words, scale, low, columns = int4_tile(
-            codes_ptr,
-            scale_ptr,
-            zero_ptr,
-            row.to(tl.int64)[:, None],
-            first,
-            inside[:, None],
-            SIZE,
-            BLOCK_N,
-            BLOCK_K // 8,
-        )
+        words, scale, low, columns = int4_tile(codes_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE, BLOCK_K // 8)
         for i in tl.static_range(8):
             k = columns + 4 * i
-            out = (nibble(words, i) * scale + low).to(out_type)
-            tl.store(out_ptr + start + k, out, mask=inside[:, None] & (k < SIZE))
+            out = nibble(words, i) * scale + low  # [BLOCK_N, BLOCK_K // 8]
+            tl.store(out_ptr + start + k, out.to(out_type), mask=inside[:, None] & (k < SIZE))
     else:
         k = first + tl.arange(0, BLOCK_K)[None, :]
         mask = inside[:, None] & (k < SIZE)

@@ -57,9 +57,8 @@ def skinny_kernel(
             # 一个字 8 个编码，分 8 次乘，见 `codes.py`。
             # A word has 8 codes and takes 8 products, see `codes.py`.
             words, scale, low, columns = int4_tile(
-                weight_ptr, scale_ptr, zero_ptr, row.to(tl.int64)[:, None], first, inside_n[:, None], SIZE, BLOCK_N,
-                BLOCK_K // 8,
-            )  # fmt: skip
+                weight_ptr, scale_ptr, zero_ptr, row, first, inside_n, SIZE, BLOCK_K // 8
+            )
             for i in tl.static_range(8):
                 k = columns + 4 * i
                 x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 8]
