@@ -126,8 +126,8 @@ class TritonKernels(FusedKernels):
             return skinny_linear(x, weight, bias, self.arrived, gated)
         if isinstance(weight, QuantizedWeight):
             # 一段一段地还原，各乘一次：刚还原的一段小得还在 GPU 的二级缓存里，乘法马上就从那里读走。
-            # A part at a time is restored and multiplied, small enough to be still in the GPU's second-level cache, where
-            # the product reads it at once.
+            # A part at a time is restored and multiplied: it is small enough to be still in the GPU's second-level cache,
+            # where the product reads it.
             out = weight.linear(x, bias, partial(restore, dtype=x.dtype, num_rows=num_rows))
         else:
             out = F.linear(x, weight, bias)

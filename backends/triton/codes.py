@@ -18,10 +18,10 @@ from backends.triton.launch import await_inputs, early
 # 核函数里用的一组几列。
 # Columns of a group for use in kernels.
 CODE_GROUP = tl.constexpr(GROUP)
-# 传给核函数的权重：编码或浮点数，缩放，中值，一个权重几位；浮点权重没有后两样，随便传什么占位。
-# A weight as the kernels take it: codes or floats, scales, zeros, and bits of a weight; a float weight has neither
-# scales nor zeros, and anything stands in.
-Parts = tuple[Tensor, Tensor, Tensor, int]
+# 传给核函数的权重：编码或浮点数，缩放，中值，一个权重几位；浮点数没有缩放和中值，int8 没有中值。
+# A weight as the kernels take it: codes or floats, scales, zeros, and bits of a weight; floats have neither scales nor
+# zeros, int8 has no zeros.
+Parts = tuple[Tensor, Tensor | None, Tensor | None, int]
 
 
 def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
@@ -30,12 +30,11 @@ def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
     Take it apart into arguments of the kernels.
     """
     if not isinstance(weight, QuantizedWeight):
-        return weight, weight, weight, 16
-    # int8 没有中值，用缩放占位：核函数按 `BITS` 编译，那一份里没有读它的代码。
-    # int8 has no zeros and scales stand in: a kernel is compiled for its `BITS`, and that one does not read them.
-    if weight.zeros is None:
-        return weight.codes, weight.scales, weight.scales, 8
-    return weight.codes.view(torch.int32), weight.scales, weight.zeros, 4
+        return weight, None, None, 16
+    # int4 的编码由 `reorder` 换成了 32 位的字，核函数一次读一个字。
+    # Codes of int4 have become words of 32 bits in `reorder`, and kernels read a word at a time.
+    codes = weight.codes if weight.bits == 8 else weight.codes.view(torch.int32)
+    return codes, weight.scales, weight.zeros, weight.bits
 
 
 def reorder(weight: QuantizedWeight) -> QuantizedWeight:

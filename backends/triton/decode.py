@@ -95,8 +95,7 @@ def decode_kernel(
     q_ptr, k_ptr, v_ptr, k_descale_ptr, v_descale_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, order_ptr,
     cache_seqlens_ptr, block_table_ptr, scale_log2, table_stride,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr, HAS_ORDER: tl.constexpr,
-    EARLY: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):
     """一个程序：一条序列、一个 KV 头、历史的一段。
 
@@ -114,7 +113,7 @@ def decode_kernel(
     split = tl.program_id(2)
     # 最长的先开工，见 `order_kernel`。
     # The longest start first, see `order_kernel`.
-    if HAS_ORDER:
+    if order_ptr is not None:
         seq = tl.load(order_ptr + seq).to(tl.int64)
 
     # 长度在设备上读，不是启动参数：同一张 CUDA graph 才能服务所有长度。
@@ -365,13 +364,12 @@ def decode_attention(
     decode_kernel[(num_kv_heads, batch, num_splits)](
         # 没有量化时传的是 None：编译时就知道，编译出的核函数里没有缩放。
         # Without quantization None is passed: that is known to the compiler, and its kernel has no scales in it.
-        q, k_cache, v_cache, k_descale, v_descale, out, partial, lse, arrived,
-        cache_seqlens if order is None else order, cache_seqlens, block_table,
+        q, k_cache, v_cache, k_descale, v_descale, out, partial, lse, arrived, order, cache_seqlens, block_table,
         # exp(x) = 2 ** (x * log2(e))：硬件只有 2 的幂，先把常数乘进缩放里。
         # exp(x) = 2 ** (x * log2(e)): the hardware has powers of 2 only, so fold the constant into the scale.
         softmax_scale * 1.4426950408889634, block_table.stride(0),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, BLOCK_G=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
-        PAGE_SIZE=page_size, BLOCK_N=block_n, NUM_SPLITS=num_splits, HAS_ORDER=order is not None,
-        num_warps=num_warps, num_stages=num_stages, **early(q.device, batch),
+        PAGE_SIZE=page_size, BLOCK_N=block_n, NUM_SPLITS=num_splits, num_warps=num_warps, num_stages=num_stages,
+        **early(q.device, batch),
     )
     return out

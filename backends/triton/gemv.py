@@ -70,8 +70,8 @@ def int4_sums(
 @triton.jit
 def gemv_kernel(
     x_ptr, weight_ptr, scale_ptr, zero_ptr, bias_ptr, out_ptr, num_rows,
-    SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
-    GATED: tl.constexpr, EARLY: tl.constexpr,
+    SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GATED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：`BLOCK_N` 个输出。
 
@@ -125,9 +125,9 @@ def gemv_kernel(
     # In int8 a row shares a scale: multiply by the integer codes first, and by the scale at the end.
     if BITS == 8:
         out *= tl.load(scale_ptr + row, mask=inside, other=0.0).to(tl.float32)
-    # `HAS_BIAS` 在编译时就已知：没有偏置的那份核函数里，根本没有下面这一行。
-    # `HAS_BIAS` is known at compile time: the kernel without a bias does not contain the next line at all.
-    if HAS_BIAS:
+    # 没有偏置时传来的是 None，编译时就已知：那一份核函数里，根本没有下面这一行。
+    # Without a bias None was passed, which is known at compile time: that kernel does not contain the next line at all.
+    if bias_ptr is not None:
         out += tl.load(bias_ptr + row, mask=inside, other=0.0).to(tl.float32)
     # `out_ptr.dtype.element_ty` 是输出张量的 dtype：全部加完，才从 float32 舍入一次。
     # `out_ptr.dtype.element_ty` is the output's dtype: float32 is rounded once, after all has been added.
@@ -158,24 +158,23 @@ def gemv(x: Tensor, weight: Weight, bias: Tensor | None, gated: bool = False) ->
     out = torch.empty(1, num_rows // 2 if gated else num_rows, dtype=x.dtype, device=x.device)
     *parts, bits = parts_of(weight)
     block_n, block_k = choose_tile(size, bits)
-    block_n = max(2, block_n) if gated else block_n
     # `triton.cdiv` 是向上取整的除法：7 个输出、每个程序 2 个，要 4 个程序。
     # `triton.cdiv` divides and rounds up: 7 outputs at 2 a program take 4 programs.
-    # 没有偏置时传 x 占位：指针总得给一个，而核函数不会去读它。
-    # Without a bias, x stands in: there must be some pointer, and the kernel never reads it.
     gemv_kernel[(triton.cdiv(num_rows, block_n),)](
-        x, *parts, x if bias is None else bias, out, num_rows,
-        SIZE=size, BITS=bits, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, GATED=gated, num_warps=4,
-        **early(x.device, x.shape[0]),
+        x, *parts, bias, out, num_rows, SIZE=size, BITS=bits, BLOCK_N=block_n, BLOCK_K=block_k, GATED=gated,
+        num_warps=4, **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
 
 
 def choose_tile(size: int, bits: int = 16) -> tuple[int, int]:
-    """每个程序几行权重，一次几列；宽的权重若是编码，就多取一倍的行：编码短，在路上的字节才不会太少。
+    """每个程序几行权重，一次几列；行数总是偶数：门控时，gate 与 up 的行成对。
 
-    Rows of the weight a program has, and columns at a time; wide weights of codes have twice the rows: codes are short,
-    and enough bytes have to be on their way.
+    宽的权重若是编码，就多取一倍的行：编码短，在路上的字节才不会太少。
+
+    Rows of the weight a program has, and columns at a time; the rows are always even: with a gate, rows of gate and up
+    come in pairs.
+    Wide weights of codes have twice the rows: codes are short, and enough bytes have to be on their way.
     """
     # 窄的一次读完整行，宽的一次 1024 列：等前一个核函数时，第一批权重都已在路上。
     # Narrow ones take a whole row at once, wide ones 1024 columns: the first of the weights are on their way while the

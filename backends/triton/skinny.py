@@ -25,7 +25,7 @@ from backends.triton.launch import await_inputs, early, nearly_done
 def skinny_kernel(
     x_ptr, weight_ptr, scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, arrived_ptr, num_rows, num_outputs,
     SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：所有行的 `BLOCK_N` 个输出，输入维的一段。
 
@@ -95,7 +95,7 @@ def skinny_kernel(
     if last:
         if BITS == 8:
             acc *= tl.load(scale_ptr + row).to(tl.float32)[None, :]
-        if HAS_BIAS:
+        if bias_ptr is not None:
             acc += tl.load(bias_ptr + row, mask=inside_n, other=0.0).to(tl.float32)[None, :]
         out = acc.to(out_ptr.dtype.element_ty)
         if GATED:
@@ -132,9 +132,9 @@ def skinny_linear(x: Tensor, weight: Weight, bias: Tensor | None, arrived: Tenso
     if num_splits > 1:
         partial = torch.empty(tiles * num_splits * block_m * block_n, dtype=torch.float32, device=x.device)
     skinny_kernel[(tiles, num_splits)](
-        x, *parts, x if bias is None else bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size, BITS=bits,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, HAS_BIAS=bias is not None,
-        GATED=gated, num_warps=num_warps, num_stages=num_stages, **early(x.device, x.shape[0]),
+        x, *parts, bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size, BITS=bits, BLOCK_M=block_m,
+        BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, GATED=gated, num_warps=num_warps,
+        num_stages=num_stages, **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
 
