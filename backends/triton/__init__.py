@@ -1,12 +1,13 @@
 """Triton 后端：自己写的 GPU 核函数，一个文件一类。
 
 store（写缓存）、decode（解码）、prefill（预填充）、fused（融合）、gemv（1 行的线性层）、
-skinny（2 到 64 行的线性层）、sample（采样）；launch 是它们共用的启动选项。
+skinny（2 到 64 行的线性层）、sample（采样）；共用 quantized（量化的缓存）、codes（量化的权重）、launch（启动选项）。
 
 `TRITON_INTERPRET=1` 时，同一份核函数在 CPU 上逐个程序地解释执行：慢，但可以打断点，测试也靠它。
 
 The Triton backend: our own GPU kernels, a file for each kind: store, decode, prefill, fused, gemv (linear
-layers at 1 row), skinny (at 2 to 64), sample; launch has the launch options that they share.
+layers at 1 row), skinny (at 2 to 64), sample; they share quantized (a quantized cache), codes (quantized weights) and
+launch (launch options).
 
 With `TRITON_INTERPRET=1` the same kernels are interpreted on the CPU, program by program: slow, but a breakpoint works
 in them, and the tests use it.
@@ -125,9 +126,9 @@ class TritonKernels(FusedKernels):
         if 1 < num_rows <= (MAX_SKINNY_ROWS if x.element_size() == 2 else 16):
             return skinny_linear(x, weight, bias, self.arrived, gated)
         if isinstance(weight, QuantizedWeight):
-            # 一段一段地还原，各乘一次：刚还原的一段小得还在 GPU 的二级缓存里，乘法马上就从那里读走。
-            # A part at a time is restored and multiplied: it is small enough to be still in the GPU's second-level cache,
-            # where the product reads it.
+            # 一段一段地还原，各乘一次：一段很小，刚还原好，还在 GPU 的二级缓存里，乘法就从那里读。
+            # A part at a time is restored and multiplied: being small, it is still in the GPU's second-level cache, and
+            # the product reads it from there.
             out = weight.linear(x, bias, partial(restore, dtype=x.dtype, num_rows=num_rows))
         else:
             out = F.linear(x, weight, bias)

@@ -1,10 +1,11 @@
 """读量化的权重：`gemv.py` 和 `skinny.py` 边读边还原，行多时先还原一段，再交给 cuBLAS。
 
-编码怎么存，见 `backends/quantized_weight.py`。等价的 PyTorch：`QuantizedWeight.dequantize`。
+编码和缩放是什么，见 `backends/quantized_weight.py`；int4 的编码先由 `reorder` 换成这里要的次序。
+等价的 PyTorch：`QuantizedWeight.dequantize`。
 
 Reading quantized weights: `gemv.py` and `skinny.py` restore them as they read; with many rows a part is restored first
-and goes to cuBLAS. How codes are stored is in `backends/quantized_weight.py`; the plain PyTorch is
-`QuantizedWeight.dequantize`.
+and goes to cuBLAS. What codes and scales are is in `backends/quantized_weight.py`; codes of int4 are first put in
+the order wanted here, by `reorder`. The plain PyTorch is `QuantizedWeight.dequantize`.
 """
 
 import torch
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.quantized_weight import GROUP, QuantizedWeight, unpack_int4
+from backends.quantized_weight import GROUP, QuantizedWeight, pack_int4, unpack_int4
 from backends.triton.launch import await_inputs, early
 
 # 核函数里用的一组几列。
@@ -38,22 +39,22 @@ def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
 
 
 def reorder(weight: QuantizedWeight) -> QuantizedWeight:
-    """int4 的编码换成核函数读起来快的次序，原来的随即放掉；占的字节一样多。
+    """装载时把 int4 的编码换成核函数读起来快的次序，原来的随即放掉；占的字节一样多。
 
-    一组 32 列是 4 个 32 位的字：第 q 个字从低到高是第 q、q + 4、...、q + 28 列。一个线程一次取走 4 个字，即一组；
-    各字右移 4 * i 位，得到的是相邻的 4 列，x 里对应的也相邻，也能一次取走。
+    一组 32 列是 4 个 32 位的字，一个字 8 个编码：第 q 个字从低位到高位是第 q、q + 4、...、q + 28 列。一个线程一次取走
+    一组的 4 个字；它们的第 i 个编码是相邻的 4 列，x 里对应的 4 个数也相邻，也能一次取走。
 
-    Codes of int4 in an order that kernels read fast; the old ones are let go, and the bytes are as many.
-    A group of 32 columns is 4 words of 32 bits: word q has columns q, q + 4, ..., q + 28, from the low bits to the
-    high. A thread takes 4 words at once, which is a group; shifted right by 4 * i, they give 4 neighbouring columns,
-    whose x are neighbours as well and come at once.
+    When a model is loaded, codes of int4 are put in an order that kernels read fast; the old ones are let go, and the
+    bytes are as many.
+    A group of 32 columns is 4 words of 32 bits with 8 codes each: word q has columns q, q + 4, ..., q + 28, from the
+    low bits to the high. A thread takes the 4 words of a group at once; their codes i are 4 neighbouring columns, whose
+    4 numbers of x are neighbours as well and come at once.
     """
     assert weight.zeros is not None
     columns = unpack_int4(weight.codes).unflatten(1, (-1, 8, 4)).transpose(2, 3)  # [N, K // 32, 4, 8]
-    # 一个字的 8 个编码依次是 4 个字节，低 4 位在前：内存里从低到高，正是这个次序。
-    # The 8 codes of a word are 4 bytes with the low 4 bits first: in memory, from low to high, that is their order.
-    codes = columns[..., 0::2] | columns[..., 1::2] << 4  # [N, K // 32, 4, 4]
-    reordered = QuantizedWeight(codes.flatten(1).contiguous(), weight.scales, weight.zeros)
+    # 一个字的 8 个编码占相邻的 4 个字节；低位的字节在前，正好读成一个 32 位的整数。
+    # The 8 codes of a word take 4 bytes in a row; with the low byte first, they are read as an integer of 32 bits.
+    reordered = QuantizedWeight(pack_int4(columns.flatten(1)), weight.scales, weight.zeros)
     weight.release()
     return reordered
 

@@ -27,31 +27,36 @@ from backends.triton.launch import await_inputs, early
 
 @triton.jit
 def int4_sums(
-    x_ptr, weight_ptr, scale_ptr, zero_ptr, row, inside, SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
-    WORDS: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """`BLOCK_N` 行 int4 的权重各与 x 逐个相乘，求和；先乘编码，一组才乘一次缩放：
+    x_ptr, weight_ptr, scale_ptr, zero_ptr, row, inside, SIZE: tl.constexpr, WORDS: tl.constexpr, EARLY: tl.constexpr
+):
+    """int4 的这些行各与 x 逐个相乘，求和，一次 `WORDS` 个字；先乘编码，一组才乘一次缩放，`low` 是编码 0 的值：
 
-    The sum of products with x for each of `BLOCK_N` rows of int4; codes are multiplied first, and the scale once a
-    group:
+    The sum of products with x for each of these rows of int4, `WORDS` words at a time; codes are multiplied first, and
+    the scale once a group; `low` is the value of code 0:
 
         Σ (scale * code + low) * x = scale * Σ code * x + low * Σ x
 
     Args:
-        row, inside: [BLOCK_N, 1]，行号，和它是不是真有；numbers of the rows, and whether they are there
+        row, inside: [BLOCK_N]，行号，和它是不是真有；numbers of the rows, and whether they are there
 
     Returns:
         [BLOCK_N] float32
     """
     ROW: tl.constexpr = SIZE // 8
+    row, inside = row.to(tl.int64)[:, None], inside[:, None]  # [BLOCK_N, 1]
     word = tl.arange(0, WORDS)[None, :]
     weights = weight_ptr + row * ROW + word  # [BLOCK_N, WORDS]
+    # 与 `gemv_kernel` 里一样：第一批权重不等前一个核函数就读，循环里总是先读下一批。
+    # As in `gemv_kernel`: the first weights are read without waiting for the kernel before, and each round of the loop
+    # reads those of the next.
     words = tl.load(weights, mask=inside & (word < ROW), other=0)
     await_inputs(EARLY)
-    acc = tl.zeros([BLOCK_N, WORDS // 4], tl.float32)
+    acc = tl.zeros([row.shape[0], WORDS // 4], tl.float32)
     for start in range(0, ROW, WORDS):
-        products, all_x = tl.zeros([BLOCK_N, WORDS], tl.float32), tl.zeros([1, WORDS], tl.float32)
+        products, all_x = tl.zeros(words.shape, tl.float32), tl.zeros(word.shape, tl.float32)
         place, real = x_ptr + columns_of(start + word), start + word < ROW
+        # 第 i 次：各字的第 i 个编码，和它们各自那一列的 x。
+        # Time i: code i of each word, and the x of its column.
         for i in tl.static_range(8):
             x = tl.load(place + 4 * i, mask=real, other=0.0).to(tl.float32)  # [1, WORDS]
             products += nibble(words, i) * x
@@ -59,7 +64,7 @@ def int4_sums(
         words = tl.load(weights + start + WORDS, mask=inside & (start + WORDS + word < ROW), other=0)
         # 一组的 4 个字在同一个线程里，加起来不必跨线程。
         # The 4 words of a group are in one thread, and adding them crosses no threads.
-        products = tl.sum(tl.reshape(products, [BLOCK_N, WORDS // 4, 4]), 2)  # [BLOCK_N, WORDS // 4]
+        products = tl.sum(tl.reshape(products, [row.shape[0], WORDS // 4, 4]), 2)  # [BLOCK_N, WORDS // 4]
         all_x = tl.sum(tl.reshape(all_x, [1, WORDS // 4, 4]), 2)  # [1, WORDS // 4]
         group = start // 4 + tl.arange(0, WORDS // 4)[None, :]
         scale, low = rulers(scale_ptr, zero_ptr, row, group, inside, SIZE // CODE_GROUP)
@@ -88,17 +93,16 @@ def gemv_kernel(
     # With a gate, rows of gate take turns with their rows of up, so that a program has both. Example: 6 rows are read
     # in the order 0, 3, 1, 4, 2, 5.
     row = n // 2 + n % 2 * (num_rows // 2) if GATED else n
-    # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
-    # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
-    row64, inside_row = row.to(tl.int64)[:, None], inside[:, None]
     if BITS == 4:
-        out = int4_sums(x_ptr, weight_ptr, scale_ptr, zero_ptr, row64, inside_row, SIZE, BLOCK_N, BLOCK_K // 8, EARLY)
+        out = int4_sums(x_ptr, weight_ptr, scale_ptr, zero_ptr, row, inside, SIZE, BLOCK_K // 8, EARLY)
     else:
-        k = tl.arange(0, BLOCK_K)[None, :]
+        k, inside_row = tl.arange(0, BLOCK_K)[None, :], inside[:, None]
+        # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
+        # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
         # 行 [BLOCK_N, 1] 加列 [1, BLOCK_K]，广播成一张二维的地址表；相邻的列在显存里也相邻，一次能取一整段。
         # Rows [BLOCK_N, 1] plus columns [1, BLOCK_K] broadcast to a table of addresses; neighbouring columns are
         # neighbours in memory, too, and are fetched together.
-        weights = weight_ptr + row64 * SIZE + k  # [BLOCK_N, BLOCK_K]
+        weights = weight_ptr + row.to(tl.int64)[:, None] * SIZE + k  # [BLOCK_N, BLOCK_K]
         # 权重从不改变，不必等前一个核函数：等它的工夫，权重已在路上；x 是它写的，要等。
         # Weights never change and need not wait for the kernel before: they are on their way meanwhile; x is what it
         # wrote, and waits.

@@ -52,10 +52,9 @@ def skinny_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(STEPS):
         first = (split * STEPS + step) * BLOCK_K
-        k = (first + tl.arange(0, BLOCK_K))[None, :]
         if BITS == 4:
-            # 一个字 8 个编码，分 8 次乘，见 `codes.py`。
-            # A word has 8 codes and takes 8 products, see `codes.py`.
+            # 一个字 8 个编码，分 8 次乘：第 i 次是各字的第 i 个编码，和它们那些列的 x，见 `codes.py`。
+            # A word has 8 codes and takes 8 products: code i of each word with the x of their columns, see `codes.py`.
             words, scale, low, columns = int4_tile(
                 weight_ptr, scale_ptr, zero_ptr, row, first, inside_n, SIZE, BLOCK_K // 8
             )
@@ -64,13 +63,14 @@ def skinny_kernel(
                 x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 8]
                 w = (nibble(words, i) * scale + low).to(x.dtype)  # [BLOCK_N, BLOCK_K // 8]
                 acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
-        elif SIZE % (BLOCK_K * NUM_SPLITS) == 0:
-            w = tl.load(weight_row + k)  # [BLOCK_N, BLOCK_K]
-            x = tl.load(x_row + k, mask=inside_m[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
         else:
-            w = tl.load(weight_row + k, mask=k < SIZE, other=0.0)  # [BLOCK_N, BLOCK_K]
-            x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K]
-        if BITS != 4:
+            k = (first + tl.arange(0, BLOCK_K))[None, :]
+            if SIZE % (BLOCK_K * NUM_SPLITS) == 0:
+                w = tl.load(weight_row + k)  # [BLOCK_N, BLOCK_K]
+                x = tl.load(x_row + k, mask=inside_m[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
+            else:
+                w = tl.load(weight_row + k, mask=k < SIZE, other=0.0)  # [BLOCK_N, BLOCK_K]
+                x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K]
             acc = tl.dot(x, tl.trans(w.to(x.dtype)), acc, input_precision="ieee")
     last = True
     nearly_done(EARLY)
