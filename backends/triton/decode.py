@@ -310,10 +310,10 @@ def choose_tile(head_dim: int, element_size: int) -> tuple[int, int, int]:
     Args:
         element_size: 缓存里一个数几个字节；bytes of a number in the cache
     """
-    # 编码只有 1 字节：tile 大一倍，字节数相同。H100 上量过，256 行、512 到 1024 个 token：int8 用 179 微秒，
-    # tile 与 bf16 一样大时 201；bf16 用 269。
+    # 编码只有 1 字节：tile 大一倍，字节数相同。H100 上量过，256 行、512 到 1024 个 token：int8 179 微秒，原先 201；
+    # bf16 269。
     # Codes are 1 byte: twice the tile is as many bytes. Measured on an H100, 256 rows of 512 to 1024 tokens: int8 takes
-    # 179 µs, with bf16's tile 201; bf16 takes 269.
+    # 179 µs, was 201; bf16 takes 269.
     if element_size == 1:
         return 64, 2, 3
     # H200 上量过，Qwen3-0.6B 一步的毫秒数：长短不一的 64 行 2.82，64 个 token、3 级是 2.93；256 行 6.29，原先 6.37。
