@@ -5,6 +5,7 @@ The fused steps, each against its plain twin; Triton's are interpreted on the CP
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from backends import create_backend
 from backends.cpu_kernels import CPUKernels
 from backends.kernels import FusedKernels
 from backends.kv_cache import KVCache
-from backends.quantized_weight import QuantizedWeight
+from backends.quantized_weight import QuantizedWeight, pack_int4
 from layers.activation import silu_and_mul
 from layers.layernorm import RMSNorm
 from layers.linear import Linear
@@ -134,7 +135,7 @@ def test_gated_linear(kernels: FusedKernels, place: Place, num_tokens: int, size
 @pytest.mark.parametrize("num_tokens, rows, columns, bits", [
     *((*sizes, bits) for sizes in [(1, 64, 96), (1, 34, 2080), (3, 48, 160), (40, 64, 64), (70, 96, 96)]
       for bits in (8, 4)),
-    (1, 32, 72, 8), (4, 32, 40, 8),
+    (1, 32, 72, 8), (4, 32, 40, 8), (40, 128, 256, 4), (64, 128, 256, 4),
 ])  # fmt: skip
 def test_quantized_linear(
     kernels: FusedKernels, place: Place, num_tokens: int, rows: int, columns: int, bits: int, gated: bool
@@ -150,12 +151,44 @@ def test_quantized_linear(
         # `pack` 可能放掉编码，所以交给它一份拷贝。
         # `pack` may let the codes go, so it gets a copy.
         copy = QuantizedWeight(*(part.clone() for part in weight.parts))
-        product = kernels.gated_linear if gated else kernels.linear
-        out = product(x, copy, added, kernels.pack(copy))
+        multiply = kernels.gated_linear if gated else kernels.linear
+        out = multiply(x, copy, added, kernels.pack(copy))
         assert out.shape == expected.shape and out.dtype == place.dtype
         limit = 8 * TOLERANCE[place.dtype] * max(1.0, float(expected.abs().max()))
         for each in (out, plain):
             assert float((each.double() - expected).abs().max()) < limit
+
+
+def test_a_word_of_int4_has_every_fourth_column(triton_kernels: FusedKernels, place: Place) -> None:
+    from backends.triton.codes import restore
+
+    codes = torch.randint(16, (3, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    # 缩放 1、编码 8 的值是 8：还原出来就是编码本身，没有舍入，可以逐个比。
+    # With scales of 1, and 8 as the value of code 8, codes are restored as themselves: no rounding, all equal.
+    ruler = torch.ones(3, 2, dtype=place.dtype, device=place.device)
+    weight = QuantizedWeight(pack_int4(codes).to(place.device), ruler, 8 * ruler)
+    expected = weight.dequantize()
+    reordered = triton_kernels.pack(weight)
+    words = reordered.codes.view(torch.int32).cpu().unflatten(1, (2, 4))
+    for q, i in product(range(4), range(8)):
+        assert torch.equal(words[..., q] >> 4 * i & 15, codes.unflatten(1, (2, 32))[..., q + 4 * i].int())
+    assert weight.codes.is_meta and reordered.nbytes == weight.nbytes
+    assert torch.equal(restore(reordered, place.dtype, num_rows=100), expected)
+    assert torch.equal(expected.cpu(), codes.to(place.dtype))
+
+
+@pytest.mark.parametrize("rows, columns, bits", [(3, 40, 8), (21, 600, 8), (9, 544, 4), (34, 2080, 4)])
+def test_restore(triton_kernels: FusedKernels, place: Place, rows: int, columns: int, bits: int) -> None:
+    from backends.triton.codes import restore
+
+    weight = QuantizedWeight.frame(bits, torch.Size((rows, columns)))
+    weight.materialize(place.dtype, torch.device(place.device))
+    weight.copy_(place.random(rows, columns))
+    exact = weight.dequantize(torch.float64)
+    packed = triton_kernels.pack(weight)
+    restored = restore(weight if packed is None else packed, place.dtype, num_rows=100)
+    assert restored.dtype == place.dtype
+    torch.testing.assert_close(restored.double(), exact, rtol=TOLERANCE[place.dtype], atol=TOLERANCE[place.dtype])
 
 
 @pytest.mark.parametrize("half", [8, 64])

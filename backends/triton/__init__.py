@@ -1,12 +1,13 @@
 """Triton 后端：自己写的 GPU 核函数，一个文件一类。
 
 store（写缓存）、decode（解码）、prefill（预填充）、fused（融合）、gemv（1 行的线性层）、
-skinny（2 到 64 行的线性层）、sample（采样）；launch 是它们共用的启动选项。
+skinny（2 到 64 行的线性层）、sample（采样）；共用 quantized（量化的缓存）、codes（量化的权重）、launch（启动选项）。
 
 `TRITON_INTERPRET=1` 时，同一份核函数在 CPU 上逐个程序地解释执行：慢，但可以打断点，测试也靠它。
 
 The Triton backend: our own GPU kernels, a file for each kind: store, decode, prefill, fused, gemv (linear
-layers at 1 row), skinny (at 2 to 64), sample; launch has the launch options that they share.
+layers at 1 row), skinny (at 2 to 64), sample; they share quantized (a quantized cache), codes (quantized weights) and
+launch (launch options).
 
 With `TRITON_INTERPRET=1` the same kernels are interpreted on the CPU, program by program: slow, but a breakpoint works
 in them, and the tests use it.
@@ -51,19 +52,6 @@ def why_no_triton(device: torch.device) -> str | None:
     if (major, minor) < (8, 0):
         return f"needs compute capability 8.0, this GPU has {major}.{minor}; use sdpa"
     return None
-
-
-def _many_rows(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    """行多时的乘法：交给 cuBLAS；量化的权重一段一段地还原，一段小得留在 GPU 的二级缓存里。
-
-    The product for many rows: cuBLAS; quantized weights are restored a part at a time, small enough to stay in the
-    GPU's second-level cache.
-    """
-    if not isinstance(weight, QuantizedWeight):
-        return F.linear(x, weight, bias)
-    # 刚还原的一段还在二级缓存里，乘法马上就从那里读走。
-    # The part that was just restored is still in the second-level cache, and the product reads it from there.
-    return weight.linear(x, bias, partial(restore, dtype=x.dtype, num_rows=x.shape[0]))
 
 
 class TritonKernels(FusedKernels):
@@ -111,28 +99,24 @@ class TritonKernels(FusedKernels):
         return reorder(weight) if isinstance(weight, QuantizedWeight) and weight.bits == 4 else None
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
-        """1 行用 `gemv.py`，2 到 64 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
+        """见 `_multiply`。
 
-        `gemv.py` for 1 row, `skinny.py` for 2 to 64, cuBLAS for more: general products are made for many rows and leave
-        bandwidth unused at few.
+        See `_multiply`.
         """
-        weight = weight if packed is None else packed
-        out = self._few_rows(x, weight, bias, gated=False)
-        return _many_rows(x, weight, bias) if out is None else out
+        return self._multiply(x, weight if packed is None else packed, bias, gated=False)
 
     def gated_linear(self, x: Tensor, weight: Weight, bias: Tensor | None, packed: Any) -> Tensor:
         """行少时，同一个核函数乘完就做门控；行多时接着用 `fused.py`。
 
         With few rows the kernel that multiplies also gates; with many, `fused.py` follows.
         """
-        weight = weight if packed is None else packed
-        out = self._few_rows(x, weight, bias, gated=True)
-        return fused.silu_and_mul(_many_rows(x, weight, bias)) if out is None else out
+        return self._multiply(x, weight if packed is None else packed, bias, gated=True)
 
-    def _few_rows(self, x: Tensor, weight: Weight, bias: Tensor | None, gated: bool) -> Tensor | None:
-        """行少时的乘法；行多（或没有行）时返回 None。
+    def _multiply(self, x: Tensor, weight: Weight, bias: Tensor | None, gated: bool) -> Tensor:
+        """1 行用 `gemv.py`，2 到 64 行用 `skinny.py`，更多行交给 cuBLAS：通用的矩阵乘法为许多行准备，行少时吃不满带宽。
 
-        The product for few rows; None for many, or none at all.
+        `gemv.py` for 1 row, `skinny.py` for 2 to 64, cuBLAS for more: general products are made for many rows and leave
+        bandwidth unused at few.
         """
         num_rows = x.shape[0]
         if num_rows == 1:
@@ -141,7 +125,14 @@ class TritonKernels(FusedKernels):
         # float32 has no use for tensor cores: with more rows cuBLAS is better.
         if 1 < num_rows <= (MAX_SKINNY_ROWS if x.element_size() == 2 else 16):
             return skinny_linear(x, weight, bias, self.arrived, gated)
-        return None
+        if isinstance(weight, QuantizedWeight):
+            # 一段一段地还原，各乘一次：一段很小，刚还原好，还在 GPU 的二级缓存里，乘法就从那里读。
+            # A part at a time is restored and multiplied: being small, it is still in the GPU's second-level cache, and
+            # the product reads it from there.
+            out = weight.linear(x, bias, partial(restore, dtype=x.dtype, num_rows=num_rows))
+        else:
+            out = F.linear(x, weight, bias)
+        return fused.silu_and_mul(out) if gated else out
 
     def rotary(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
         """见 `fused.py`。
@@ -269,16 +260,15 @@ class TritonBackend(AttentionBackend):
         batch, num_queries, num_heads, head_dim = q.shape
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
         if num_queries == 1:
-            squeezed = q.squeeze(1).contiguous()
             out = decode_attention(
-                squeezed, k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors, self.arrived, plan,
-                k_descale, v_descale,
+                q.squeeze(1).contiguous(), k_cache, v_cache, cache_seqlens, block_table, scale, self.num_processors,
+                self.arrived, plan, k_descale, v_descale,
             )
             return out.unsqueeze(1)
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
         # 长度要变成累计长度：[3, 5] 得到 [0, 3, 8]。
         # Lengths become running sums: [3, 5] gives [0, 3, 8].
-        cu_seqlens_k = torch.nn.functional.pad(cache_seqlens.cumsum(0, dtype=torch.int32), (1, 0))
+        cu_seqlens_k = F.pad(cache_seqlens.cumsum(0, dtype=torch.int32), (1, 0))
         flat = q.reshape(-1, num_heads, head_dim).contiguous()
         out = prefill_attention(
             flat, k_cache, v_cache, starts * num_queries, cu_seqlens_k, num_queries, scale, causal, block_table,

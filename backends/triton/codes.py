@@ -1,10 +1,11 @@
 """读量化的权重：`gemv.py` 和 `skinny.py` 边读边还原，行多时先还原一段，再交给 cuBLAS。
 
-编码怎么存，见 `backends/quantized_weight.py`。等价的 PyTorch：`QuantizedWeight.dequantize`。
+编码和缩放是什么，见 `backends/quantized_weight.py`；int4 的编码先由 `reorder` 换成这里要的次序。
+等价的 PyTorch：`QuantizedWeight.dequantize`。
 
 Reading quantized weights: `gemv.py` and `skinny.py` restore them as they read; with many rows a part is restored first
-and goes to cuBLAS. How codes are stored is in `backends/quantized_weight.py`; the plain PyTorch is
-`QuantizedWeight.dequantize`.
+and goes to cuBLAS. What codes and scales are is in `backends/quantized_weight.py`; codes of int4 are first put in
+the order wanted here, by `reorder`. The plain PyTorch is `QuantizedWeight.dequantize`.
 """
 
 import torch
@@ -12,16 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.quantized_weight import GROUP, QuantizedWeight, unpack_int4
+from backends.quantized_weight import GROUP, QuantizedWeight, pack_int4, unpack_int4
 from backends.triton.launch import await_inputs, early
 
 # 核函数里用的一组几列。
 # Columns of a group for use in kernels.
 CODE_GROUP = tl.constexpr(GROUP)
-# 传给核函数的权重：编码或浮点数，缩放，中值，一个权重几位；浮点权重没有后两样，随便传什么占位。
-# A weight as the kernels take it: codes or floats, scales, zeros, and bits of a weight; a float weight has neither
-# scales nor zeros, and anything stands in.
-Parts = tuple[Tensor, Tensor, Tensor, int]
+# 传给核函数的权重：编码或浮点数，缩放，中值，一个权重几位；浮点数没有缩放和中值，int8 没有中值。
+# A weight as the kernels take it: codes or floats, scales, zeros, and bits of a weight; floats have neither scales nor
+# zeros, int8 has no zeros.
+Parts = tuple[Tensor, Tensor | None, Tensor | None, int]
 
 
 def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
@@ -30,31 +31,30 @@ def parts_of(weight: Tensor | QuantizedWeight) -> Parts:
     Take it apart into arguments of the kernels.
     """
     if not isinstance(weight, QuantizedWeight):
-        return weight, weight, weight, 16
-    # int8 没有中值，用缩放占位：核函数按 `BITS` 编译，那一份里没有读它的代码。
-    # int8 has no zeros and scales stand in: a kernel is compiled for its `BITS`, and that one does not read them.
-    if weight.zeros is None:
-        return weight.codes, weight.scales, weight.scales, 8
-    return weight.codes.view(torch.int32), weight.scales, weight.zeros, 4
+        return weight, None, None, 16
+    # int4 的编码由 `reorder` 换成了 32 位的字，核函数一次读一个字。
+    # Codes of int4 have become words of 32 bits in `reorder`, and kernels read a word at a time.
+    codes = weight.codes if weight.bits == 8 else weight.codes.view(torch.int32)
+    return codes, weight.scales, weight.zeros, weight.bits
 
 
 def reorder(weight: QuantizedWeight) -> QuantizedWeight:
-    """int4 的编码换成核函数读起来快的次序，原来的随即放掉；占的字节一样多。
+    """装载时把 int4 的编码换成核函数读起来快的次序，原来的随即放掉；占的字节一样多。
 
-    一组 32 列是 4 个 32 位的字：第 q 个字从低到高是第 q、q + 4、...、q + 28 列。一个线程一次取走 4 个字，即一组；
-    各字右移 4 * i 位，得到的是相邻的 4 列，x 里对应的也相邻，也能一次取走。
+    一组 32 列是 4 个 32 位的字，一个字 8 个编码：第 q 个字从低位到高位是第 q、q + 4、...、q + 28 列。一个线程一次取走
+    一组的 4 个字；它们的第 i 个编码是相邻的 4 列，x 里对应的 4 个数也相邻，也能一次取走。
 
-    Codes of int4 in an order that kernels read fast; the old ones are let go, and the bytes are as many.
-    A group of 32 columns is 4 words of 32 bits: word q has columns q, q + 4, ..., q + 28, from the low bits to the
-    high. A thread takes 4 words at once, which is a group; shifted right by 4 * i, they give 4 neighbouring columns,
-    whose x are neighbours as well and come at once.
+    When a model is loaded, codes of int4 are put in an order that kernels read fast; the old ones are let go, and the
+    bytes are as many.
+    A group of 32 columns is 4 words of 32 bits with 8 codes each: word q has columns q, q + 4, ..., q + 28, from the
+    low bits to the high. A thread takes the 4 words of a group at once; their codes i are 4 neighbouring columns, whose
+    4 numbers of x are neighbours as well and come at once.
     """
     assert weight.zeros is not None
     columns = unpack_int4(weight.codes).unflatten(1, (-1, 8, 4)).transpose(2, 3)  # [N, K // 32, 4, 8]
-    # 一个字的 8 个编码依次是 4 个字节，低 4 位在前：内存里从低到高，正是这个次序。
-    # The 8 codes of a word are 4 bytes with the low 4 bits first: in memory, from low to high, that is their order.
-    codes = columns[..., 0::2] | columns[..., 1::2] << 4  # [N, K // 32, 4, 4]
-    reordered = QuantizedWeight(codes.flatten(1).contiguous(), weight.scales, weight.zeros)
+    # 一个字的 8 个编码占相邻的 4 个字节；低位的字节在前，正好读成一个 32 位的整数。
+    # The 8 codes of a word take 4 bytes in a row; with the low byte first, they are read as an integer of 32 bits.
+    reordered = QuantizedWeight(pack_int4(columns.flatten(1)), weight.scales, weight.zeros)
     weight.release()
     return reordered
 
@@ -72,20 +72,20 @@ def nibble(words, i: tl.constexpr):
 
 @triton.jit
 def columns_of(word):
-    """各个字的第 0 个编码是第几列；第 i 个再加 4 * i。
+    """一行里这些字的第 0 个编码各是第几列；第 i 个编码再往后 4 * i 列。
 
-    Which column code 0 of each word is; code i is 4 * i further.
+    Which columns codes 0 of these words of a row are; codes i are 4 * i columns further.
     """
-    # 例：字 5 是组 1 的第 1 个字，第 0 个编码是第 32 + 1 = 33 列，第 1 个是第 37 列。
-    # Example: word 5 is word 1 of group 1, and its code 0 is column 32 + 1 = 33, its code 1 column 37.
+    # 例：字 5 是组 1 的第 1 个字，第 0 个编码是第 32 + 1 = 33 列，第 1 个编码是第 37 列。
+    # Example: word 5 is word 1 of group 1: its code 0 is column 32 + 1 = 33, its code 1 column 37.
     return word // 4 * CODE_GROUP + word % 4
 
 
 @triton.jit
 def rulers(scale_ptr, zero_ptr, row, group, inside, GROUPS: tl.constexpr):
-    """各行各组的缩放，和编码 0 的值。
+    """这些行、这些组的缩放，和编码 0 的值，都是 float32；每行共 `GROUPS` 组。
 
-    The scale of each row and group, and the value of code 0.
+    The scales of these rows and groups, and the values of code 0, in float32; a row has `GROUPS` groups.
     """
     place, mask = row * GROUPS + group, inside & (group < GROUPS)
     scale = tl.load(scale_ptr + place, mask=mask, other=0.0).to(tl.float32)
@@ -95,30 +95,29 @@ def rulers(scale_ptr, zero_ptr, row, group, inside, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def int4_tile(
-    codes_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE: tl.constexpr, BLOCK_N: tl.constexpr, WORDS: tl.constexpr
-):  # fmt: skip
-    """`BLOCK_N` 行、从第 `first` 列起的 `WORDS` 个字；第 i 个编码的权重是 `nibble(words, i) * scale + low`。
+def int4_tile(codes_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE: tl.constexpr, WORDS: tl.constexpr):
+    """这些行里从第 `first` 列起的 `WORDS` 个字；它们的第 i 个编码还原成 `nibble(words, i) * scale + low`。
 
-    `WORDS` words of `BLOCK_N` rows from column `first` on; the weights of their codes i are
-    `nibble(words, i) * scale + low`.
+    `WORDS` words of these rows from column `first` on; their codes i are restored as `nibble(words, i) * scale + low`.
 
     Args:
-        row, inside: [BLOCK_N, 1]，行号，和它是不是真有；numbers of the rows, and whether they are there
+        row, inside: [BLOCK_N]，行号，和它是不是真有；numbers of the rows, and whether they are there
+        first: 一组的开头；the beginning of a group
 
     Returns:
-        words, scale, low [BLOCK_N, WORDS]，各字第 0 个编码的列号 [1, WORDS]；the columns of the words' codes 0
+        words, scale, low [BLOCK_N, WORDS]，和第 0 个编码的列号 [1, WORDS]；and the columns of codes 0 [1, WORDS]
     """
+    row, inside = row.to(tl.int64)[:, None], inside[:, None]  # [BLOCK_N, 1]
     word, group = tl.arange(0, WORDS)[None, :], tl.arange(0, WORDS // 4)[None, :]
     word, group = first // 8 + word, first // CODE_GROUP + group
-    # 最后一次可能越过行末：越界的编码、缩放、中值都读成 0，乘出来也是 0。
-    # The last round may run past a row's end: codes, scales and zeros read there as 0 make products of 0.
+    # 最后一次可能越过行末：越界的编码、缩放、中值都读成 0，还原出来也是 0。
+    # The last round may run past a row's end: codes, scales and zeros read there as 0 and restore to 0.
     words = tl.load(codes_ptr + row * (SIZE // 8) + word, mask=inside & (word < SIZE // 8), other=0)
     scale, low = rulers(scale_ptr, zero_ptr, row, group, inside, SIZE // CODE_GROUP)
-    # 一组一个数，变成 4 个字各一个。
-    # One number a group becomes one for each of its 4 words.
-    scale = tl.reshape(tl.broadcast_to(scale[:, :, None], [BLOCK_N, WORDS // 4, 4]), [BLOCK_N, WORDS])
-    low = tl.reshape(tl.broadcast_to(low[:, :, None], [BLOCK_N, WORDS // 4, 4]), [BLOCK_N, WORDS])
+    # 一组 4 个字共用一个缩放：[N, 组] 变成 [N, 字]。
+    # 4 words of a group share its scale: [N, groups] becomes [N, words].
+    scale = tl.reshape(tl.broadcast_to(scale[:, :, None], [row.shape[0], WORDS // 4, 4]), words.shape)
+    low = tl.reshape(tl.broadcast_to(low[:, :, None], [row.shape[0], WORDS // 4, 4]), words.shape)
     return words, scale, low, columns_of(word)
 
 
@@ -137,24 +136,14 @@ def restore_kernel(
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = row < num_rows
     first = tl.program_id(1) * BLOCK_K
-    start = row.to(tl.int64)[:, None] * SIZE
+    start = row.to(tl.int64)[:, None] * SIZE  # [BLOCK_N, 1]
     out_type = out_ptr.dtype.element_ty
     if BITS == 4:
-        words, scale, low, columns = int4_tile(
-            codes_ptr,
-            scale_ptr,
-            zero_ptr,
-            row.to(tl.int64)[:, None],
-            first,
-            inside[:, None],
-            SIZE,
-            BLOCK_N,
-            BLOCK_K // 8,
-        )
+        words, scale, low, columns = int4_tile(codes_ptr, scale_ptr, zero_ptr, row, first, inside, SIZE, BLOCK_K // 8)
         for i in tl.static_range(8):
             k = columns + 4 * i
-            out = (nibble(words, i) * scale + low).to(out_type)
-            tl.store(out_ptr + start + k, out, mask=inside[:, None] & (k < SIZE))
+            out = nibble(words, i) * scale + low  # [BLOCK_N, BLOCK_K // 8]
+            tl.store(out_ptr + start + k, out.to(out_type), mask=inside[:, None] & (k < SIZE))
     else:
         k = first + tl.arange(0, BLOCK_K)[None, :]
         mask = inside[:, None] & (k < SIZE)

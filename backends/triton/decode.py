@@ -27,6 +27,44 @@ from backends.triton.quantized import scale_values
 
 
 @triton.jit
+def kv_rows(
+    n, token, valid, table, k_start, kv_head,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """从第 n 个起的一个 tile 的 token，K、V 各从哪个元素开始；`PAGE_SIZE` 就是块大小，0 表示打包存放、没有块表。
+
+    查块表：块编号乘块大小再加块内偏移，就是槽位；先转成 64 位再乘，大缓存会超过 2 ** 31 个元素。
+
+    Where the K and V begin of a tile of tokens from number n on; `PAGE_SIZE` is the block size, and 0 means packed,
+    without a block table.
+    The block table gives the block; times block size plus offset is the slot, in 64 bits before multiplying, as a large
+    cache exceeds 2 ** 31 elements.
+
+    Returns:
+        [BLOCK_N] int64，元素下标，调用者再加上 `HEAD_DIM` 维的偏移；
+            indices of elements, to which the caller adds the offsets along `HEAD_DIM`
+    """
+    # `PAGE_SIZE` 在编译时已知，三个分支只有一个会被编译，运行时没有判断。
+    # `PAGE_SIZE` is known at compile time: one branch of the three is compiled, and nothing is decided at run time.
+    if PAGE_SIZE == 0:
+        slot = k_start.to(tl.int64) + token
+    elif PAGE_SIZE >= BLOCK_N:
+        # 块不小于 tile：整个 tile 在同一个块里，只查一次。
+        # A block is no smaller than the tile, which then lies in a single block: look it up once.
+        page = tl.load(table + n // PAGE_SIZE).to(tl.int64)
+        # 例：块大小 256，n = 320：第 320 // 256 = 1 项，块内偏移 64，从那里起连续取 `BLOCK_N` 个槽位。
+        # Example: blocks of 256, n = 320: entry 320 // 256 = 1, offset 64, then `BLOCK_N` slots in a row.
+        slot = page * PAGE_SIZE + n % PAGE_SIZE + tl.arange(0, BLOCK_N)
+    else:
+        # 块比 tile 小：一个 tile 分在几个块里，逐个 token 查表。例：64 个 token、块大小 16，是 4 个块。
+        # Blocks smaller than the tile: it lies in several blocks, and each token looks up its own. Example: 64 tokens
+        # in blocks of 16 are 4 blocks.
+        page = tl.load(table + token // PAGE_SIZE, mask=valid, other=0).to(tl.int64)
+        slot = page * PAGE_SIZE + token % PAGE_SIZE
+    return (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
+
+
+@triton.jit
 def merge_splits(partial_ptr, lse_ptr, out_ptr, row, parts, HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr):
     """合并一个（序列，query 头）的各段：out = Σ w_i * out_i / Σ w_i，其中 w_i = 2 ** lse_i。
 
@@ -57,8 +95,7 @@ def decode_kernel(
     q_ptr, k_ptr, v_ptr, k_descale_ptr, v_descale_ptr, out_ptr, partial_ptr, lse_ptr, arrived_ptr, order_ptr,
     cache_seqlens_ptr, block_table_ptr, scale_log2, table_stride,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr, HAS_ORDER: tl.constexpr,
-    EARLY: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):
     """一个程序：一条序列、一个 KV 头、历史的一段。
 
@@ -76,7 +113,7 @@ def decode_kernel(
     split = tl.program_id(2)
     # 最长的先开工，见 `order_kernel`。
     # The longest start first, see `order_kernel`.
-    if HAS_ORDER:
+    if order_ptr is not None:
         seq = tl.load(order_ptr + seq).to(tl.int64)
 
     # 长度在设备上读，不是启动参数：同一张 CUDA graph 才能服务所有长度。
@@ -131,26 +168,7 @@ def decode_kernel(
         # The last tile may run past `end`: a GPU's pointers have no bounds check; where the mask is false, memory is
         # not read and the value is that of `other`.
         valid = token < end
-        # 查块表：块编号乘块大小再加块内偏移，就是槽位；先转成 64 位再乘，大缓存会超过 2 ** 31 个元素。
-        # The block table gives the block; times block size plus offset is the slot, in 64 bits before multiplying, as a
-        # large cache exceeds 2 ** 31 elements.
-        # `PAGE_SIZE` 就是块大小，编译时已知，所以这个 `if` 在编译时就选好了一边，运行时没有判断。
-        # `PAGE_SIZE` is the block size, known at compile time, so this `if` is settled by the compiler and costs
-        # nothing at run time.
-        if PAGE_SIZE >= BLOCK_N:
-            # 块不小于 tile：整个 tile 在同一个块里，只查一次。
-            # A block is no smaller than the tile, which then lies in a single block: look it up once.
-            page = tl.load(table + n // PAGE_SIZE).to(tl.int64)
-            # 例：块大小 256，n = 320：第 320 // 256 = 1 项，块内偏移 64，从那里起连续取 `BLOCK_N` 个槽位。
-            # Example: blocks of 256, n = 320: entry 320 // 256 = 1, offset 64, then `BLOCK_N` slots in a row.
-            slot = page * PAGE_SIZE + n % PAGE_SIZE + tl.arange(0, BLOCK_N)
-        else:
-            # 块比 tile 小：一个 tile 分在几个块里，逐个 token 查表。例：64 个 token、块大小 16，是 4 个块。
-            # Blocks smaller than the tile: it lies in several blocks, and each token looks up its own. Example: 64
-            # tokens in blocks of 16 are 4 blocks.
-            page = tl.load(table + token // PAGE_SIZE, mask=valid, other=0).to(tl.int64)
-            slot = page * PAGE_SIZE + token % PAGE_SIZE
-        kv_row = (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
+        kv_row = kv_rows(n, token, valid, table, 0, kv_head, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, BLOCK_N)
         # K 直接按转置的形状 [D, N] 取，省去一次转置。
         # K is loaded in its transposed shape [D, N], which saves a transpose.
         k = tl.load(k_ptr + kv_row[None, :] + d[:, None], mask=valid[None, :], other=0.0)  # [D, BLOCK_N]
@@ -346,13 +364,12 @@ def decode_attention(
     decode_kernel[(num_kv_heads, batch, num_splits)](
         # 没有量化时传的是 None：编译时就知道，编译出的核函数里没有缩放。
         # Without quantization None is passed: that is known to the compiler, and its kernel has no scales in it.
-        q, k_cache, v_cache, k_descale, v_descale, out, partial, lse, arrived,
-        cache_seqlens if order is None else order, cache_seqlens, block_table,
+        q, k_cache, v_cache, k_descale, v_descale, out, partial, lse, arrived, order, cache_seqlens, block_table,
         # exp(x) = 2 ** (x * log2(e))：硬件只有 2 的幂，先把常数乘进缩放里。
         # exp(x) = 2 ** (x * log2(e)): the hardware has powers of 2 only, so fold the constant into the scale.
         softmax_scale * 1.4426950408889634, block_table.stride(0),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, BLOCK_G=max(16, triton.next_power_of_2(group)), HEAD_DIM=head_dim,
-        PAGE_SIZE=page_size, BLOCK_N=block_n, NUM_SPLITS=num_splits, HAS_ORDER=order is not None,
-        num_warps=num_warps, num_stages=num_stages, **early(q.device, batch),
+        PAGE_SIZE=page_size, BLOCK_N=block_n, NUM_SPLITS=num_splits, num_warps=num_warps, num_stages=num_stages,
+        **early(q.device, batch),
     )
     return out

@@ -20,7 +20,7 @@ from backends.triton.quantized import store_heads
 @triton.jit
 def add_rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, normed_ptr, sum_ptr, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, EARLY: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：一行。
 
@@ -38,7 +38,7 @@ def add_rms_norm_kernel(
     weight = tl.load(weight_ptr + i, mask=inside, other=0.0)
     await_inputs(EARLY)
     x = tl.load(x_ptr + row + i, mask=inside, other=0.0)
-    if HAS_RESIDUAL:
+    if residual_ptr is not None:
         # 先按原精度相加再存回，和不融合时逐位相同。
         # Add in the original precision and store that, bit for bit what the unfused steps give.
         x = (x + tl.load(residual_ptr + row + i, mask=inside, other=0.0)).to(x.dtype)
@@ -75,8 +75,7 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     # The grid is [T], one program a row, with 1 warp for each 256 elements and at most 8:
     # `SIZE` = 1024 takes 4 warps, 8 elements a thread.
     add_rms_norm_kernel[(x.shape[0],)](
-        x, x if residual is None else residual, weight, normed, total, eps,
-        SIZE=size, BLOCK=block, HAS_RESIDUAL=residual is not None, num_warps=min(8, max(1, block // 256)),
+        x, residual, weight, normed, total, eps, SIZE=size, BLOCK=block, num_warps=min(8, max(1, block // 256)),
         **early(x.device, x.shape[0]),
     )  # fmt: skip
     return normed, total
@@ -176,8 +175,8 @@ def rotary(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
 def qk_norm_rope_store_kernel(
     qkv_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_cache_ptr, v_cache_ptr, k_descale_ptr,
     v_descale_ptr, slot_mapping_ptr, eps,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, HAS_NORM: tl.constexpr,
-    BLOCK_H: tl.constexpr, EARLY: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_H: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：一个 token 的 `BLOCK_H` 个头；头号依次是 q 头、k 头、v 头。
 
@@ -203,7 +202,7 @@ def qk_norm_rope_store_kernel(
     slot = tl.load(slot_mapping_ptr + token)
 
     a, b = first.to(tl.float32), second.to(tl.float32)
-    if HAS_NORM:
+    if q_weight_ptr is not None:
         # 沿第 1 维求和，每个头得到一个数；前半和后半的平方和相加，就是整个头的。
         # Summing along dimension 1 leaves a number for each head; the squares of both halves together are the whole
         # head's.
@@ -265,16 +264,16 @@ def qk_norm_rope_store(
     num_tokens = qkv.shape[0]
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     q = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
-    # 没有归一化时传 `qkv` 占位；`HAS_NORM` 为假，编译出的核函数里没有读它的代码。
-    # Without normalisation `qkv` stands in; with `HAS_NORM` false the compiled kernel has no code that reads it.
-    q_weight, k_weight = norm_weights if norm_weights is not None else (qkv, qkv)
+    # 没有归一化时传的是 None：编译时就知道，编译出的核函数里没有那几行。
+    # Without normalisation None is passed: that is known to the compiler, and its kernel is without those lines.
+    q_weight, k_weight = norm_weights or (None, None)
     # 一个程序 8 个头：H200 上 256 个 token 时，一个头一个程序要 7 微秒多，时间都花在排队上；token 少时，4 个头更快。
     # 8 heads a program: on an H200 with 256 tokens, a program for each head takes over 7 µs, most of it queueing; with
     # few tokens 4 heads are faster.
     block_h = 4 if num_tokens <= 16 else 8
     qk_norm_rope_store_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, block_h))](
         qkv, cos, sin, q_weight, k_weight, q, k_cache, v_cache, k_descale, v_descale, slot_mapping, eps,
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, HAS_NORM=norm_weights is not None,
-        BLOCK_H=block_h, num_warps=4, **early(qkv.device, num_tokens),
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, BLOCK_H=block_h, num_warps=4,
+        **early(qkv.device, num_tokens),
     )  # fmt: skip
     return q

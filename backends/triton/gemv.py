@@ -27,31 +27,36 @@ from backends.triton.launch import await_inputs, early
 
 @triton.jit
 def int4_sums(
-    x_ptr, weight_ptr, scale_ptr, zero_ptr, row, inside, SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
-    WORDS: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """`BLOCK_N` 行 int4 的权重各与 x 逐个相乘，求和；先乘编码，一组才乘一次缩放：
+    x_ptr, weight_ptr, scale_ptr, zero_ptr, row, inside, SIZE: tl.constexpr, WORDS: tl.constexpr, EARLY: tl.constexpr
+):
+    """int4 的这些行各与 x 逐个相乘，求和，一次 `WORDS` 个字；先乘编码，一组才乘一次缩放，`low` 是编码 0 的值：
 
-    The sum of products with x for each of `BLOCK_N` rows of int4; codes are multiplied first, and the scale once a
-    group:
+    The sum of products with x for each of these rows of int4, `WORDS` words at a time; codes are multiplied first, and
+    the scale once a group; `low` is the value of code 0:
 
         Σ (scale * code + low) * x = scale * Σ code * x + low * Σ x
 
     Args:
-        row, inside: [BLOCK_N, 1]，行号，和它是不是真有；numbers of the rows, and whether they are there
+        row, inside: [BLOCK_N]，行号，和它是不是真有；numbers of the rows, and whether they are there
 
     Returns:
         [BLOCK_N] float32
     """
     ROW: tl.constexpr = SIZE // 8
+    row, inside = row.to(tl.int64)[:, None], inside[:, None]  # [BLOCK_N, 1]
     word = tl.arange(0, WORDS)[None, :]
     weights = weight_ptr + row * ROW + word  # [BLOCK_N, WORDS]
+    # 与 `gemv_kernel` 里一样：第一批权重不等前一个核函数就读，循环里总是先读下一批。
+    # As in `gemv_kernel`: the first weights are read without waiting for the kernel before, and each round of the loop
+    # reads those of the next.
     words = tl.load(weights, mask=inside & (word < ROW), other=0)
     await_inputs(EARLY)
-    acc = tl.zeros([BLOCK_N, WORDS // 4], tl.float32)
+    acc = tl.zeros([row.shape[0], WORDS // 4], tl.float32)
     for start in range(0, ROW, WORDS):
-        products, all_x = tl.zeros([BLOCK_N, WORDS], tl.float32), tl.zeros([1, WORDS], tl.float32)
+        products, all_x = tl.zeros(words.shape, tl.float32), tl.zeros(word.shape, tl.float32)
         place, real = x_ptr + columns_of(start + word), start + word < ROW
+        # 第 i 次：各字的第 i 个编码，和它们各自那一列的 x。
+        # Time i: code i of each word, and the x of its column.
         for i in tl.static_range(8):
             x = tl.load(place + 4 * i, mask=real, other=0.0).to(tl.float32)  # [1, WORDS]
             products += nibble(words, i) * x
@@ -59,7 +64,7 @@ def int4_sums(
         words = tl.load(weights + start + WORDS, mask=inside & (start + WORDS + word < ROW), other=0)
         # 一组的 4 个字在同一个线程里，加起来不必跨线程。
         # The 4 words of a group are in one thread, and adding them crosses no threads.
-        products = tl.sum(tl.reshape(products, [BLOCK_N, WORDS // 4, 4]), 2)  # [BLOCK_N, WORDS // 4]
+        products = tl.sum(tl.reshape(products, [row.shape[0], WORDS // 4, 4]), 2)  # [BLOCK_N, WORDS // 4]
         all_x = tl.sum(tl.reshape(all_x, [1, WORDS // 4, 4]), 2)  # [1, WORDS // 4]
         group = start // 4 + tl.arange(0, WORDS // 4)[None, :]
         scale, low = rulers(scale_ptr, zero_ptr, row, group, inside, SIZE // CODE_GROUP)
@@ -70,8 +75,8 @@ def int4_sums(
 @triton.jit
 def gemv_kernel(
     x_ptr, weight_ptr, scale_ptr, zero_ptr, bias_ptr, out_ptr, num_rows,
-    SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
-    GATED: tl.constexpr, EARLY: tl.constexpr,
+    SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GATED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：`BLOCK_N` 个输出。
 
@@ -88,17 +93,16 @@ def gemv_kernel(
     # With a gate, rows of gate take turns with their rows of up, so that a program has both. Example: 6 rows are read
     # in the order 0, 3, 1, 4, 2, 5.
     row = n // 2 + n % 2 * (num_rows // 2) if GATED else n
-    # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
-    # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
-    row64, inside_row = row.to(tl.int64)[:, None], inside[:, None]
     if BITS == 4:
-        out = int4_sums(x_ptr, weight_ptr, scale_ptr, zero_ptr, row64, inside_row, SIZE, BLOCK_N, BLOCK_K // 8, EARLY)
+        out = int4_sums(x_ptr, weight_ptr, scale_ptr, zero_ptr, row, inside, SIZE, BLOCK_K // 8, EARLY)
     else:
-        k = tl.arange(0, BLOCK_K)[None, :]
+        k, inside_row = tl.arange(0, BLOCK_K)[None, :], inside[:, None]
+        # 词表那么大的权重有几亿个元素，行号先转 64 位再乘。
+        # A weight as large as the vocabulary has hundreds of millions of elements: 64 bits before multiplying.
         # 行 [BLOCK_N, 1] 加列 [1, BLOCK_K]，广播成一张二维的地址表；相邻的列在显存里也相邻，一次能取一整段。
         # Rows [BLOCK_N, 1] plus columns [1, BLOCK_K] broadcast to a table of addresses; neighbouring columns are
         # neighbours in memory, too, and are fetched together.
-        weights = weight_ptr + row64 * SIZE + k  # [BLOCK_N, BLOCK_K]
+        weights = weight_ptr + row.to(tl.int64)[:, None] * SIZE + k  # [BLOCK_N, BLOCK_K]
         # 权重从不改变，不必等前一个核函数：等它的工夫，权重已在路上；x 是它写的，要等。
         # Weights never change and need not wait for the kernel before: they are on their way meanwhile; x is what it
         # wrote, and waits.
@@ -125,9 +129,9 @@ def gemv_kernel(
     # In int8 a row shares a scale: multiply by the integer codes first, and by the scale at the end.
     if BITS == 8:
         out *= tl.load(scale_ptr + row, mask=inside, other=0.0).to(tl.float32)
-    # `HAS_BIAS` 在编译时就已知：没有偏置的那份核函数里，根本没有下面这一行。
-    # `HAS_BIAS` is known at compile time: the kernel without a bias does not contain the next line at all.
-    if HAS_BIAS:
+    # 没有偏置时传来的是 None，编译时就已知：那一份核函数里，根本没有下面这一行。
+    # Without a bias None was passed, which is known at compile time: that kernel does not contain the next line at all.
+    if bias_ptr is not None:
         out += tl.load(bias_ptr + row, mask=inside, other=0.0).to(tl.float32)
     # `out_ptr.dtype.element_ty` 是输出张量的 dtype：全部加完，才从 float32 舍入一次。
     # `out_ptr.dtype.element_ty` is the output's dtype: float32 is rounded once, after all has been added.
@@ -158,24 +162,23 @@ def gemv(x: Tensor, weight: Weight, bias: Tensor | None, gated: bool = False) ->
     out = torch.empty(1, num_rows // 2 if gated else num_rows, dtype=x.dtype, device=x.device)
     *parts, bits = parts_of(weight)
     block_n, block_k = choose_tile(size, bits)
-    block_n = max(2, block_n) if gated else block_n
     # `triton.cdiv` 是向上取整的除法：7 个输出、每个程序 2 个，要 4 个程序。
     # `triton.cdiv` divides and rounds up: 7 outputs at 2 a program take 4 programs.
-    # 没有偏置时传 x 占位：指针总得给一个，而核函数不会去读它。
-    # Without a bias, x stands in: there must be some pointer, and the kernel never reads it.
     gemv_kernel[(triton.cdiv(num_rows, block_n),)](
-        x, *parts, x if bias is None else bias, out, num_rows,
-        SIZE=size, BITS=bits, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None, GATED=gated, num_warps=4,
-        **early(x.device, x.shape[0]),
+        x, *parts, bias, out, num_rows, SIZE=size, BITS=bits, BLOCK_N=block_n, BLOCK_K=block_k, GATED=gated,
+        num_warps=4, **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
 
 
 def choose_tile(size: int, bits: int = 16) -> tuple[int, int]:
-    """每个程序几行权重，一次几列；宽的权重若是编码，就多取一倍的行：编码短，在路上的字节才不会太少。
+    """每个程序几行权重，一次几列；行数总是偶数：门控时，gate 与 up 的行成对。
 
-    Rows of the weight a program has, and columns at a time; wide weights of codes have twice the rows: codes are short,
-    and enough bytes have to be on their way.
+    宽的权重若是编码，就多取一倍的行：编码短，在路上的字节才不会太少。
+
+    Rows of the weight a program has, and columns at a time; the rows are always even: with a gate, rows of gate and up
+    come in pairs.
+    Wide weights of codes have twice the rows: codes are short, and enough bytes have to be on their way.
     """
     # 窄的一次读完整行，宽的一次 1024 列：等前一个核函数时，第一批权重都已在路上。
     # Narrow ones take a whole row at once, wide ones 1024 columns: the first of the weights are on their way while the

@@ -22,34 +22,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, load_ragged
 
+from backends.triton.decode import kv_rows
 from backends.triton.quantized import scale_values
 
 # 平均每条序列超过这么多个 query，才用 `prefill_hopper_kernel`。
 # `prefill_hopper_kernel` is used from this many queries a sequence on, on average.
 HOPPER_QUERIES = 768
-
-
-@triton.jit
-def kv_rows(
-    n, token, valid, table, k_start, kv_head,
-    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """这些 token 的 K、V 各从哪个元素开始；`PAGE_SIZE` 为 0 表示打包存放、没有块表。
-
-    Where these tokens' K and V begin; a `PAGE_SIZE` of 0 means packed, without a block table.
-    """
-    # `PAGE_SIZE` 在编译时已知，三个分支只有一个会被编译；返回的是元素下标，调用者再加上 `HEAD_DIM` 维的偏移。
-    # `PAGE_SIZE` is known at compile time, so one branch of the three is compiled; the result is indices of elements,
-    # to which the caller adds the offsets along `HEAD_DIM`.
-    if PAGE_SIZE == 0:
-        slot = k_start.to(tl.int64) + token
-    elif PAGE_SIZE >= BLOCK_N:
-        page = tl.load(table + n // PAGE_SIZE).to(tl.int64)
-        slot = page * PAGE_SIZE + n % PAGE_SIZE + tl.arange(0, BLOCK_N)
-    else:
-        page = tl.load(table + token // PAGE_SIZE, mask=valid, other=0).to(tl.int64)
-        slot = page * PAGE_SIZE + token % PAGE_SIZE
-    return (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
 
 
 @triton.jit(do_not_specialize=["cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "block_table_ptr", "table_stride"])
@@ -314,27 +292,15 @@ def prefill_attention(
         # 核函数里现做的描述符每个 128 字节，放在显存里，由 Triton 启动时向这个函数要。
         # A descriptor made in the kernel takes 128 bytes of device memory, for which Triton asks this at launch.
         triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+        # 描述符把缓存看成一行一个槽位的 [slots, Hkv * D]，每次取 `block_n` 行、一个头的 D 列。
+        # To the descriptors the caches are [slots, Hkv * D], a slot a row, of which `block_n` rows and one head's D
+        # columns are taken at a time.
+        caches = [create_ragged_descriptor(x.flatten(0, 1).flatten(1), [block_n, head_dim]) for x in (k, v)]
         prefill_hopper_kernel[(triton.cdiv(max_seqlen_q, 128), num_heads, num_seqs)](
-            q,
-            # 描述符把缓存看成一行一个槽位的 [slots, Hkv * D]，每次取 `block_n` 行、一个头的 D 列。
-            # To the descriptors the caches are [slots, Hkv * D], a slot a row, of which `block_n` rows and one head's D
-            # columns are taken at a time.
-            *(create_ragged_descriptor(x.flatten(0, 1).flatten(1), [block_n, head_dim]) for x in (k, v)),
-            out,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            block_table,
-            scale_log2,
-            block_table.stride(0),
-            NUM_HEADS=num_heads,
-            NUM_KV_HEADS=k.shape[-2],
-            HEAD_DIM=head_dim,
-            PAGE_SIZE=page_size,
-            BLOCK_M=128,
-            BLOCK_N=block_n,
-            num_warps=4,
-            num_stages=2,
-        )
+            q, *caches, out, cu_seqlens_q, cu_seqlens_k, block_table, scale_log2, block_table.stride(0),
+            NUM_HEADS=num_heads, NUM_KV_HEADS=k.shape[-2], HEAD_DIM=head_dim, PAGE_SIZE=page_size, BLOCK_M=128,
+            BLOCK_N=block_n, num_warps=4, num_stages=2,
+        )  # fmt: skip
         return out
     # H200 上量过 16 × 1024、head_dim 128：小块 64 × 64 用 397 微秒，128 × 64 用 458 微秒。query 很少时 16 行就够。
     # Measured on an H200, 16 × 1024, head_dim 128: tiles of 64 × 64 take 397 µs, 128 × 64 take 458.
@@ -344,31 +310,16 @@ def prefill_attention(
     # The grid: (tile of queries, query head, sequence). Example: two sequences, at most 200 long, 32 heads:
     # [4, 32, 2], which is 256 programs.
     prefill_kernel[(triton.cdiv(max_seqlen_q, block_m), num_heads, num_seqs)](
-        q,
-        k,
-        v,
-        k_descale,
-        v_descale,
-        out,
-        cu_seqlens_q,
-        cu_seqlens_k,
+        q, k, v, k_descale, v_descale, out, cu_seqlens_q, cu_seqlens_k,
         # 打包时没有块表，随便传一个张量占位：`PAGE_SIZE` 为 0 的那份核函数不会读它。
         # Packed K and V have no block table, and any tensor stands in: the kernel compiled for `PAGE_SIZE` 0 never
         # reads it.
-        cu_seqlens_q if block_table is None else block_table,
-        scale_log2,
+        cu_seqlens_q if block_table is None else block_table, scale_log2,
         0 if block_table is None else block_table.stride(0),
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=k.shape[-2],
-        HEAD_DIM=head_dim,
-        PAGE_SIZE=page_size,
-        CAUSAL=causal,
-        BLOCK_M=block_m,
-        BLOCK_N=64,
+        NUM_HEADS=num_heads, NUM_KV_HEADS=k.shape[-2], HEAD_DIM=head_dim, PAGE_SIZE=page_size, CAUSAL=causal,
         # 4 个 warp（128 个线程）分一个 tile；2 级流水线：算这一个 tile 时，下一个可以已经在路上，再多要占更多共享内存。
         # 4 warps (128 threads) share a tile; a pipeline of 2 stages: the next tile can be on its way while this one is
         # computed. More stages would take more shared memory.
-        num_warps=4,
-        num_stages=2,
-    )
+        BLOCK_M=block_m, BLOCK_N=64, num_warps=4, num_stages=2,
+    )  # fmt: skip
     return out

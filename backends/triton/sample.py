@@ -25,20 +25,9 @@ from torch import Tensor
 from backends.kernels import SAMPLING_COLUMNS
 from backends.triton.launch import await_inputs, early, nearly_done
 
-# 各个参数在 `columns` 的第几列。
-# In which of the `columns` each parameter stands.
-SEED = tl.constexpr(SAMPLING_COLUMNS.index("seeds"))
-INDEX = tl.constexpr(SAMPLING_COLUMNS.index("output_indices"))
-PLACE = tl.constexpr(SAMPLING_COLUMNS.index("places"))
-MASKED = tl.constexpr(SAMPLING_COLUMNS.index("masked"))
-TOP_K = tl.constexpr(SAMPLING_COLUMNS.index("top_ks"))
-REPORTS = tl.constexpr(SAMPLING_COLUMNS.index("reports"))
-TEMPERATURE = tl.constexpr(SAMPLING_COLUMNS.index("temperatures"))
-TOP_P = tl.constexpr(SAMPLING_COLUMNS.index("top_ps"))
-MIN_P = tl.constexpr(SAMPLING_COLUMNS.index("min_ps"))
-REPETITION = tl.constexpr(SAMPLING_COLUMNS.index("repetition"))
-FREQUENCY = tl.constexpr(SAMPLING_COLUMNS.index("frequency"))
-PRESENCE = tl.constexpr(SAMPLING_COLUMNS.index("presence"))
+# 参数的名字，按 `columns` 里列的次序。
+# The names of the parameters, in the order of the `columns`.
+NAMES = tl.constexpr(SAMPLING_COLUMNS)
 # 词表分成段，一段 128 个 token；记下每段的最高分，要找最高的几个时，大多数段就不必再看。
 # The vocabulary in segments of 128 tokens: with each one's highest score noted, a search for the highest few need not
 # look at most of them again.
@@ -84,23 +73,32 @@ def log2(x, FAST: tl.constexpr):
     return tl.log2(x)
 
 
+@triton.constexpr_function
+def column_of(name, names):
+    """编译时就算好：这个参数在第几列。
+
+    Settled when compiling: the column of this parameter.
+    """
+    return names.index(name)
+
+
 @triton.jit
-def integer(line, COLUMN: tl.constexpr):
+def integer(line, NAME: tl.constexpr):
     """这一行的一个整数参数。`line` 是这一行的全部输入，见 `score_kernel`。
 
     One integer parameter of this row. `line` is all inputs of the row, see `score_kernel`.
     """
     row, _, columns_ptr, stride, _, _, _ = line
-    return tl.load(columns_ptr + COLUMN * stride + row)
+    return tl.load(columns_ptr + column_of(NAME, NAMES) * stride + row)
 
 
 @triton.jit
-def number(line, COLUMN: tl.constexpr):
+def number(line, NAME: tl.constexpr):
     """这一行的一个浮点参数：列里放的是 float64 的 64 位。
 
     One float parameter of this row: the column holds the 64 bits of a float64.
     """
-    return integer(line, COLUMN).to(tl.float64, bitcast=True).to(tl.float32)
+    return integer(line, NAME).to(tl.float64, bitcast=True).to(tl.float32)
 
 
 @triton.jit
@@ -120,23 +118,23 @@ def edited(raw, line, token, inside, VOCAB: tl.constexpr):
     Ban, then penalise; the twin is `Sampler._edit` and `apply_penalties`.
     """
     _, _, _, _, counts_ptr, plane, masks_ptr = line
-    place = integer(line, PLACE)
+    place = integer(line, "places")
     score = raw
     if place >= 0:
-        if integer(line, MASKED) != 0:
+        if integer(line, "masked") != 0:
             # 一个 token 一位，32 位一个字；位是 0 就禁用。
             # A bit a token, 32 to a word; a 0 bans.
             word = tl.load(masks_ptr + place * ((VOCAB + 31) // 32) + token // 32, mask=inside, other=0)
             score = tl.where(((word >> (token % 32)) & 1) == 1, score, float("-inf"))
         in_prompt = tl.load(counts_ptr + place * VOCAB + token, mask=inside, other=0)
         in_output = tl.load(counts_ptr + plane + place * VOCAB + token, mask=inside, other=0)
-        factor = tl.where((in_prompt > 0) | (in_output > 0), number(line, REPETITION), 1.0)
+        factor = tl.where((in_prompt > 0) | (in_output > 0), number(line, "repetition"), 1.0)
         # `div_rn` 舍入到最近，与 PyTorch 逐位相同；Triton 的 `/` 可以差一两个末位，并列就不再并列。
         # `div_rn` rounds to the nearest, bit for bit as PyTorch; Triton's `/` may be off by a last bit or two, and what
         # was equal no longer is.
         score = tl.where(score > 0, tl.math.div_rn(score, factor), score * factor)
-        score -= number(line, FREQUENCY) * in_output.to(tl.float32)
-        score -= tl.where(in_output > 0, number(line, PRESENCE), 0.0)
+        score -= number(line, "frequency") * in_output.to(tl.float32)
+        score -= tl.where(in_output > 0, number(line, "presence"), 0.0)
     return score
 
 
@@ -147,7 +145,7 @@ def noisy_scores(score, line, token, FAST: tl.constexpr):
     Over the temperature, plus Gumbel noise; the whole comparison is in base 2, and the largest stays the largest.
     """
     golden = tl.full([], 0x9E3779B97F4A7C15, tl.uint64)
-    seed, index = integer(line, SEED).to(tl.uint64), integer(line, INDEX).to(tl.uint64)
+    seed, index = integer(line, "seeds").to(tl.uint64), integer(line, "output_indices").to(tl.uint64)
     key = mix64(mix64(seed + golden) + index * golden)
     # 密钥是标量，一个程序只算 1 次；`bits` 才对每个 token 各算 1 次，用更便宜的 32 位运算。
     # The key is a scalar, computed 1 time in a program; `bits` is computed 1 time for each token, in cheaper 32-bit
@@ -166,7 +164,7 @@ def noisy_scores(score, line, token, FAST: tl.constexpr):
     # -log(指数分布的随机数) 就是 Gumbel 噪声；加上它再取最大值，等于按 softmax 的概率抽样。
     # -log of an exponential random number is Gumbel noise; the maximum after adding it is a draw by softmax's
     # probabilities.
-    return score * (1.4426950408889634 / number(line, TEMPERATURE)) - log2(exponential, FAST)
+    return score * (1.4426950408889634 / number(line, "temperatures")) - log2(exponential, FAST)
 
 
 @triton.jit
@@ -175,8 +173,8 @@ def has_filter(line):
 
     Whether this row uses top_k, top_p or min_p; a greedy one does not.
     """
-    some = (integer(line, TOP_K) > 0) | (number(line, TOP_P) < 1.0) | (number(line, MIN_P) > 0.0)
-    return some & (number(line, TEMPERATURE) > 0.0)
+    some = (integer(line, "top_ks") > 0) | (number(line, "top_ps") < 1.0) | (number(line, "min_ps") > 0.0)
+    return some & (number(line, "temperatures") > 0.0)
 
 
 # 每一步都可能不同的，不为它们分别编译：第一次遇到时要等编译器。
@@ -205,7 +203,7 @@ def score_kernel(
     # 一个程序只管一行，温度对它是一个数，整个程序一起走或一起跳过这个分支；贪心行因此省下了噪声的计算。
     # A program has one row, whose temperature is a single number, so all of it takes or skips this branch, and greedy
     # rows save the work of the noise.
-    if number(line, TEMPERATURE) > 0.0:
+    if number(line, "temperatures") > 0.0:
         noisy = noisy_scores(score, line, token, FAST)
     # 分数里有 NaN 或 +inf，这一行就坏了：记成 +inf，必被选中，`choose_kernel` 便看得到；好的分数不许到无穷大。
     # A NaN or +inf among the scores spoils the row: as +inf it is sure to win, where `choose_kernel` sees it; sound
@@ -218,7 +216,7 @@ def score_kernel(
     nearly_done(EARLY)
     tl.store(best_ptr + row * tiles + tile, best)
     tl.store(token_ptr + row * tiles + tile, tile * BLOCK + where)
-    if has_filter(line) | (integer(line, REPORTS) > 0):
+    if has_filter(line) | (integer(line, "reports") > 0):
         # 一块 2048 个 token 是 16 段；先是改过的分数，再是原始的，报告对数概率要用。
         # A part of 2048 tokens has 16 segments; first of the edited scores, then of the raw ones, for
         # log-probabilities.
@@ -334,7 +332,7 @@ def mass(cut, highest, count, list_ptr, line, VOCAB: tl.constexpr, CHUNK: tl.con
     The sum of probabilities of tokens whose key is `cut` or above, in units of the top one's.
     """
     total = tl.zeros([CHUNK, SEGMENT], tl.float32)
-    scale = 1.4426950408889634 / number(line, TEMPERATURE)
+    scale = 1.4426950408889634 / number(line, "temperatures")
     for start in range(0, count, CHUNK):
         score, key = listed_scores(start, count, list_ptr, line, VOCAB, CHUNK, True)
         total += tl.where(key >= cut, tl.exp2((score - highest) * scale), 0.0)
@@ -392,7 +390,7 @@ def masses(floor, highest, score, token, line, VOCAB: tl.constexpr, SPAN: tl.con
     `token`, whose score is `score`.
     """
     whole, ahead = tl.zeros([SPAN], tl.float32), tl.zeros([SPAN], tl.float32)
-    scale = 1.4426950408889634 / number(line, TEMPERATURE)
+    scale = 1.4426950408889634 / number(line, "temperatures")
     for start in range(0, VOCAB, SPAN):
         tokens = start + tl.arange(0, SPAN)
         inside = tokens < VOCAB
@@ -412,7 +410,7 @@ def draw_filtered(
 
     The token drawn with the filters; `token` is the one drawn without.
     """
-    k, top_p = integer(line, TOP_K), number(line, TOP_P)
+    k, top_p = integer(line, "top_ks"), number(line, "top_ps")
     # 门槛略微降低，与 `layers/sampler.py` 一样；但总大于 0：小到 float32 里成了 0，第一名也会被拒，永远抽不完。
     # The border is lowered a little, as in `layers/sampler.py`, yet stays above 0: one so small that it is 0 in float32
     # would refuse the first rank as well, and the draws would never end.
@@ -424,7 +422,7 @@ def draw_filtered(
     # min_p：不低于“最高分 + 温度 * log(min_p)”；`min_p` 为 0 时是 -inf，什么也不去掉。
     # min_p: no lower than "the highest score plus the temperature times log(min_p)"; a `min_p` of 0 makes that -inf,
     # and nothing is dropped.
-    floor = highest + number(line, TEMPERATURE) * tl.log(number(line, MIN_P))
+    floor = highest + number(line, "temperatures") * tl.log(number(line, "min_ps"))
     score = edited(raw_scores(line, token, True, VOCAB), line, token, True, VOCAB)
     key = rank_key(score, token)
     # 没有 top_k 时，抽到的多半就留得下，读一遍就知道；留不下，也只要看不低于它的那些段。
@@ -470,7 +468,7 @@ def report(
     Write down log-probabilities: of the chosen token with its rank, then the highest with their ids; the twin is
     `gather_logprobs`.
     """
-    wanted = tl.minimum(integer(line, REPORTS) - 1, VOCAB)
+    wanted = tl.minimum(integer(line, "reports") - 1, VOCAB)
     i = tl.arange(0, WIDTH)
     tops = tl.load(top_ptr + i, mask=i < SEGMENTS, other=float("-inf"))
     highest = tl.max(tops, 0)
@@ -525,14 +523,14 @@ def choose_kernel(
     top_ptr, list_ptr = tops_ptr + row * 2 * SEGMENTS, list_ptr + row * SEGMENTS
     if sound & has_filter(line):
         token = draw_filtered(token, top_ptr, list_ptr, line, VOCAB, SEGMENTS, WIDTH, CHUNK, FAST)
-    if sound & (integer(line, REPORTS) > 0):
+    if sound & (integer(line, "reports") > 0):
         report(token, top_ptr + SEGMENTS, list_ptr, report_ptr + row * report_size, line, VOCAB, SEGMENTS, WIDTH, CHUNK)
     nearly_done(EARLY)
     tl.store(out_ptr + row, token.to(tl.int64))
     # 马上计数：下一步的惩罚比主机先用到它。到 int16 的上限为止，回绕成负数就成了奖励。
     # Counted at once: the next step's penalties need it sooner than the host does. It stops at int16's limit, as a
     # count wrapped to negative would be a reward.
-    place = integer(line, PLACE)
+    place = integer(line, "places")
     if sound & (place >= 0):
         counted = counts_ptr + plane + place * VOCAB + token
         times = tl.load(counted).to(tl.int32)

@@ -25,7 +25,7 @@ from backends.triton.launch import await_inputs, early, nearly_done
 def skinny_kernel(
     x_ptr, weight_ptr, scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, arrived_ptr, num_rows, num_outputs,
     SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """一个程序：所有行的 `BLOCK_N` 个输出，输入维的一段。
 
@@ -52,26 +52,25 @@ def skinny_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(STEPS):
         first = (split * STEPS + step) * BLOCK_K
-        k = (first + tl.arange(0, BLOCK_K))[None, :]
         if BITS == 4:
-            # 一个字 8 个编码，分 8 次乘，见 `codes.py`。
-            # A word has 8 codes and takes 8 products, see `codes.py`.
+            # 一个字 8 个编码，分 8 次乘：第 i 次是各字的第 i 个编码，和它们那些列的 x，见 `codes.py`。
+            # A word has 8 codes and takes 8 products: code i of each word with the x of their columns, see `codes.py`.
             words, scale, low, columns = int4_tile(
-                weight_ptr, scale_ptr, zero_ptr, row.to(tl.int64)[:, None], first, inside_n[:, None], SIZE, BLOCK_N,
-                BLOCK_K // 8,
-            )  # fmt: skip
+                weight_ptr, scale_ptr, zero_ptr, row, first, inside_n, SIZE, BLOCK_K // 8
+            )
             for i in tl.static_range(8):
                 k = columns + 4 * i
                 x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K // 8]
                 w = (nibble(words, i) * scale + low).to(x.dtype)  # [BLOCK_N, BLOCK_K // 8]
                 acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
-        elif SIZE % (BLOCK_K * NUM_SPLITS) == 0:
-            w = tl.load(weight_row + k)  # [BLOCK_N, BLOCK_K]
-            x = tl.load(x_row + k, mask=inside_m[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
         else:
-            w = tl.load(weight_row + k, mask=k < SIZE, other=0.0)  # [BLOCK_N, BLOCK_K]
-            x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K]
-        if BITS != 4:
+            k = (first + tl.arange(0, BLOCK_K))[None, :]
+            if SIZE % (BLOCK_K * NUM_SPLITS) == 0:
+                w = tl.load(weight_row + k)  # [BLOCK_N, BLOCK_K]
+                x = tl.load(x_row + k, mask=inside_m[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
+            else:
+                w = tl.load(weight_row + k, mask=k < SIZE, other=0.0)  # [BLOCK_N, BLOCK_K]
+                x = tl.load(x_row + k, mask=inside_m[:, None] & (k < SIZE), other=0.0)  # [BLOCK_M, BLOCK_K]
             acc = tl.dot(x, tl.trans(w.to(x.dtype)), acc, input_precision="ieee")
     last = True
     nearly_done(EARLY)
@@ -96,7 +95,7 @@ def skinny_kernel(
     if last:
         if BITS == 8:
             acc *= tl.load(scale_ptr + row).to(tl.float32)[None, :]
-        if HAS_BIAS:
+        if bias_ptr is not None:
             acc += tl.load(bias_ptr + row, mask=inside_n, other=0.0).to(tl.float32)[None, :]
         out = acc.to(out_ptr.dtype.element_ty)
         if GATED:
@@ -133,9 +132,9 @@ def skinny_linear(x: Tensor, weight: Weight, bias: Tensor | None, arrived: Tenso
     if num_splits > 1:
         partial = torch.empty(tiles * num_splits * block_m * block_n, dtype=torch.float32, device=x.device)
     skinny_kernel[(tiles, num_splits)](
-        x, *parts, x if bias is None else bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size, BITS=bits,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, HAS_BIAS=bias is not None,
-        GATED=gated, num_warps=num_warps, num_stages=num_stages, **early(x.device, x.shape[0]),
+        x, *parts, bias, out, partial, arrived, x.shape[0], num_outputs, SIZE=size, BITS=bits, BLOCK_M=block_m,
+        BLOCK_N=block_n, BLOCK_K=block_k, NUM_SPLITS=num_splits, GATED=gated, num_warps=num_warps,
+        num_stages=num_stages, **early(x.device, x.shape[0]),
     )  # fmt: skip
     return out
 
