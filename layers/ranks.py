@@ -14,10 +14,10 @@ same, and so is what they decide. Within a layer things come together twice, by 
 Source: Shoeybi et al. 2019, "Megatron-LM".
 """
 
-import atexit
 import json
 import logging
 import os
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -224,9 +224,10 @@ def connect(size: int, device: torch.device, strict: bool) -> Ranks:
         # Numbers on the host go by gloo, those on a GPU by NCCL. Who dies is noticed at once, as the connection breaks;
         # for somebody to type all may wait half a day.
         dist.init_process_group(timeout=timedelta(hours=12))
-        # 不收拾就退出，通信的线程会让解释器崩溃。
-        # Left as they are, the threads that communicate would make the interpreter crash at its end.
-        atexit.register(dist.destroy_process_group)
+        # 不收拾就退出，通信的线程会让解释器崩溃；录好的图占着 NCCL，`finalize` 从最新的做起，图在此之前已经放掉。
+        # Left as they are, the threads that communicate make the interpreter crash at its end. Recorded graphs hold on
+        # to NCCL; `finalize` begins with the newest, so these have gone by then.
+        weakref.finalize(connect, dist.destroy_process_group)
         for name in () if SPEAKS else ("backends", "engine", "layers", "models", "serving"):
             logging.getLogger(name).setLevel(logging.ERROR)
     return Ranks(dist.get_rank(), size, strict)

@@ -22,7 +22,10 @@ import torch  # noqa: E402
 from engine_helpers import featured_requests, mixed_requests, run_requests  # noqa: E402
 
 import engine.kv_pool  # noqa: E402
+from engine.config import EngineConfig  # noqa: E402
+from engine.gpu.overlapped_engine import OverlappedEngine  # noqa: E402
 from engine.guides import StructuredOutputsParams  # noqa: E402
+from engine.llm_engine import LLMEngine  # noqa: E402
 from engine.outputs import RequestOutput  # noqa: E402
 from engine.sampling_params import SamplingParams  # noqa: E402
 from layers.ranks import WORLD_SIZE  # noqa: E402
@@ -145,11 +148,20 @@ def chat(models: Path, size: int) -> Any:
 
 
 def aborts(models: Path, size: int) -> Any:
-    """几步之后取消一个请求，别的照常；同样的开头再来一遍，命中缓存。
+    """几步之后取消一个请求，别的照常；同样的开头再来一遍，命中缓存；两种循环都这样走。
 
-    A request is aborted after some steps and the others go on; the same beginning comes again and hits the cache.
+    A request is aborted after some steps and the others go on; the same beginning comes again and hits the cache. Both
+    loops do it.
     """
-    engine = make(models, "llama", size, **CROWDED).engine
+    options = {"model": models / "llama", "device": DEVICE, "seed": 5, "strict": True, "tensor_parallel_size": size}
+    return [abort_one(loop(EngineConfig(**options, **CROWDED))) for loop in (LLMEngine, OverlappedEngine)]
+
+
+def abort_one(engine: LLMEngine) -> Any:
+    """走完之后，每个请求的结果。
+
+    The results of all requests, once all are through.
+    """
     names = [engine.add_request(list(range(40 + i)), replace(GREEDY, max_tokens=30)) for i in range(6)]
     finished = {}
     for step in range(400):

@@ -240,7 +240,7 @@ WALKS = [
     ], ["forward"]),
     Walk("sampling", 'python mini_llama.py --model tiny-poet --complete --prompt "白日依山盡，" --top-p 0.5 --seed 7'
          " --max-tokens 2", [
-        Stop("engine/sampler.py::Sampler.draw", {1: ["`scores` is `logits`"]}, "tokens = sample("),
+        Stop("engine/sampler.py::Sampler.draw", {1: ["`scores` is `logits`"]}, "tokens = self.ranks.first(sample("),
         Stop("layers/sampler.py::sample", {
             1: ["`noise`.shape == `scores`.shape", "(`scores` == -torch.inf).sum() > scores.numel() / 2",
                 "(scores.diff() <= 0)[scores[:, 1:] > -torch.inf].all()"],

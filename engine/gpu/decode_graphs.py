@@ -13,6 +13,7 @@ in fixed buffers whose contents change, and there is a graph for each of several
 next. Padded rows: slot -1 (stores nothing), length 0 (attention gives 0), and a table of valid block ids.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -106,6 +107,9 @@ class DecodeGraphs:
         self.free_lanes = list(range(max_num_seqs))
         self.reports: dict[int, Tensor] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        # 图里有 NCCL 的核函数时，要赶在它收场之前放掉，见 `layers/ranks.py`。
+        # Graphs with kernels of NCCL have to go before it is shut down, see `layers/ranks.py`.
+        weakref.finalize(self, self.graphs.clear)
         self._capture(on_progress or (lambda done, total: None))
 
     def _forward(self, size: int) -> Tensor:

@@ -7,6 +7,8 @@ launches, which fit into a CUDA graph. Read `engine/sampler.py` first: only how 
 is computed and kept is there.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,6 @@ from engine.guides import packed_masks
 from engine.sampler import Sampler
 from engine.sampling_params import MAX_LOGPROBS
 from engine.sequence import Sequence
-from layers.ranks import ALONE, Ranks
 
 
 def copy_to_device(on_host: Tensor, device: torch.device) -> Tensor:
@@ -36,12 +37,12 @@ class KernelSampler(Sampler):
         masks: [rows, ceil(vocab_size / 32)] int32，一个 token 一位，0 是禁用；a bit a token, 0 bans
     """
 
-    def __init__(
-        self, kernels: FusedKernels, vocab_size: int, max_num_seqs: int, device: torch.device, ranks: Ranks = ALONE
-    ) -> None:
-        super().__init__(vocab_size, max_num_seqs, device, ranks)
+    def __init__(self, kernels: FusedKernels, *table: Any) -> None:
+        # `table` 就是 `Sampler` 的参数：计数表有多大，掩码就有多少行、多少位。
+        # `table` are the arguments of `Sampler`: the masks have as many rows and bits as its counts have numbers.
+        super().__init__(*table)
         self.kernels = kernels
-        self.masks = torch.empty(max_num_seqs, (vocab_size + 31) // 32, dtype=torch.int32, device=device)
+        self.masks = self.counts.new_empty(self.counts.shape[1], (self.counts.shape[2] + 31) // 32, dtype=torch.int32)
 
     def columns(self, samples: list[Sample]) -> Tensor:
         """各行的参数，一列一种，次序是 `SAMPLING_COLUMNS`。
