@@ -372,8 +372,8 @@ def main() -> int:
         likely=("少求了一次和，或者切错了", "a sum is missing, or something was cut wrong"),
     )  # fmt: skip
     check.same(
-        "你算的字节，就是一个 token 实际求和的", "the bytes that you work out are those summed for a token", where="rank",
-        got=[bytes_of_a_token(num_layers, config.hidden_size)] * RANKS,
+        "你算的字节，就是一个 token 实际求和的", "the bytes that you work out are those summed for a token",
+        got=[bytes_of_a_token(num_layers, config.hidden_size)] * RANKS, where="rank",
         expected=[sum(each["moved"]) // len(QUESTIONS) for each in both],
         likely=("每层 2 次：`o_proj` 和 `down_proj` 之后", "2 a layer: after `o_proj` and after `down_proj`"),
         mistakes={
