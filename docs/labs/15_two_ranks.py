@@ -319,7 +319,7 @@ def main() -> int:
     )  # fmt: skip
     check.same(
         "每个 rank 的 KV 头与手算的相同", "the KV heads of each rank are as by hand",
-        got={key: kv_heads_of(*key) for key in KV_HEADS}, expected=KV_HEADS, where="rank, size and KV heads",
+        got={key: kv_heads_of(*key) for key in KV_HEADS}, expected=KV_HEADS, where="rank/ranks/KV heads",
         likely=("够分就每个 rank 连着几个", "where there are enough, some in a row for each rank"),
         mistakes={
             ("不够分时，相邻的 rank 存同一个：rank * KV 头数 // rank 数",
@@ -396,8 +396,8 @@ def main() -> int:
             kind: [f"step {args.step}: the {what} of rank 1 are not those of rank 0"] * RANKS
             for kind, what in (("token", "tokens"), ("abort", "scheduled rows"))
         },
-        likely=("rank 1 没有真的不一致，或者引擎没有核对：`Ranks.compare`",
-                "rank 1 did not really differ, or the engine did not compare: `Ranks.compare`"),
+        likely=("rank 1 没有真的不一致，或者引擎核对得不对：`Ranks.compare`",
+                "rank 1 did not really differ, or the engine compares wrongly: `Ranks.compare`"),
     )  # fmt: skip
     return check.finish()
 
