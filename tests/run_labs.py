@@ -67,12 +67,17 @@ def run(arguments: list[str], mistake: list[str] | None) -> tuple[int | None, st
     name, path = arguments[0], ROOT / "docs" / "labs" / arguments[0]
     out, code = io.StringIO(), None
     with contextlib.ExitStack() as stack:
-        if mistake is not None and "::" in mistake[0]:
-            stack.enter_context(mistaken(mistake[0], mistake[1], mistake[2]))
-        elif mistake is not None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            source = changed(path.read_text(encoding="utf-8"), mistake[1], mistake[2], name)
-            path = Path(folder) / name
+        if mistake is not None:
+            source = path.read_text(encoding="utf-8")
+            if "::" in mistake[0]:
+                stack.enter_context(mistaken(*mistake))
+                # 实验用 torchrun 起的进程，也要带着这个错误。
+                # Processes that a lab starts by torchrun get the mistake as well.
+                start = f"(mistake := run_labs.mistaken(*{mistake!r})).__enter__()"
+                source = f"import os, run_labs\nif 'RANK' in os.environ:\n    {start}\n{source}"
+            else:
+                source = changed(source, mistake[1], mistake[2], name)
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
             path.write_text(source, encoding="utf-8")
         sys.argv = [name, *arguments[1:]]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):

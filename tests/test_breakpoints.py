@@ -286,6 +286,13 @@ WALKS = [
             1: ["seen.update(token=`token`) is None", "token not in `self.allowed()`"],
         }, "return not self"),
     ]),
+    Walk("tensor_parallelism", "0-3", [
+        Stop("models/shares.py::cut", {
+            number: [f"(`ranks.rank`, `parts`, `start`) == ({rank}, 2, {start})"]
+            for number, (rank, start) in enumerate([(0, 0), (1, 0), (2, 4), (3, 4)], start=1)
+        }, "if isinstance(whole", times=4),
+    ], ["python tools/chapter.py tensor_parallelism", "if isinstance(whole", CONFIGURATIONS[-1]["name"], "o_proj", "x",
+        "self.weight", "sum_", "self.ranks.rank"]),
     Walk("tokens", "python mini_llama.py --chat", [
         Stop("serving/chat_template.py::encode_chat", {
             1: ["`text` == '<|begin_of_text|><|start_header_id|>user<|end_header_id|>\\n\\nWhat is 23 + 45?<|eot_id|>"
@@ -338,6 +345,7 @@ WALKS = [
 # Places that a section names and no walk stops at: why.
 NOT_WALKED = {
     "backends/triton/decode.py::decode_attention": "where the kernel is launched, nothing is claimed of its values",
+    "layers/ranks.py::SummedLinear.forward": "in two processes at once; shapes are those of test_heads_are_divided",
     "serving/async_llm.py::AsyncLLM._take_messages": "runs in the engine's thread, which is not traced here",
     "engine/gpu/decode_graphs.py::DecodeGraphs.run": "needs graphs, see test_the_buffer_of_a_graph",
 }

@@ -36,6 +36,7 @@ SEEN = {
     "12": "Measured: 0.0112; over all outputs the root mean square is 1.00 times",
     "13": "in 314 steps; without guesses it takes 800",
     "14": "with the grammar: ' an enclosed article', stop",
+    "15": "step 4: the scheduled rows of rank 1 are not those of rank 0",
 }
 # 一个实验、它的参数、退出码、输出里要有的话。
 # A lab, its arguments, the exit code, and what the output must say.
@@ -91,6 +92,8 @@ TASKS: list[tuple[list[str], int, str]] = [
     (["14_grammar.py", "--prompt", "river:", "--words", "5", "--seed", "7"], 0, "check: OK"),
     (["14_grammar.py", "--temperature", "0", "--words", "1"], 0, "check: OK"),
     (["14_grammar.py", "--words", "9"], 2, "use --words 1 to 8"),
+    (["15_two_ranks.py", "--layer", "3", "--step", "1"], 0, "step 1: the tokens of rank 1 are not those of rank 0"),
+    (["15_two_ranks.py", "--step", "11"], 2, "steps from 1 to 10"),
 ]
 RUNS = DEFAULTS + TASKS
 
@@ -319,6 +322,28 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      ("OFF  写完了，匹配正则", "first output yours: got ('length', False)", "no -inf was set")),
     ("14_grammar.py", "engine/scheduler.py::Scheduler._finish_reason", "seq.guide.advance(token)", "False",
      ("OFF  真正的词表上", "first step 1: got [", "OFF  写完了")),
+
+    ("15_two_ranks.py", "lab", "return weight[rank * size : (rank + 1) * size]", "return weight[rank::RANKS]",
+     ("first token 0, output 0: got ", "a rank's rows feed its own columns", "OFF  切下的")),
+    ("15_two_ranks.py", "lab", "gate, up = (rows_of(half, rank) for half in gate_up.chunk(2))",
+     "gate, up = rows_of(gate_up, rank).chunk(2)",
+     ("first token 0, output 0: got ", "not as one pile", "Put these right first")),
+    ("15_two_ranks.py", "lab", "return mine[rows.clamp(0, len(mine) - 1)].masked_fill(others[:, None], 0)",
+     "return mine[rows.clamp(0, len(mine) - 1)]", ("first token 0: got [", "there are zeros, not just any row")),
+    ("15_two_ranks.py", "lab", "return [rank * num_kv_heads // size]", "return [rank % num_kv_heads]",
+     ("first rank/ranks/KV heads (1, 4, 2): got [1], expected [0]", "neighbours keep the same: rank *")),
+    ("15_two_ranks.py", "lab", "return (1 + 2 * num_layers)", "return (2 * num_layers)",
+     ("first rank 0: got 8192, expected 9216", "the embedding takes a sum as well")),
+    ("15_two_ranks.py", "lab", "enumerate(zip(*logs), start=1)", "enumerate(zip(*logs))",
+     ("first step is: got 3, expected 4", "steps count from 1")),
+    ("15_two_ranks.py", "lab", "if next(numbers) == step and engine.ranks.rank == 1:", "if next(numbers) == step:",
+     ("first step is: got nothing, expected 4", "first case token, rank 0: got 'no error'", "did not really differ")),
+    ("15_two_ranks.py", "models/shares.py::cut", "start = ranks.rank * parts // ranks.size * mine",
+     "start = ranks.rank * mine", ("first cut KV heads, rank 1: got [0], expected [1]", "or the engine is wrong")),
+    ("15_two_ranks.py", "layers/ranks.py::Ranks.compare", "self._compared[what] += 1", "self._compared[what] += 2",
+     ("OFF  严格模式", "first case token, rank 0: got 'step 8: the tokens", "expected 'step 4: ", "compares wrongly")),
+    ("15_two_ranks.py", "layers/ranks.py::Ranks.sum_", "self._meet(dist.all_reduce, x)", "pass",
+     ("OFF  两个 rank", "first rank 0, request 0, token 0: got ", "a sum is missing")),
 ]  # fmt: skip
 
 
@@ -362,8 +387,8 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     return run_all(every, tmp_path_factory.mktemp("mistakes"))
 
 
-def test_there_are_fourteen_labs() -> None:
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 15)]
+def test_there_are_fifteen_labs() -> None:
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 16)]
 
 
 @pytest.mark.parametrize("index", range(len(RUNS)), ids=[" ".join(arguments) for arguments, _, _ in RUNS])

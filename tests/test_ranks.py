@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -412,6 +413,26 @@ def test_a_benchmark_prints_once(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("n=8") == 1
     assert json.loads(result.read_text())["environment"]["ranks"] == 2
+
+
+@pytest.mark.long
+def test_two_hosts_share_a_model() -> None:
+    # 两台机器都是这一台，各起一个 torchrun；端口由系统挑。
+    # Both hosts are this one, and each starts a torchrun; the system picks the port.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", rank, "--nproc-per-node", "1",
+             "--master-addr", "127.0.0.1", "--master-port", port, str(ROOT / "mini_llama.py"), "--device", "cpu",
+             "--prompt", "中国的首都是哪里？"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment(),
+        ) for rank in ("0", "1")
+    ]  # fmt: skip
+    told = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], told
+    assert told[0][0].count("中国的首都是北京。") == 1 and told[1][0] == ""
 
 
 @pytest.mark.parametrize("size", [2, 8])

@@ -34,6 +34,7 @@ from engine.llm_engine import LLMEngine
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence
 from engine.sequence import Sequence
+from layers.ranks import Ranks
 from serving.llm import LLM
 from tools.xray import Recorder, Watch, observe, write_page, write_trace
 from tools.xray.chrome_trace import trace_events
@@ -621,6 +622,31 @@ def test_page_shows_what_a_grammar_allows(tmp_path: Path) -> None:
             page.run(f"go({number})")
             shown = page.run("document.querySelectorAll('#rows .allowed .token').length")
             assert shown == sum(len(row["allowed"]) for row in step["rows"])
+        assert page.run(DRAW_ALL) == [len(step["events"]) for step in recording["steps"]] * 2
+
+
+def test_a_rank_shows_its_share_of_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 没有别人的 rank 1：求和不求，拼接就拼自己的；算出什么不要紧，只看记了哪些头。
+    # A rank 1 without others: nothing is summed, and it is joined with itself. What it computes does not matter, but
+    # which heads are recorded.
+    monkeypatch.setattr("engine.config.connect", lambda *_: Ranks(1, 2))
+    monkeypatch.setattr(Ranks, "_meet", lambda *_: None)
+    monkeypatch.setattr(Ranks, "_gather", lambda ranks, x: [x] * ranks.size)
+    recording = record(small_llm(tensor_parallel_size=2), PROMPTS[:1])
+    assert (recording["rank"], recording["num_ranks"], recording["num_heads"]) == (1, 2, 4)
+    request = recording["requests"]["0"]
+    for position in request["attention"]:
+        assert len(weights(request, position)) == recording["num_layers"] * 4 * (int(position) + 1)
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no chromium here: install it to test the page")
+    write_page(recording, tmp_path / "run.html")
+    with browser(program) as page:
+        page.open((tmp_path / "run.html").as_uri())
+        page.run("state.language = 'en'; draw()")
+        assert "rank 1 of 2, heads 4–7 of 8" in page.run("document.getElementById('facts').textContent")
+        heads = "[...document.getElementById('heat-head').options].map((o) => [o.textContent, o.value])"
+        assert page.run(heads) == [["4", "0"], ["5", "1"], ["6", "2"], ["7", "3"]]
         assert page.run(DRAW_ALL) == [len(step["events"]) for step in recording["steps"]] * 2
 
 

@@ -13,7 +13,7 @@ const TEXTS = {
     poolHint: "颜色是请求，填色的高度是写到了第几个槽位，斜纹是这一步写入的；×2 是两个请求共用；虚线框是空闲、但内容还能被前缀缓存命中的块。点一个块看它的 token。",
     batchHint: "一行是一个序列：这一步送进模型的 token、写到哪些槽位、采到哪个 token（前 5 名的概率取自原始 logits）。",
     curveHint: "空闲块的曲线（点一下跳到那一步）；红线是抢占", running: "运行", waiting: "等待", none: "（没有）",
-    facts: (r) => `${r.backend} 后端 · ${r.device} · ${r.dtype} · ${r.num_blocks} 个块 × ${r.block_size} 个 token · 每步至多 ${r.budget} 个 token · 至多 ${r.max_num_seqs} 个序列同时运行`,
+    facts: (r) => `${r.backend} 后端 · ${r.device} · ${r.dtype} · ${r.num_blocks} 个块 × ${r.block_size} 个 token · 每步至多 ${r.budget} 个 token · 至多 ${r.max_num_seqs} 个序列同时运行${r.num_ranks > 1 ? ` · ${r.num_ranks} 个 rank 里的 rank ${r.rank}，${r.num_ranks * r.num_heads} 个头里的第 ${span(r.rank * r.num_heads, r.num_heads)} 个` : ""}`,
     truncated: "记录到此为止：再长，文件就太大了；运行本身没有受影响。",
     step: (n, last) => `第 ${n} / ${last} 步`, ended: "运行结束", empty: "这一步没有批：运行已经结束，块都已归还。",
     phases: { schedule: "调度", batch: "摊平", forward: "前向", sample: "采样", update: "更新" },
@@ -31,7 +31,7 @@ const TEXTS = {
     poolHint: "The colour is the request, the height of the fill how many slots are written, the hatching what this step writes; ×2 is shared by two; a dashed frame is a free block whose contents the prefix cache can still hit. Click a block to see its tokens.",
     batchHint: "A row is a sequence: the tokens that enter the model in this step, the slots they are written to, the token sampled (the top 5 with probabilities from the raw logits).",
     curveHint: "Free blocks (click to go to a step); red lines are preemptions", running: "running", waiting: "waiting", none: "(none)",
-    facts: (r) => `${r.backend} backend · ${r.device} · ${r.dtype} · ${r.num_blocks} blocks × ${r.block_size} tokens · at most ${r.budget} tokens a step · at most ${r.max_num_seqs} sequences running`,
+    facts: (r) => `${r.backend} backend · ${r.device} · ${r.dtype} · ${r.num_blocks} blocks × ${r.block_size} tokens · at most ${r.budget} tokens a step · at most ${r.max_num_seqs} sequences running${r.num_ranks > 1 ? ` · rank ${r.rank} of ${r.num_ranks}, heads ${span(r.rank * r.num_heads, r.num_heads)} of ${r.num_ranks * r.num_heads}` : ""}`,
     truncated: "The recording ends here, or the file would be too large; the run itself was not affected.",
     step: (n, last) => `Step ${n} / ${last}`, ended: "the run has ended", empty: "No batch in this step: the run has ended and all blocks went back.",
     phases: { schedule: "schedule", batch: "flatten", forward: "forward", sample: "sample", update: "update" },
@@ -406,8 +406,12 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   go(moves[event.key]);
 });
-for (const [id, count] of [["heat-layer", R.num_layers], ["heat-head", R.num_heads]])
-  put(id, ...[...Array(count).keys()].map((i) => make("option", "", i)));
+for (const [id, count, first] of [["heat-layer", R.num_layers, 0], ["heat-head", R.num_heads, R.rank * R.num_heads]])
+  put(id, ...[...Array(count).keys()].map((i) => {
+    const option = make("option", "", first + i);
+    option.value = i;
+    return option;
+  }));
 put("heat-request", ...names.filter((name) => Object.keys(R.requests[name].attention).length).map((name) => {
   const option = make("option", "", `#${name}`);
   option.value = name;

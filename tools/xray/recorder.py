@@ -377,6 +377,9 @@ class Recorder:
             "num_blocks": manager.num_blocks, "block_size": manager.block_size,
             "budget": scheduler.max_num_batched_tokens, "max_num_seqs": scheduler.max_num_seqs,
             "num_layers": config.num_hidden_layers, "num_heads": config.num_attention_heads,
+            # 张量并行时，记录里只有这个进程的头。例：2 个进程、共 8 个头，rank 1 的是 4 到 7。
+            # With tensor parallelism these are the heads of this process: of 8 heads on 2 ranks, rank 1 has 4 to 7.
+            "rank": config.ranks.rank, "num_ranks": config.ranks.size,
             "truncated": self.truncated,
             "sources": {
                 kind: {"symbol": symbol, "line": events.source_line(symbol)} for kind, symbol in events.SOURCES.items()
