@@ -52,8 +52,7 @@ class GenerationProgress:
         self._engine, self._sequences, self._progress, self._task = engine, sequences, progress, task
         # 记下起点：引擎的计数器从启动累计至今，第 2 次 `generate` 若不减掉从前的，一开始就会显示天文数字。
         # The starting point: counters run since start-up; not subtracted, the 2nd `generate` opens with absurd speeds.
-        self._shown_at = time.monotonic()
-        self._before = engine.metrics()
+        self._shown_at, self._before = time.monotonic(), engine.metrics()
 
     def update(self) -> None:
         """每步之后调用；离上次刷新太近就什么也不做。
