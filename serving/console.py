@@ -190,8 +190,7 @@ def print_answers(console: Console, prompts: list[str], outputs: list[RequestOut
         # Still less may an answer be read as markup: a "[red]" or "[/]" by the model would vanish, or make rich raise.
         answer = output.outputs[0]
         text = f"{printable(answer.text)} {MARKS.get(str(answer.finish_reason), '')}".rstrip(" ")
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-        console.print()
+        console.print(text, end="\n\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def format_hits(metrics: EngineMetrics) -> str:
@@ -265,8 +264,7 @@ def print_comparison(
     worst, parted, broken = 0.0, 0, dict[str, int]()
     for result in steps:
         different = "; ".join(
-            f"#{request_id}: {show_token(tokenizer, a)} / {show_token(tokenizer, b)}"
-            for request_id, a, b in result.different
+            f"#{name}: {show_token(tokenizer, a)} / {show_token(tokenizer, b)}" for name, a, b in result.different
         )
         difference = f"{result.max_difference:.2e}"
         table.add_row(str(result.step), str(result.num_tokens), difference, escape(different) or "-")
