@@ -136,14 +136,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def make_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
-    """命令行没给的，就用模型建议的值。
+    """命令行没给的，就用模型建议的值；选项的名字就是 `SamplingParams` 的字段名，加一个选项不必在这里再写一遍。
 
-    What the command line leaves out is taken from the model's recommendation.
+    优先级：命令行 > 模型的 `generation_config.json` > `SamplingParams` 的默认值。
+
+    What the command line leaves out is taken from the model's recommendation. Options are named as the fields of
+    `SamplingParams`: a new one need not be written here again.
+    Precedence: command line > the model's `generation_config.json` > the defaults of `SamplingParams`.
     """
-    # 优先级：命令行 > 模型的 `generation_config.json` > `SamplingParams` 的默认值。
-    # Precedence: command line > the model's `generation_config.json` > the defaults of `SamplingParams`.
-    # 选项的名字就是 `SamplingParams` 的字段名，加一个选项不必在这里再写一遍。
-    # Options are named as the fields of `SamplingParams`: a new one need not be written here again.
     # 必须用 `is not None` 判断：写成 `if value`，用户明确给的 `--temperature 0` 和 `--seed 0` 就被丢掉了。
     # It has to be `is not None`: a plain `if value` would drop an explicit `--temperature 0` or `--seed 0`.
     given = {name: value for name, value in vars(args).items() if value is not None and hasattr(defaults, name)}
