@@ -136,19 +136,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def make_params(args: argparse.Namespace, defaults: SamplingParams) -> SamplingParams:
-    """命令行没给的，就用模型建议的值。
+    """命令行没给的，就用模型建议的值；选项的名字就是 `SamplingParams` 的字段名，加一个选项不必在这里再写一遍。
 
-    What the command line leaves out is taken from the model's recommendation.
+    优先级：命令行 > 模型的 `generation_config.json` > `SamplingParams` 的默认值。
+
+    What the command line leaves out is taken from the model's recommendation. Options are named as the fields of
+    `SamplingParams`: a new one need not be written here again.
+    Precedence: command line > the model's `generation_config.json` > the defaults of `SamplingParams`.
     """
-    # 优先级：命令行 > 模型的 `generation_config.json` > `SamplingParams` 的默认值。
-    # Precedence: command line > the model's `generation_config.json` > the defaults of `SamplingParams`.
-    names = ("temperature", "top_p", "top_k", "seed")
     # 必须用 `is not None` 判断：写成 `if value`，用户明确给的 `--temperature 0` 和 `--seed 0` 就被丢掉了。
     # It has to be `is not None`: a plain `if value` would drop an explicit `--temperature 0` or `--seed 0`.
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: value for name, value in vars(args).items() if value is not None and hasattr(defaults, name)}
     # `replace` 会重新构造，于是重新检查：`--top-p 2` 在这里就报错，不会带病进入引擎。
     # `replace` constructs anew and so checks anew: `--top-p 2` fails here and never reaches the engine.
-    return replace(defaults, max_tokens=args.max_tokens, structured_outputs=flags.read_guide(args), **given)
+    return replace(defaults, structured_outputs=flags.read_guide(args), **given)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -167,8 +168,8 @@ def run(args: argparse.Namespace) -> None:
     console = Console(width=None if sys.stdout.isatty() else 1000, emoji=False)
     # 先造配置，下面几条路都从它取值：写错的数（例如 `--seed -1`）在这里就报错，不等模型加载。
     # The configuration first, all ways below read it: a bad number such as `--seed -1` fails before any loading.
-    # 选项的名字就是 `EngineConfig` 的字段名，加一个选项不必在这里再写一遍。
-    # Options are named as the fields of `EngineConfig`: a new one need not be written here again.
+    # 选项的名字也是 `EngineConfig` 的字段名。
+    # Options are named as the fields of `EngineConfig`, too.
     options = {field.name: getattr(args, field.name) for field in fields(EngineConfig) if hasattr(args, field.name)}
     options |= {"speculative_config": flags.read_speculation(args), "tensor_parallel_size": WORLD_SIZE}
     config = EngineConfig(**options)

@@ -39,7 +39,9 @@ class _Stream:
         self.request_id = request_id
         self.loop = asyncio.get_running_loop()
         self.arrived = asyncio.Event()
-        self.latest: RequestOutput | Exception | None = None
+        # 还没有值：`put` 先写它，再让 `arrived` 亮起来。
+        # No value yet: `put` writes it and sets `arrived` after that.
+        self.latest: RequestOutput | Exception
         # 引擎线程上次发出时的（各份输出的总长，是否都结束了），没变就不用再发。
         # What the engine's thread has sent, as (length of all outputs, whether all ended); unchanged, nothing is sent.
         self.sent: tuple[int, bool] = (0, False)
@@ -138,8 +140,7 @@ class AsyncLLM:
         try:
             # `to_thread` 之后回到事件循环：从这一行起，又只有这个线程在碰 `_streams`。
             # After `to_thread` we are back in the event loop, and only its thread touches `_streams` again.
-            seq = request if isinstance(request, Sequence) else await asyncio.to_thread(request)
-            stream.seq = seq
+            stream.seq = seq = request if isinstance(request, Sequence) else await asyncio.to_thread(request)
             self._inbox.put(partial(self._add, stream, seq))
             # 分词的时候可能已经有人取消了它，那时引擎里还没有可以取消的东西。
             # Somebody may have aborted it while it was tokenized, when the engine had nothing yet to abort.
@@ -155,8 +156,7 @@ class AsyncLLM:
                 await stream.arrived.wait()
                 stream.arrived.clear()
                 item = stream.latest
-                if not isinstance(item, RequestOutput):
-                    assert item is not None
+                if isinstance(item, Exception):
                     raise item
                 finished = item.finished
                 yield item
@@ -217,8 +217,7 @@ class AsyncLLM:
         self._death = death
         # 看的是“有没有告诉过他已结束”，不是“是否结束”：出错的那一步里结束的，结果还没发出去。
         # What counts is whether the end was sent, not whether it came: results of the failed step were not sent.
-        waiting = [stream for stream in list(self._streams.values()) if not stream.sent[1]]
-        for stream in waiting:
+        for stream in [stream for stream in list(self._streams.values()) if not stream.sent[1]]:
             # 归还块只是尽力而为：引擎已经出错，再错一次也不能耽误通知别人。
             # Returning blocks is best effort: the engine has failed, and failing again must not keep others waiting.
             with suppress(BaseException):
@@ -233,8 +232,7 @@ class AsyncLLM:
         while not self._inbox.empty() or not self.engine.has_unfinished():
             # 空的时候 `get` 就睡着，一点 CPU 也不占；来了信才醒。
             # On an empty inbox `get` sleeps and takes no CPU; a message wakes it.
-            message = self._inbox.get()
-            if message is None:
+            if (message := self._inbox.get()) is None:
                 return False
             message()
         return True

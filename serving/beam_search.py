@@ -133,12 +133,11 @@ def beam_search(
     for _ in range(params.max_tokens):
         # 同一个提示词的候选一样长，到了 `max_model_len` 就一起停。
         # The candidates of a prompt are equally long and stop together at `max_model_len`.
-        limit = engine.pool.max_model_len
         # 第几个照调用者的列表数：先停下的也占着自己的号。
         # Numbers are those of the caller's list: prompts that have stopped keep theirs.
         growing = [
             (nth(index, len(searches)), beams, done) for index, (beams, done) in enumerate(searches)
-            if beams and len(beams[0].tokens) < limit
+            if beams and len(beams[0].tokens) < engine.pool.max_model_len
         ]  # fmt: skip
         if not growing:
             break

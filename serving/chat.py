@@ -81,10 +81,8 @@ def _answer(llm: LLM, history: list[Message], params: SamplingParams) -> str:
     # Figures are differences of before and after: the engine counts from its start, other requests included.
     after, seconds = engine.metrics(), max(time.monotonic() - started, 1e-9)
     tokens = after.num_generated_tokens - before.num_generated_tokens
-    return (
-        f"{tokens} tokens, {tokens / seconds:,.0f} tok/s, "
-        f"cached 命中 {after.prefix_cache_hits - before.prefix_cache_hits} prompt tokens"
-    )
+    hits = after.prefix_cache_hits - before.prefix_cache_hits
+    return f"{tokens} tokens, {tokens / seconds:,.0f} tok/s, cached 命中 {hits} prompt tokens"
 
 
 def chat(llm: LLM, params: SamplingParams) -> None:

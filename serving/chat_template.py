@@ -106,8 +106,7 @@ def check_template_options(
     # 这些名字是 `apply_chat_template` 自己的参数：转交客户端给的变量时，不能让他换掉模板。
     # These names are arguments of `apply_chat_template`: whoever forwards a client's variables must not let him
     # replace the template.
-    reserved = {"messages", *inspect.signature(library.apply_chat_template).parameters}
-    reserved -= {"tools", "documents"}
+    reserved = {"messages", *inspect.signature(library.apply_chat_template).parameters} - {"tools", "documents"}
     if not isinstance(template_kwargs, Mapping | None) or reserved & {*(template_kwargs or ())}:
         raise ValueError(f"chat_template_kwargs={template_kwargs!r:.80} must name variables of the template only")
     # 一个要助手另起一条消息，一个要他接着写最后一条：只能选一个。

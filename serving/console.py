@@ -14,7 +14,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from backends import backend_status
@@ -52,8 +52,7 @@ class GenerationProgress:
         self._engine, self._sequences, self._progress, self._task = engine, sequences, progress, task
         # 记下起点：引擎的计数器从启动累计至今，第 2 次 `generate` 若不减掉从前的，一开始就会显示天文数字。
         # The starting point: counters run since start-up; not subtracted, the 2nd `generate` opens with absurd speeds.
-        self._shown_at = time.monotonic()
-        self._before = engine.metrics()
+        self._shown_at, self._before = time.monotonic(), engine.metrics()
 
     def update(self) -> None:
         """每步之后调用；离上次刷新太近就什么也不做。
@@ -88,6 +87,19 @@ class GenerationProgress:
         self._shown_at, self._before = time.monotonic(), now
 
 
+def _bar(console: Console, enabled: bool, *further: ProgressColumn) -> Progress:
+    """说明、进度条、完成了几个，再加上 `further`。
+
+    What it is, the bar, how many are done, and then `further`.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), *further)
+    # 结束后擦掉进度条，终端里只留答案。
+    # The bar is erased at the end; only the answers stay on the terminal.
+    # 不是终端就不画：CI 日志里的进度条，是满屏的控制字符。
+    # Without a terminal nothing is drawn: in a CI log a progress bar is a screenful of control characters.
+    return Progress(*columns, console=console, transient=True, disable=not (enabled and console.is_terminal))
+
+
 @contextmanager
 def generation_progress(engine: LLMEngine, sequences: list[Sequence], enabled: bool) -> Iterator[GenerationProgress]:
     """在一次 `generate` 期间显示进度；结束时，非终端输出一行总结。
@@ -98,15 +110,7 @@ def generation_progress(engine: LLMEngine, sequences: list[Sequence], enabled: b
     # Progress goes to stderr: after `python mini_llama.py > answers.txt` the file holds answers and summary only.
     console = Console(file=sys.stderr)
     started, generated = time.monotonic(), engine.num_generated_tokens
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("{task.fields[status]}"), console=console,
-        # 结束后擦掉进度条，终端里只留答案。
-        # The bar is erased at the end; only the answers stay on the terminal.
-        # 不是终端就不画：CI 日志里的进度条，是满屏的控制字符。
-        # Without a terminal nothing is drawn: in a CI log a progress bar is a screenful of control characters.
-        transient=True, disable=not (enabled and console.is_terminal),
-    ) as progress:
+    with _bar(console, enabled, TimeElapsedColumn(), TextColumn("{task.fields[status]}")) as progress:
         task = progress.add_task("generating 生成中", total=len(sequences), status="")
         # `yield` 之前是进入 `with`，之后是离开；没有 `try`，所以出错或 Ctrl-C 时不会再打印下面的总结。
         # Before `yield` we enter `with`, after it we leave; there is no `try`, so an error or Ctrl-C skips the summary.
@@ -125,17 +129,13 @@ def loading_progress(enabled: bool) -> Iterator[Callable[[int, int], None]]:
     A bar while the engine starts: weights load and, on a GPU, kernels are compiled and graphs recorded. It is the
     `on_progress` callback; nothing where the output is no terminal.
     """
-    console = Console(file=sys.stderr)
-    with Progress(
-        TextColumn("starting 启动中"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console, transient=True,
-        disable=not (enabled and console.is_terminal),
-    ) as progress:
+    with _bar(Console(file=sys.stderr), enabled) as progress:
         # 权重按张量计数而不是按字节：读到哪个张量都知道，字节数却要先把文件头全扫一遍；之后是图，按张数。
         # Weights are counted in tensors, not bytes: the loader meets them one by one, bytes would need all file headers
         # first; then come the graphs, counted one by one.
         # 总数此刻还不知道，要等加载器第一次回调；None 让进度条先来回滚动。
         # The total is unknown until the loader first calls back; None lets the bar pulse until then.
-        task = progress.add_task("", total=None)
+        task = progress.add_task("starting 启动中", total=None)
         yield lambda loaded, total: progress.update(task, completed=loaded, total=total)
 
 
@@ -190,8 +190,7 @@ def print_answers(console: Console, prompts: list[str], outputs: list[RequestOut
         # Still less may an answer be read as markup: a "[red]" or "[/]" by the model would vanish, or make rich raise.
         answer = output.outputs[0]
         text = f"{printable(answer.text)} {MARKS.get(str(answer.finish_reason), '')}".rstrip(" ")
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-        console.print()
+        console.print(text, end="\n\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def format_hits(metrics: EngineMetrics) -> str:
@@ -265,8 +264,7 @@ def print_comparison(
     worst, parted, broken = 0.0, 0, dict[str, int]()
     for result in steps:
         different = "; ".join(
-            f"#{request_id}: {show_token(tokenizer, a)} / {show_token(tokenizer, b)}"
-            for request_id, a, b in result.different
+            f"#{name}: {show_token(tokenizer, a)} / {show_token(tokenizer, b)}" for name, a, b in result.different
         )
         difference = f"{result.max_difference:.2e}"
         table.add_row(str(result.step), str(result.num_tokens), difference, escape(different) or "-")

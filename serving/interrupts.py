@@ -15,6 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def in_main_thread() -> bool:
+    """只有主线程收得到 Ctrl-C，也只有它能改信号的处理。
+
+    The main thread alone gets Ctrl-C, and it alone can change how signals are handled.
+    """
+    return threading.get_ident() == threading.main_thread().ident
+
+
 def interrupt_again(unraisable: Any) -> None:
     """Python 在 `__del__`、弱引用和垃圾回收的回调里吞掉异常，正好落在那里的 Ctrl-C 就丢了：稍后再发一次。
 
@@ -40,7 +48,7 @@ def never_lost() -> Iterator[None]:
     Raises:
         KeyboardInterrupt: 按过 Ctrl-C，随后却抛出了别的；Ctrl-C was pressed, and something else was raised
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         yield
         return
     # 每来一个信号，解释器就往这里写一个字节，不管 Python 的处理函数抛出的异常后来怎样了。
@@ -71,8 +79,7 @@ def leave_at_ctrl_c() -> None:
     handler of his own.
     One process can end its step first; several would not stop at the same step, and some wait for who has stopped.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     # Python 的处理函数要等主线程回到 Python 里才运行，而它可能正在等同伴；所以另有一个线程等着信号写出的字节。
     # Python runs handlers when the main thread is back in Python, and it may be waiting for others: so a thread waits

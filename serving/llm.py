@@ -194,10 +194,8 @@ class LLM:
 
         Answer one conversation; the arguments are those of `chat`, the rest is as in `stream`.
         """
-        prompt = encode_chat(
-            self.engine.tokenizer, messages, chat_template_kwargs, add_generation_prompt, continue_final_message
-        )
-        return self.stream(prompt, sampling_params)
+        options = (chat_template_kwargs, add_generation_prompt, continue_final_message)
+        return self.stream(encode_chat(self.engine.tokenizer, messages, *options), sampling_params)
 
     def _stream(self, seq: Request) -> Pieces:
         """走一步，交出新的文字，直到结束。

@@ -17,6 +17,7 @@ from functools import partial
 from engine.llm_engine import LLMEngine
 from engine.outputs import RequestOutput
 from engine.sequence import Sequence
+from serving.interrupts import in_main_thread
 
 # 等锁等这么久就看一眼：自己的请求可能已经被别人的步子走完了。
 # After waiting so long for the lock one looks up: steps of others may have finished one's own request.
@@ -28,10 +29,6 @@ class EngineDeadError(RuntimeError):
 
     The engine is of no more use: it failed, was broken off in mid-step, or was shut down; `__cause__` has the cause.
     """
-
-
-def _in_main_thread() -> bool:
-    return threading.get_ident() == threading.main_thread().ident
 
 
 class Turns:
@@ -77,7 +74,7 @@ class Turns:
         """
         # 信号处理函数只能在主线程里安装；用户装过自己的（例如网络服务的收尾），就听他的。
         # Handlers can be installed in the main thread only; where the user has one, say of a server, his counts.
-        if not _in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        if not in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             yield
             return
         # 上一次留下的不算：那次已经抛过，或者那时没有人在运行。
@@ -104,10 +101,9 @@ class Turns:
     def _raise_noted(self) -> None:
         # 按了 2 次的，第二次已经在 `_note` 里抛出，这里不再抛。
         # Pressed 2 times, the second has raised in `_note` already, and nothing is raised here.
-        if self._pressed and _in_main_thread():
-            noted, self._pressed = self._pressed == 1, 0
-            if noted:
-                raise KeyboardInterrupt
+        if self._pressed == 1 and in_main_thread():
+            self._pressed = 0
+            raise KeyboardInterrupt
 
     # ---- 线程 ----
     # ---- threads ----
