@@ -426,7 +426,8 @@ def test_two_hosts_share_a_model() -> None:
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", rank,
              "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port,
-             str(ROOT / "mini_llama.py"), "--device", "cpu", "--prompt", "中国的首都是哪里？"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+             str(ROOT / "mini_llama.py"), "--device", "cpu", "--prompt", "中国的首都是哪里？"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=environment(),
         ) for rank in ("0", "1")
     ]  # fmt: skip
