@@ -424,10 +424,10 @@ def test_two_hosts_share_a_model() -> None:
         port = str(free.getsockname()[1])
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-             "--node-rank", rank, "--master-addr", "127.0.0.1", "--master-port", port, str(ROOT / "mini_llama.py"), "--device", "cpu",
-             "--prompt", "中国的首都是哪里？"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment(),
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", rank, "--master-addr",
+             "127.0.0.1", "--master-port", port, "--nproc-per-node", "1", str(ROOT / "mini_llama.py"),
+             "--device", "cpu", "--prompt", "中国的首都是哪里？"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
         ) for rank in ("0", "1")
     ]  # fmt: skip
     told = [host.communicate(timeout=120) for host in hosts]
