@@ -162,7 +162,7 @@ def make_rank(strict: bool) -> tuple[LLMEngine, list[str]]:
 
     The engine of a rank, with the questions added.
     """
-    engine = make_engine(backend="torch", tensor_parallel_size=RANKS, strict=strict)
+    engine = make_engine(backend="sdpa", tensor_parallel_size=RANKS, strict=strict)
     return engine, [engine.add_request(ask(engine, question), PARAMS) for question in QUESTIONS]
 
 
