@@ -162,7 +162,7 @@ def make_rank(strict: bool) -> tuple[LLMEngine, list[str]]:
 
     The engine of a rank, with the questions added.
     """
-    engine = make_engine(backend="torch", tensor_parallel_size=RANKS, strict=strict)
+    engine = make_engine(backend="sdpa", tensor_parallel_size=RANKS, strict=strict)
     return engine, [engine.add_request(ask(engine, question), PARAMS) for question in QUESTIONS]
 
 
@@ -354,9 +354,7 @@ def main() -> int:
     for question in QUESTIONS:
         engine.add_request(ask(engine, question), PARAMS)
     alone, both = go(engine), start_ranks(args.step)
-    say(
-        f"一个 token 求和 {len(both[0]['moved'])} 次。", f"The sums of a token: {len(both[0]['moved'])}.",
-    )
+    say(f"一个 token 求和 {len(both[0]['moved'])} 次。", f"The sums of a token: {len(both[0]['moved'])}.")
     for name, texts in (("alone", [engine.tokenizer.decode(tokens) for tokens in alone]),
                         *((f"rank {rank}", each["silent"]) for rank, each in enumerate(both))):  # fmt: skip
         print(f"  {name}: {texts[0]!r}")
