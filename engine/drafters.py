@@ -236,7 +236,7 @@ class NgramDrafter(Drafter):
         Only a repetition in what has been read is worth the wait: text without any is as fast as without guesses, and a
         repetition that sets in is guessed one step later.
         """
-        return any([self.guess(seq) for seq in running])
+        return any(self.guess(seq) for seq in running)
 
 
 class ModelDrafter(Drafter):
