@@ -208,7 +208,8 @@ def run(args: argparse.Namespace) -> None:
             texts = prompts if args.complete else each_prompt(lambda one: encode_chat(tokenizer, one), asked)
             steps = compare_backends(config, tuple(args.compare), texts, params)
             return print_comparison(console, tuple(args.compare), steps, tokenizer)
-        llm = LLM(**options, progress=True)
+        with never_lost():
+            llm = LLM(**options, progress=True)
         if args.chat:
             return chat(llm, params)
         answer(llm, args, prompts, params, console, started)
@@ -320,8 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 with suppress(ValueError):
                     stream.reconfigure(errors="replace")
         try:
-            with never_lost():
-                run(parse(argv))
+            run(parse(argv))
         finally:
             # 缓冲区里可能还有没写出去的内容：在这里写，写不出去才会落到下面，而不是在退出时报错。
             # Output may still be buffered: flushed here, a failure is met below and is no error at exit.

@@ -236,7 +236,9 @@ class NgramDrafter(Drafter):
         Only a repetition in what has been read is worth the wait: text without any is as fast as without guesses, and a
         repetition that sets in is guessed one step later.
         """
-        return any(self.guess(seq) for seq in running)
+        # 有惩罚的，有重复也不猜，不必为它等。
+        # A row with penalties gets no guesses, whatever it repeats, and nobody waits for it.
+        return any(not seq.params.penalizes and self.guess(seq) for seq in running)
 
 
 class ModelDrafter(Drafter):

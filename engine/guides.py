@@ -201,8 +201,7 @@ class Guide:
 
         The ids that `mask` allows, to be looked at.
         """
-        mask = self.mask()
-        return [i for i in range(8 * len(mask)) if mask[i >> 3] >> (i & 7) & 1]
+        return [8 * i + bit for i, byte in enumerate(self.mask()) for bit in range(8) if byte >> bit & 1]
 
     def advance(self, token: int) -> bool:
         """选中了 `token`，它不是停止 token；返回输出是不是到此为止。

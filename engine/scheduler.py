@@ -273,7 +273,9 @@ class Scheduler:
         # Dropped, not swapped out: the ids are still in `seq.token_ids`,
         # and computing them anew in one go is often faster than copying K and V out and back.
         self.block_manager.free(seq)
-        seq.status = SequenceStatus.WAITING
+        # 为这一步写好的猜测作废：回来的那一步要不要猜，到时再说。
+        # Guesses made for this step are void: whether the step of its return has any is settled then.
+        seq.status, seq.draft_ids = SequenceStatus.WAITING, []
         seq.num_preemptions += 1
         self.num_preemptions += 1
         # 插在最前面：一步抢占多个时从后往前弹，再依次插到前面，先来后到正好还原。

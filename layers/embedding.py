@@ -43,8 +43,8 @@ class Embedding(nn.Module):
         Returns:
             [T, hidden_size]
         """
-        # 重叠循环里，分数坏了的行已经带着 -1 走进下一步：它取到最后一行，算出来的没有人要。
-        # In the overlapped loop a row of bad scores goes on as -1: it takes the last row, and nobody wants the result.
+        # 重叠循环里，分数坏了的行已经带着 -1 走进下一步：不管取到什么，算出来的没有人要。
+        # In the overlapped loop a row of bad scores goes on as -1: whatever it takes, nobody wants the result.
         return self.ranks.look_up(self.weight, input_ids)  # [T, hidden_size]
 
 

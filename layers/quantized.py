@@ -85,8 +85,7 @@ def _is_chosen(name: str, module: nn.Module, stored: Collection[str] | None) -> 
     """
     if stored is None:
         return True
-    parent = name.rpartition(".")[0]
-    names = [f"{parent}.{piece}.weight" for piece in getattr(module, "pieces", ())] or [f"{name}.weight"]
+    names = [f"{name.rpartition('.')[0]}.{each}.weight" for each in getattr(module, "pieces", ())] or [f"{name}.weight"]
     found = [each for each in names if each in stored]
     if 0 < len(found) < len(names):
         missing = next(each for each in names if each not in stored)

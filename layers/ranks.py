@@ -154,6 +154,8 @@ class Ranks:
         if self.size > 1:
             try:
                 meeting(*args)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise ConnectionError(f"rank {self.rank} stops, having lost the others: {reason:.120}") from None

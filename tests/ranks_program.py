@@ -297,7 +297,9 @@ def main() -> None:
     models, results, *names = sys.argv[1:]
     torch.set_num_threads(1)
     if names == ["endless"]:
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        # 后台作业里 SIGINT 被忽略：换成 Python 自己的处理函数。
+        # In background jobs SIGINT is ignored: give it Python's own handler.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         endless(Path(models))
     found, seconds = {}, {}
     for name in names:

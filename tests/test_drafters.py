@@ -242,6 +242,31 @@ def test_outputs_are_those_without_guesses(
         assert sum(map(len, run.decisions)) < 0.8 * sum(map(len, plain.decisions))
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_who_is_preempted_does_not_come_back_with_guesses(seed: int) -> None:
+    # 重复的与不重复的提示词混在一个小块池里：写好了猜测才被抢占的，回来时正好有一步在途，那一步不能丢。
+    # Prompts with repetitions and without in a small pool: who is preempted with guesses written comes back while a
+    # step is in flight, and that step must not be lost.
+    rng = random.Random(seed)
+    requests: list[tuple[list[int], SamplingParams]] = []
+    for index in range(24):
+        length, piece = rng.randint(3, 60), [rng.randrange(5, 1000) for _ in range(4)]
+        prompt = [rng.randrange(5, 1000) for _ in range(length)] if index % 2 else (piece * 15)[:length]
+        options = dict(max_tokens=rng.randint(5, 90), temperature=rng.choice([0.0, 1.0]), ignore_eos=True, seed=index)
+        requests.append((prompt, SamplingParams(**options)))
+    found = []
+    for overlapped in (False, True):
+        options = dict(num_kvcache_blocks=14, kvcache_block_size=16, max_model_len=160, strict=True)
+        llm = make_llm(None, overlapped=overlapped, speculative_config={"method": "ngram"}, **options)
+        names = [llm.engine.add_request(*request) for request in requests]
+        outputs = {}
+        for _ in range(4000):
+            outputs |= {output.request_id: output.outputs[0].token_ids for output in llm.engine.step()}
+        assert llm.engine.scheduler.num_preemptions > 10
+        found.append([outputs.get(name) for name in names])
+    assert found[0] == found[1] and None not in found[0]
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("kind", ["ngram", "draft model"])
 def test_the_overlapped_loop_collects_first_where_guesses_need_it(

@@ -46,7 +46,7 @@ class LaunchedStep:
     A step that has been launched and not read.
 
     Attributes:
-        rows: 每个 logits 对应 `tokens` 的哪一行；for each of those logits its row in `tokens`
+        rows: 每个 logits 对应 `tokens` 的哪一行；for each of the logits its row in `tokens`
         tokens: [rows] int64，采到的 token，正在拷往主机；the sampled tokens on their way to the host
         logprobs: `Sampler.draw` 的返回值，也在拷往主机；what `Sampler.draw` returned, on its way to the host as well
         ready: 两者都到了就触发；CPU 上立刻就有，是 None；fires when both are there; None on a CPU: at once
