@@ -305,7 +305,7 @@ def test_every_module_with_a_fast_twin_gets_the_kernels(place: Place, kernels: F
     randomize_weights(model, seed=0)
     with_twins = [module for module in model.modules() if hasattr(type(module), "kernels")]
     assert {type(module).__name__ for module in with_twins} == {
-        "StackedLinear", "Linear", "LMHead", "RMSNorm", "RotaryEmbedding", "Qwen3Attention", "LlamaMLP",
+        "StackedLinear", "SummedLinear", "LMHead", "RMSNorm", "RotaryEmbedding", "Qwen3Attention", "LlamaMLP",
     }  # fmt: skip
     assert all(module.kernels is None for module in with_twins)
     model.use_kernels(kernels)

@@ -332,7 +332,11 @@ def test_no_source_changes_settings_of_the_process(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     found = {str(path.relative_to(ROOT)): settings_changed(path.read_text(encoding="utf-8")) for path in files}
-    assert {path: lines for path, lines in found.items() if lines} == {}
+    found = {path: [line.partition(": ")[2] for line in lines] for path, lines in found.items() if lines}
+    # 由 torchrun 启动的进程各有一个 GPU，核函数总是启动在“当前”的那个上：只有这一处选定它。
+    # Processes that torchrun has started have a GPU each, and kernels are launched on the current one: this alone
+    # chooses it.
+    assert found == ({"layers/ranks.py": ["torch.cuda.set_device"]} if package == "layers" else {})
 
 
 @pytest.mark.parametrize(
