@@ -284,7 +284,10 @@ def endless(models: Path) -> None:
     Generate for ever, waiting to be killed or interrupted.
     """
     llm = make(models, "tiny-poet", WORLD_SIZE)
-    print(f"pid {os.getpid()} rank {llm.engine.ranks.rank}", flush=True)
+    # 连换行一次写出：`print` 分两次，两个 rank 的就可能交错。
+    # The line break goes with the line: `print` writes it by itself, and lines of two ranks may mix.
+    sys.stdout.write(f"pid {os.getpid()} rank {llm.engine.ranks.rank}\n")
+    sys.stdout.flush()
     while True:
         llm.generate([[5] * 8] * 4, replace(GREEDY, max_tokens=500), progress=False)
 

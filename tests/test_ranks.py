@@ -16,8 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -318,28 +319,38 @@ def test_a_rank_that_differs_is_named_with_its_step(two: Any, four: Any) -> None
 # ---- life and death of processes ----
 
 
-def run_endless(models: Path, folder: Path) -> tuple[subprocess.Popen[str], dict[int, int]]:
+@pytest.fixture
+def endless(models: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
     """一直生成的两个 rank，和它们的进程号。
 
     Two ranks that generate for ever, and their process ids.
     """
-    command = torchrun(2, str(ROOT / "tests" / "ranks_program.py"), str(models), str(folder), "endless")
+    command = torchrun(2, str(ROOT / "tests" / "ranks_program.py"), str(models), str(tmp_path), "endless")
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
     )
+    # 到时还没有结束，就由 torchrun 收走各个 rank：测试失败，而不是一直等下去。
+    # Should it last too long, torchrun puts the ranks away: the test fails and does not wait for ever.
+    limit = threading.Timer(120, process.terminate)
+    limit.start()
     pids: dict[int, int] = {}
     assert process.stdout is not None
-    while len(pids) < 2:
-        line = process.stdout.readline()
-        assert line, process.wait()
-        if match := re.fullmatch(r"pid (\d+) rank (\d+)\n", line):
-            pids[int(match[2])] = int(match[1])
-    time.sleep(0.5)
-    return process, pids
+    try:
+        while len(pids) < 2:
+            line = process.stdout.readline()
+            assert line, process.wait()
+            if match := re.fullmatch(r"pid (\d+) rank (\d+)\n", line):
+                pids[int(match[2])] = int(match[1])
+        time.sleep(0.5)
+        yield process, pids
+    finally:
+        limit.cancel()
+        process.terminate()
+        process.wait()
 
 
-def test_a_rank_that_dies_ends_all(models: Path, tmp_path: Path) -> None:
-    process, pids = run_endless(models, tmp_path)
+def test_a_rank_that_dies_ends_all(endless: tuple[subprocess.Popen[str], dict[int, int]]) -> None:
+    process, pids = endless
     began = time.monotonic()
     os.kill(pids[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
@@ -353,8 +364,8 @@ def test_a_rank_that_dies_ends_all(models: Path, tmp_path: Path) -> None:
             os.kill(pid, 0)
 
 
-def test_ctrl_c_ends_every_rank(models: Path, tmp_path: Path) -> None:
-    process, pids = run_endless(models, tmp_path)
+def test_ctrl_c_ends_every_rank(endless: tuple[subprocess.Popen[str], dict[int, int]]) -> None:
+    process, pids = endless
     began = time.monotonic()
     # 终端里按 Ctrl-C，前台的进程都收到；这里只发给两个 rank，好看清它们自己的退出码。
     # Ctrl-C in a terminal reaches all processes in front; here the two ranks get it, so that their own codes show.
