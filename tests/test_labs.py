@@ -243,7 +243,8 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("11_profile.py", "engine/model_runner.py::ModelRunner.forward", "return self.model(",
      "self.model(input_ids, positions, metadata)\n    return self.model(",
      ("first product 256 -> 384: got '40 times 8 rows', expected '20 times 8 rows'", "computed more than once")),
-    ("11_profile.py", "models/llama.py::LlamaForCausalLM.compute_logits", "return self.lm_head(hidden)",
+    ("11_profile.py", "models/llama.py::LlamaForCausalLM.compute_logits",
+     "return self.config.ranks.join(self.lm_head(hidden), self.config.vocab_size)",
      "import torch; return torch.cat([self.lm_head(row[None]) for row in hidden])",
      ("first product 256 -> 2064: got '40 times 1 rows', expected '5 times 8 rows'", "the requests go one by one")),
 
@@ -316,7 +317,7 @@ MISTAKES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
      ("OFF  引擎用你的掩码写的", "first token 1: got 3930, expected 6093", "the mask's bits")),
     ("14_grammar.py", "engine/guides.py::Guide.mask", "ends = self._matcher.is_accepting()", "ends = True",
      ("OFF  真正的词表上", "first step 0: got ['<|", "the same expression")),
-    ("14_grammar.py", "engine/guides.py::ban", "banned[rows] = allowed == 0", "banned[:] = allowed == 0",
+    ("14_grammar.py", "engine/guides.py::ban", "banned[[row for row, _ in guided]] = allowed == 0", "banned[:] = allowed == 0",
      ("OFF  旁边没有语法的请求", "first token ", "for its own row only")),
     ("14_grammar.py", "engine/guides.py::ban", 'logits.masked_fill(banned, float("-inf"))', "logits",
      ("OFF  写完了，匹配正则", "first output yours: got ('length', False)", "no -inf was set")),
