@@ -203,7 +203,7 @@ WALKS = [
         Stop("engine/scheduler.py::Scheduler._preempt_last", {
             1: ["[seq.request_id for seq in `self.running`] == ['A']", "`self.block_manager.num_free_blocks` == 2",
                 "`seq.block_table` == []", "len(`seq.token_ids`) == 7", "up['`seq`'] is not seq"],
-        }, "seq.status ="),
+        }, "seq.status, seq.draft_ids ="),
     ], ["free", "schedule"]),
     Walk("quantized_cache", "python mini_llama.py --backend torch --kv-cache-dtype int8 --prompt hi", [
         Stop("backends/quantized_cache.py::quantize", {
@@ -319,7 +319,7 @@ WALKS = [
     Walk("triton_kernels", "all", [
         Stop("backends/triton/decode.py::decode_kernel", {
             1: ["`n` == 32", "NUM_SPLITS == 1", "`token`.handle.data.tolist() == list(range(32, 64))",
-                "`slot`.handle.data.shape == (32,)", "`scores.handle.data`.shape[1] == 32",
+                "`kv_row`.handle.data.shape == (32,)", "`scores.handle.data`.shape[1] == 32",
                 "seen.update(m=`m`.handle.data.copy(), total=`total`.handle.data.copy()) is None"],
         }, "m_new =", "`n > 0`"),
         Stop("backends/triton/decode.py::decode_kernel", {
@@ -337,7 +337,7 @@ WALKS = [
         Stop("engine/scheduler.py::Scheduler._preempt_last", {
             1: ["seq is seen['running'][-1]",
                 "[*`self.block_manager.free_queue`] == seen['queue'] + seen['table'][::-1]"],
-        }, "seq.status ="),
+        }, "seq.status, seq.draft_ids ="),
     ], ["free"]),
 ]
 
